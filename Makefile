@@ -1,0 +1,42 @@
+# Thin on purpose: every target is one command that can be typed without make.
+# The environment is brought up to date first; where it is, that takes a moment and prints nothing.
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+DATA    ?=
+INSTALL ?=
+SOURCES := cxr_hvd preprocess tests
+
+.PHONY: help setup demo test test-slow lint format constraints clean
+
+help:            ## list what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+setup:           ## install everything, or complete it; options: INSTALL="--offline DIR" (tools/install.sh --help)
+	@tools/install.sh $(INSTALL)
+
+demo: setup      ## train experiments on synthetic images, or on your own: DATA=/path/to/images
+	@DATA="$(DATA)" jobs/demo.sh
+
+test: setup      ## run the tests that take seconds
+	@python -m pytest -m "not slow" tests
+
+test-slow: setup ## run the tests that take minutes
+	@python -m pytest -m slow tests
+
+lint: setup      ## check style, imports and types; change nothing
+	@ruff check $(SOURCES)
+	@ruff format --check $(SOURCES)
+	@lint-imports
+	@mypy
+
+format: setup    ## put the sources into the house's form
+	@ruff check --fix $(SOURCES)
+	@ruff format $(SOURCES)
+
+constraints: setup ## choose the newest versions that fit; to be tested and committed
+	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --extra horovod \
+	    --output-file constraints.txt setup.cfg tools/constraints.in
+
+clean:           ## remove what was built, not the environment and not the runs
+	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,159 @@
+"""The command `cxr-hvd`: its verbs, their options, and how errors leave."""
+
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from cxr_hvd import __version__
+from cxr_hvd.errors import CxrHvdError, UsageError, leave, reported
+
+if TYPE_CHECKING:
+    from cxr_hvd.collective.comm import Communicator
+
+PROGRAM = "cxr-hvd"
+
+# Torch takes seconds to import: each verb imports what it needs, so that --help comes at once.
+
+app = typer.Typer(
+    help="Train one chest X-ray model at several institutions without moving an image.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+ConfigPath = Annotated[Path, typer.Argument(help="The YAML config, the same at all sites.", metavar="CONFIG")]
+RunPath = Annotated[Path, typer.Argument(help="A run folder, as `train` makes.", metavar="RUN")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Lay a value over the config: section.key=value. May be repeated."),
+]
+SiteOption = Annotated[str | None, typer.Option("--site", help="One site of the config, alone on one rank.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print for machines.")]
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if show:
+        print(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.command(epilog="Example: horovodrun -np 2 cxr-hvd train jobs/configs/D.yaml --run runs/D")
+def train(
+    config: ConfigPath,
+    run: Annotated[Path | None, typer.Option(help="Run folder; runs/EXPERIMENT if left out.")] = None,
+    settings: Settings = None,
+    site: SiteOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run.")] = False,
+) -> None:
+    """Train one model over all sites of a config. Started by horovodrun, mpirun or srun, or alone for one site."""
+    from cxr_hvd.collective.comm import together
+    from cxr_hvd.config import load_config
+    from cxr_hvd.training import train as training
+
+    if resume and overwrite:
+        raise UsageError("--resume goes on with a run and --overwrite replaces it: choose one")
+    with joined_job() as comm:
+        with together(comm, "reading its config"):
+            chosen = load_config(config, settings or [])
+            chosen = chosen.alone(site) if site else chosen
+        training.train(chosen, run or Path("runs") / chosen.experiment, comm, resume, overwrite)
+
+
+@app.command(epilog="Example: cxr-hvd plan jobs/configs/D.yaml --set 'sharing.private=[head, stem]'")
+def plan(config: ConfigPath, settings: Settings = None, as_json: JsonOption = False) -> None:
+    """Show before any launch which tensors leave a site, and how many bytes a step."""
+    from cxr_hvd.config import load_config
+    from cxr_hvd.study.labels import LABELS
+    from cxr_hvd.training.display import console_for, plan_table
+    from cxr_hvd.training.model import build_model
+    from cxr_hvd.training.train import plan_of
+
+    chosen = load_config(config, settings or [])
+    sharing_plan = plan_of(chosen, build_model(chosen.model.name, len(LABELS), chosen.seed))
+    if as_json:
+        print(json.dumps([vars(row) for row in sharing_plan.summary()]))
+    else:
+        console_for(1).print(plan_table(sharing_plan))
+
+
+@app.command(epilog="Example: horovodrun -np 2 cxr-hvd evaluate runs/D")
+def evaluate(
+    run: RunPath,
+    split: Annotated[str, typer.Option(help="test, validate or train.")] = "test",
+    settings: Settings = None,
+    site: SiteOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge each site's network on its own studies: AUROC and accuracy, label by label."""
+    from cxr_hvd.evaluation import evaluate as evaluation
+    from cxr_hvd.study.study_file import Split
+    from cxr_hvd.training.display import console_for
+
+    if split.upper() not in Split.__members__:
+        raise UsageError(f"--split {split}: expected test, validate or train")
+    with joined_job() as comm:
+        results = evaluation.evaluate(run, comm, Split[split.upper()], settings or [], site)
+        if comm.rank == 0 and as_json:
+            print(json.dumps(results))
+        elif comm.rank == 0:
+            evaluation.print_results(results, console_for(comm.num_ranks))
+
+
+@app.command(epilog="Example: cxr-hvd doctor")
+def doctor(as_json: JsonOption = False) -> None:
+    """Check that this machine can train: packages, MPI, GPU, disk, and a real sum over two ranks."""
+    from cxr_hvd.doctor import examine, has_failed, render, to_dicts
+
+    findings = examine()
+    if as_json:
+        print(json.dumps(to_dicts(findings)))
+    else:
+        Console().print(render(findings))
+    if has_failed(findings):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def joined_job() -> Iterator["Communicator"]:
+    """Join the job that a launcher started, and leave it in order or, on an error, at once and for good.
+
+    Collective: every rank. An error that all ranks know of is printed by all before the first one leaves, since
+    a launcher ends the others as soon as one is gone.
+    """
+    import torch
+
+    from cxr_hvd.collective.comm import start_comm
+
+    comm = start_comm()
+    try:
+        yield comm
+        comm.close()
+    except CxrHvdError as error:
+        print_error(error)
+        if error.is_agreed:
+            comm.gather(torch.zeros(1), "leaving")
+        leave(error.exit_code)
+    except Exception:
+        traceback.print_exc()
+        leave(1)
+
+
+def print_error(error: CxrHvdError) -> None:
+    """Print one line on standard error."""
+    print(f"{PROGRAM}: error: {error}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run the command; end with its exit code and, on an error, one line."""
+    with reported(PROGRAM):
+        app(prog_name=PROGRAM)

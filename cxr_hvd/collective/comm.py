@@ -1,0 +1,185 @@
+"""The ranks' only line to each other, and the only module that imports Horovod.
+
+A `Communicator` offers two collectives on numeric tensors: a grouped sum in place, and a gather of equal
+shapes. All else is made of these, so that nothing is ever unpickled (decision 0002) and one place sees all
+that leaves a rank. `HorovodComm` talks to the other ranks; `LocalComm` is the same for one process.
+
+Every method below is collective: all ranks of the group call it, in the same order, or all wait. Horovod ends
+a wait that lasts longer than `STALL_LIMIT_S`.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from cxr_hvd.errors import ContractError, CxrHvdError, PeerError
+
+Group = Literal["all", "site"]
+"""Who takes part: all ranks, or the ranks of one's own site."""
+
+STALL_LIMIT_S = 600
+MAX_TEXT_BYTES = 1 << 20
+
+Result = TypeVar("Result")
+
+
+class Communicator(Protocol):
+    """What every rank needs of the others.
+
+    Attributes:
+        rank: this process among all, from 0.
+        num_ranks: how many processes take part.
+        local_rank, ranks_per_node: the same on this machine alone.
+    """
+
+    rank: int
+    num_ranks: int
+    local_rank: int
+    ranks_per_node: int
+
+    def form_site_groups(self, site_of_rank: Sequence[int]) -> None:
+        """Fix the ranks of each site for the group "site". Collective: all ranks, once."""
+        ...
+
+    def sum_(self, tensors: Sequence[Tensor], purpose: str, group: Group = "all") -> None:
+        """Replace each tensor by its sum over the group. Collective: all ranks of the group. Blocking."""
+        ...
+
+    def gather(self, tensor: Tensor, purpose: str) -> Tensor:
+        """Return (num_ranks, *shape): every rank's tensor of one shape and type. Collective. Blocking."""
+        ...
+
+    def close(self) -> None:
+        """Leave the job in order. Collective: all ranks."""
+        ...
+
+
+class LocalComm:
+    """One process alone: its sum is itself."""
+
+    rank = 0
+    num_ranks = 1
+    local_rank = 0
+    ranks_per_node = 1
+
+    def form_site_groups(self, site_of_rank: Sequence[int]) -> None:
+        pass
+
+    def sum_(self, tensors: Sequence[Tensor], purpose: str, group: Group = "all") -> None:
+        pass
+
+    def gather(self, tensor: Tensor, purpose: str) -> Tensor:
+        return tensor.unsqueeze(0).clone()
+
+    def close(self) -> None:
+        pass
+
+
+class HorovodComm:
+    """The ranks of one Horovod job, under MPI or Gloo.
+
+    Collective: all ranks create one. Creating it starts Horovod.
+    """
+
+    def __init__(self) -> None:
+        # Read when Horovod and MPI start: give up on a lost rank after a time, yield the core while waiting.
+        os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(STALL_LIMIT_S))
+        os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(STALL_LIMIT_S))
+        os.environ.setdefault("HOROVOD_DYNAMIC_PROCESS_SETS", "1")
+        os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+        import horovod.torch as hvd
+
+        self._hvd: Any = hvd
+        hvd.init()
+        self.rank: int = hvd.rank()
+        self.num_ranks: int = hvd.size()
+        self.local_rank: int = hvd.local_rank()
+        self.ranks_per_node: int = hvd.local_size()
+        self._process_sets: dict[Group, Any] = {"all": hvd.global_process_set}
+
+    def form_site_groups(self, site_of_rank: Sequence[int]) -> None:
+        for site in sorted(set(site_of_rank)):
+            ranks = [rank for rank, other in enumerate(site_of_rank) if other == site]
+            # Horovod knows the set of all ranks already, and refuses a second one like it.
+            is_everybody = len(ranks) == self.num_ranks
+            process_set = self._process_sets["all"] if is_everybody else self._hvd.add_process_set(ranks)
+            if self.rank in ranks:
+                self._process_sets["site"] = process_set
+
+    def sum_(self, tensors: Sequence[Tensor], purpose: str, group: Group = "all") -> None:
+        if tensors:  # Horovod fails on an empty group
+            process_set = self._process_sets[group]
+            self._guarded(
+                lambda: self._hvd.grouped_allreduce_(
+                    list(tensors), name=f"{purpose}.{group}", op=self._hvd.Sum, process_set=process_set
+                )
+            )
+
+    def gather(self, tensor: Tensor, purpose: str) -> Tensor:
+        row = tensor.unsqueeze(0).contiguous()
+        gathered: Tensor = self._guarded(lambda: self._hvd.allgather(row, name=purpose))
+        return gathered
+
+    def close(self) -> None:
+        self._hvd.shutdown()
+
+    def _guarded(self, collective: Callable[[], Result]) -> Result:
+        from horovod.common.exceptions import HorovodInternalError
+
+        try:
+            return collective()
+        except HorovodInternalError as error:
+            raise PeerError(
+                "another rank stopped, or gave no sign of life in time; its own last line says why"
+            ) from error
+
+
+def start_comm() -> Communicator:
+    """Join the job that a launcher (horovodrun, mpirun, srun) started, or work alone where there is none."""
+    sizes = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+    num_ranks = max(int(os.environ.get(name, "1")) for name in sizes)
+    return HorovodComm() if num_ranks > 1 or "PMIX_RANK" in os.environ else LocalComm()
+
+
+def gather_text(comm: Communicator, text: str, purpose: str) -> list[str]:
+    """Return every rank's text, in rank order, as UTF-8 bytes of bounded length. Collective: all ranks."""
+    payload = text.encode()
+    lengths = comm.gather(torch.tensor([len(payload)], dtype=torch.int64), f"{purpose}.length").flatten()
+    if int(lengths.max()) > MAX_TEXT_BYTES:
+        raise ContractError(
+            f"{purpose}: a rank offers {int(lengths.max())} bytes, at most {MAX_TEXT_BYTES} are read"
+        )
+    padded = torch.zeros(max(1, int(lengths.max())), dtype=torch.uint8)
+    padded[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8) if payload else 0
+    rows = comm.gather(padded, purpose)
+    return [bytes(row[:length].tolist()).decode() for row, length in zip(rows, lengths.tolist(), strict=True)]
+
+
+@contextmanager
+def together(comm: Communicator, doing: str) -> Iterator[None]:
+    """Run the body on every rank; where it fails on one, all stop with one verdict.
+
+    The rank that failed raises its own error, the others a `PeerError` that names the rank, never the message:
+    what one site's files are called is not the others' business.
+
+    Collective: all ranks, at the end of the body. Blocking.
+    """
+    failure: CxrHvdError | None = None
+    try:
+        yield
+    except CxrHvdError as error:
+        failure = error
+    codes = comm.gather(torch.tensor([failure.exit_code if failure else 0]), f"together.{doing}").flatten()
+    if failure is not None:
+        failure.is_agreed = True
+        raise failure
+    if codes.any():
+        failed = ", ".join(str(rank) for rank in codes.nonzero().flatten().tolist())
+        peer_error = PeerError(f"stopped because rank {failed} failed while {doing}; its own line says why")
+        peer_error.exit_code = int(codes.max())
+        peer_error.is_agreed = True
+        raise peer_error

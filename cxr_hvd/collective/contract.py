@@ -1,0 +1,74 @@
+"""What all sites must agree on before the first step, and how a difference is told.
+
+Each rank states its view of the job as short named lines: every key of the shared config, every tensor of the
+plan, the label order, the pixel pipeline, the versions. A digest of them all is compared; only where it differs
+are the lines exchanged, and every rank then says the same: which item, which sites, which values.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from os.path import commonprefix
+from typing import Any
+
+import torch
+
+from cxr_hvd.collective.comm import Communicator, gather_text
+from cxr_hvd.collective.sites import Topology
+from cxr_hvd.errors import ContractError
+
+MAX_SHOWN = 60
+
+
+def check_contract(comm: Communicator, topology: Topology, items: Mapping[str, str]) -> None:
+    """Compare what every rank states.
+
+    Collective: every rank, before any tensor of the model moves. Blocking.
+
+    Raises:
+        ContractError: on every rank alike, naming the first item that differs, sites and values.
+    """
+    statement = json.dumps(dict(items), sort_keys=True)
+    digest = torch.frombuffer(bytearray(hashlib.sha256(statement.encode()).digest()), dtype=torch.uint8)
+    digests = comm.gather(digest, "contract.digest")
+    if bool((digests == digests[0]).all()):
+        return
+    statements = [json.loads(text) for text in gather_text(comm, statement, "contract.statement")]
+    error = ContractError(first_difference(topology, statements))
+    error.is_agreed = True
+    raise error
+
+
+def first_difference(topology: Topology, statements: list[dict[str, str]]) -> str:
+    """Describe the first item, in the first rank's order, on which two ranks differ."""
+    names = list(dict.fromkeys(name for statement in statements for name in statement))
+    differing = [name for name in names if len({statement.get(name) for statement in statements}) > 1]
+    name = differing[0]
+    ranks_by_value: dict[str, list[int]] = {}
+    for rank, statement in enumerate(statements):
+        ranks_by_value.setdefault(str(statement.get(name, "nothing")), []).append(rank)
+    shown = {value: _around_difference(value, list(ranks_by_value)) for value in ranks_by_value}
+    sides = "; ".join(
+        f"'{shown[value]}' at {', '.join(topology.name_of(rank) for rank in ranks)}"
+        for value, ranks in ranks_by_value.items()
+    )
+    more = f" ({len(differing) - 1} more items differ)" if len(differing) > 1 else ""
+    return f"the sites differ on {name}: {sides}{more}; make them alike and start again"
+
+
+def _around_difference(value: str, values: list[str]) -> str:
+    """Cut a long value to the part where the values begin to differ."""
+    if max(map(len, values)) <= MAX_SHOWN:
+        return value
+    common = commonprefix(values)  # noqa: RUF071  (text, not paths)
+    start = max(0, len(common) - 10)
+    return ("..." if start else "") + value[start : start + MAX_SHOWN] + "..."
+
+
+def flat_items(tree: Mapping[str, Any], prefix: str) -> dict[str, str]:
+    """Turn nested mappings into dotted names with plain text values."""
+    items: dict[str, str] = {}
+    for key, value in tree.items():
+        name = f"{prefix}.{key}"
+        items |= flat_items(value, name) if isinstance(value, Mapping) else {name: json.dumps(value)}
+    return items

@@ -1,0 +1,121 @@
+"""Which rank belongs to which institution. All arithmetic with ranks is here, and every role is asked here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from cxr_hvd.collective.comm import Communicator, together
+from cxr_hvd.errors import ConfigError, nearest
+
+NOT_SAID = -1
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The sites of a job as one rank sees them.
+
+    Attributes:
+        rank: this process.
+        site_names: all sites, in the config's order.
+        site_of_rank: for each rank the index of its site.
+    """
+
+    rank: int
+    site_names: tuple[str, ...]
+    site_of_rank: tuple[int, ...]
+
+    @property
+    def num_ranks(self) -> int:
+        return len(self.site_of_rank)
+
+    @property
+    def num_sites(self) -> int:
+        return len(self.site_names)
+
+    @property
+    def site_index(self) -> int:
+        return self.site_of_rank[self.rank]
+
+    @property
+    def site(self) -> str:
+        return self.site_names[self.site_index]
+
+    def ranks_at(self, site_index: int) -> tuple[int, ...]:
+        """Return the ranks of a site, ascending."""
+        return tuple(rank for rank, site in enumerate(self.site_of_rank) if site == site_index)
+
+    @property
+    def ranks_of_site(self) -> tuple[int, ...]:
+        """The ranks of this rank's own site, ascending."""
+        return self.ranks_at(self.site_index)
+
+    @property
+    def rank_in_site(self) -> int:
+        return self.ranks_of_site.index(self.rank)
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this rank speaks for the whole job."""
+        return self.rank == 0
+
+    @property
+    def is_site_leader(self) -> bool:
+        """Whether this rank writes its site's files."""
+        return self.rank == self.ranks_of_site[0]
+
+    def name_of(self, rank: int) -> str:
+        """Return how messages call a rank."""
+        return f"site {self.site_names[self.site_of_rank[rank]]}, rank {rank}"
+
+
+def bind(comm: Communicator, ranks_per_site: Mapping[str, int], own_site: str | None = None) -> Topology:
+    """Give every rank its site: in the config's order, or as each rank's own environment says.
+
+    Collective: all ranks, with the same `ranks_per_site`. Forms the groups that average private tensors.
+
+    Args:
+        comm: the job.
+        ranks_per_site: how many ranks the config wants at each site, in its order.
+        own_site: what CXR_SITE says on this rank, or None.
+
+    Raises:
+        ConfigError: on all ranks alike, where number or names do not fit.
+    """
+    names = tuple(ranks_per_site)
+    with together(comm, "reading CXR_SITE"):
+        said = NOT_SAID if not own_site else _index_of(own_site, names)
+    said_by_rank = comm.gather(torch.tensor([said]), "bind.site").flatten().tolist()
+    try:
+        site_of_rank = assign(ranks_per_site, said_by_rank)
+    except ConfigError as error:
+        error.is_agreed = True
+        raise
+    comm.form_site_groups(site_of_rank)
+    return Topology(comm.rank, names, tuple(site_of_rank))
+
+
+def _index_of(site: str, names: tuple[str, ...]) -> int:
+    if site not in names:
+        raise ConfigError(f"CXR_SITE={site}: expected one of {', '.join(names)}{nearest(site, list(names))}")
+    return names.index(site)
+
+
+def assign(ranks_per_site: Mapping[str, int], said_by_rank: list[int]) -> list[int]:
+    """Return each rank's site index from what the ranks said (an index, or `NOT_SAID`)."""
+    wanted = [site for site, count in enumerate(ranks_per_site.values()) for _ in range(count)]
+    each = ", ".join(f"{name} {count}" for name, count in ranks_per_site.items())
+    if len(wanted) != len(said_by_rank):
+        alone = "" if len(said_by_rank) > 1 else f", or train one alone with --site {next(iter(ranks_per_site))}"
+        raise ConfigError(
+            f"the sites want {len(wanted)} ranks ({each}), found {len(said_by_rank)}: "
+            f"start with -np {len(wanted)}{alone}, or change sites.NAME.ranks"
+        )
+    if all(said == NOT_SAID for said in said_by_rank):
+        return wanted
+    if NOT_SAID in said_by_rank:
+        rank = said_by_rank.index(NOT_SAID)
+        raise ConfigError(f"CXR_SITE is not set on rank {rank}, but on others: set it on every rank, or on none")
+    if sorted(said_by_rank) != wanted:
+        raise ConfigError(f"the sites want {each} ranks, but CXR_SITE deals them out as {said_by_rank}")
+    return said_by_rank

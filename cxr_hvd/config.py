@@ -1,0 +1,268 @@
+"""The config: one YAML file, the same word for word at all sites; only `sites.NAME.data` may differ.
+
+Every key has a type, a range and a default where one makes sense. What is wrong with a file is said in one
+line: the dotted path, what was expected, what was found, and the nearest name that exists. A loaded config
+never changes. docs/decisions/0009-config.md says why pydantic.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from cxr_hvd.errors import ConfigError, nearest
+from cxr_hvd.study.labels import LABELS, BlankPolicy, LabelPolicy, UncertainPolicy
+
+ExperimentName = Literal["A", "B", "C", "D"]
+SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+PRESETS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "ends": ("stem", "denseblock1", "denseblock4", "head"),
+    "all": ("*",),
+}
+"""Names for sets of private blocks; `ends` is the published study's experiment D."""
+
+PRIVATE_OF: dict[ExperimentName, str] = {"A": "all", "B": "none", "C": "none", "D": "ends"}
+"""The private set that makes an experiment what it is."""
+
+
+class Section(BaseModel):
+    """A part of the config: frozen, and nothing in it that is not named here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Site(Section):
+    """One institution. `data` is its study file, relative to the folder that the command is started in."""
+
+    ranks: Positive = 1
+    data: Path
+
+
+class Labels(Section):
+    """What uncertain and blank labels become: one policy, or one for each label that is named.
+
+    With a mapping, labels that it does not name follow `default`, or `zeros` where there is none.
+    """
+
+    uncertain: UncertainPolicy | dict[str, UncertainPolicy] = "zeros"
+    blank: BlankPolicy | dict[str, BlankPolicy] = "zeros"
+
+    @model_validator(mode="after")
+    def _check_names(self) -> "Labels":
+        for policy in (self.uncertain, self.blank):
+            for name in policy if isinstance(policy, dict) else ():
+                if name not in (*LABELS, "default"):
+                    raise ValueError(f"no label is called '{name}'{nearest(name, [*LABELS, 'default'])}")
+        return self
+
+    def policy(self, label_names: Sequence[str]) -> LabelPolicy:
+        """Spell the policy out for every label."""
+        uncertain = self.uncertain if isinstance(self.uncertain, dict) else {"default": self.uncertain}
+        blank = self.blank if isinstance(self.blank, dict) else {"default": self.blank}
+        return LabelPolicy(
+            uncertain={name: uncertain.get(name, uncertain.get("default", "zeros")) for name in label_names},
+            blank={name: blank.get(name, blank.get("default", "zeros")) for name in label_names},
+        )
+
+
+class Model(Section):
+    """The network, and the side in pixels to which stored images are scaled before it sees them."""
+
+    name: Literal["densenet121"] = "densenet121"
+    image_size: Annotated[int, Field(ge=32, le=1024)] = 256
+
+
+class Sharing(Section):
+    """What is averaged between sites and how (docs/architecture.md, "Averaging").
+
+    `private` is a preset (`none`, `ends`, `all`), or a list of block names and globs over blocks and tensors.
+    `every` counts steps. `weighting` is over sites: equal, or by their number of training studies.
+    """
+
+    exchange: Literal["weights"] = "weights"
+    every: Positive = 1
+    private: str | list[str] | None = None
+    batchnorm: Literal["with-block", "private", "shared"] = "with-block"
+    weighting: Literal["uniform", "studies"] = "uniform"
+    wire: Literal["float32"] = "float32"
+
+
+class Training(Section):
+    """How each rank trains. `batch_size` counts studies of one rank; an epoch is one pass of the largest site."""
+
+    epochs: Positive = 10
+    max_steps: Positive | None = None
+    batch_size: Positive = 16
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = 3e-4
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    schedule: Literal["constant", "cosine", "one-cycle"] = "one-cycle"
+    precision: Literal["fp32", "bf16"] = "bf16"
+
+
+class Augmentation(Section):
+    """How far an image may move, each drawn anew for each image: probabilities, degrees, shares of the side."""
+
+    flip: Fraction = 0.5
+    rotation_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    shift: Fraction = 0.05
+    brightness: Fraction = 0.1
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class Config(Section):
+    """The whole of an experiment."""
+
+    experiment: ExperimentName
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
+    sites: Annotated[dict[SiteName, Site], Field(min_length=1)]
+    labels: Labels = Labels()
+    model: Model = Model()
+    sharing: Sharing = Sharing()
+    training: Training = Training()
+    augmentation: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _check_experiment(self) -> "Config":
+        private, own = self.sharing.private, PRIVATE_OF[self.experiment]
+        if self.experiment != "D" and private not in (None, own):
+            raise ValueError(
+                f"experiment {self.experiment} is defined by sharing.private: {own}, found {private}; "
+                "leave it out, or choose experiment: D, whose private set is free"
+            )
+        return self
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether every rank draws from all sites' studies (experiment B)."""
+        return self.experiment == "B"
+
+    @property
+    def private_patterns(self) -> tuple[str, ...]:
+        """Block names and globs of the tensors that stay at their site."""
+        private = self.sharing.private
+        if private is None:
+            private = PRIVATE_OF[self.experiment]
+        return PRESETS.get(private, (private,)) if isinstance(private, str) else tuple(private)
+
+    def shared_part(self) -> dict[str, Any]:
+        """Return what all sites must have alike: everything but where each keeps its data."""
+        everything = self.model_dump(mode="json")
+        everything["sites"] = {name: {"ranks": site.ranks} for name, site in self.sites.items()}
+        return everything
+
+    def alone(self, site: str) -> "Config":
+        """Return the config of one site without the others, on one rank."""
+        if site not in self.sites:
+            known = list(self.sites)
+            raise ConfigError(f"no site is called '{site}', only {', '.join(known)}{nearest(site, known)}")
+        own = self.sites[site].model_copy(update={"ranks": 1})
+        return self.model_copy(update={"sites": {site: own}})
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which also reads 3e-4 as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def load_config(path: Path, settings: Sequence[str] = ()) -> Config:
+    """Read a YAML file and lay `section.key=value` settings over it.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or something in it or in the settings is not valid.
+    """
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506  (a SafeLoader)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the config ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping such as 'experiment: D', found {type(tree).__name__}")
+    for setting in settings:
+        _lay_over(tree, setting)
+    return parse_config(tree, str(path))
+
+
+def parse_config(tree: dict[str, Any], where: str) -> Config:
+    """Check a tree of plain values; `where` names its origin in errors."""
+    try:
+        text = json.dumps(tree)
+    except TypeError as error:
+        raise ConfigError(f"{where}: expected plain values, found a date or a binary one ({error})") from error
+    try:
+        return Config.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(error.errors())}") from error
+
+
+def _lay_over(tree: dict[str, Any], setting: str) -> None:
+    dotted, equals, text = setting.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"--set {setting}: expected section.key=value")
+    try:
+        value = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {setting}: the value is not valid YAML") from error
+    *sections, key = dotted.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {setting}: '{section}' is a value, not a section")
+    tree[key] = value
+
+
+def _explain(errors: list[ErrorDetails]) -> str:
+    """Say the first error in one line, and how many more there are."""
+    error = min(errors, key=lambda each: each["type"] != "extra_forbidden")
+    parts = [part for part in map(str, error["loc"]) if re.fullmatch(r"[\w-]+", part) and part != "str"]
+    dotted = ".".join(parts) or "config"
+    if error["type"] == "extra_forbidden":
+        valid = _names_beside(parts)
+        close = get_close_matches(parts[-1], valid, n=1, cutoff=0.5)
+        hint = f"did you mean '{close[0]}'?" if close else f"valid: {', '.join(valid)}"
+        said = f"unknown key '{dotted}'; {hint}"
+    elif error["type"] == "missing":
+        said = f"'{dotted}' is missing"
+    elif error["type"] == "value_error":
+        said = f"{dotted}: {error['ctx']['error']}"
+    else:
+        found = json.dumps(error["input"])
+        message = error["msg"].replace("Input should be ", "expected ", 1)
+        said = f"{dotted}: {message}, found {found if len(found) < 80 else found[:77] + '...'}"
+    return said + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
+
+
+def _names_beside(parts: list[str]) -> list[str]:
+    """Return the valid names at the place of an unknown key."""
+    model: Any = Config
+    for part in parts[:-1]:
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, Section) else None
+        # A mapping such as `sites` holds sections under names that the user chose.
+        model = field.annotation if field else next((m for m in get_args(model) if m is Site), Site)
+    is_section = isinstance(model, type) and issubclass(model, Section)
+    return list(model.model_fields) if is_section else []

@@ -1,0 +1,92 @@
+"""What went wrong, in one line that a user can act on.
+
+Every mistake that a user, a file or another site can make is raised as a `CxrHvdError`. Its message is one
+line: what was expected, what was found, where, and what to do. It never holds a patient's identifier: name a
+row, an index or a file that the site itself chose to name. The command lines print the message and leave with
+`exit_code`; a traceback that reaches a user is a defect of this program.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import NoReturn
+
+
+class CxrHvdError(Exception):
+    """Base of all errors with a one-line message for the user.
+
+    Attributes:
+        exit_code: 1 where the work failed, 2 where the command or the config was wrong.
+        is_agreed: whether all ranks know of it and raise, too, so that they may leave together.
+    """
+
+    exit_code = 1
+    is_agreed = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class UsageError(CxrHvdError):
+    """The command line asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class ConfigError(CxrHvdError):
+    """The config holds an unknown key, a wrong type or an impossible value."""
+
+    exit_code = 2
+
+
+class DataError(CxrHvdError):
+    """A table or an image of the source is not what its layout promises."""
+
+
+class StudyFileError(CxrHvdError):
+    """A study file is missing, unfinished, damaged or of another schema."""
+
+
+class ContractError(CxrHvdError):
+    """The sites do not agree on what they are about to do together."""
+
+
+class PeerError(CxrHvdError):
+    """Another rank failed; this one stops with it."""
+
+
+class CheckpointError(CxrHvdError):
+    """A run folder or a checkpoint cannot be read or written."""
+
+
+class TrainingError(CxrHvdError):
+    """Training cannot go on, for example because a loss is not finite."""
+
+
+def nearest(name: str, valid: list[str]) -> str:
+    """Return `; did you mean 'x'?` for the closest valid name, or an empty string."""
+    close = get_close_matches(name, valid, n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def leave(code: int) -> NoReturn:
+    """End this process now, with its output written and no clean-up.
+
+    For a rank of a parallel job: an orderly exit would wait in MPI's or Horovod's shutdown for ranks that may
+    be waiting for this one, whereas a plain non-zero exit makes the launcher end the whole job.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@contextmanager
+def reported(program: str) -> Iterator[None]:
+    """Turn a `CxrHvdError` into one line on standard error and its exit code."""
+    try:
+        yield
+    except CxrHvdError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        leave(error.exit_code)

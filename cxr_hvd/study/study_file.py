@@ -1,0 +1,347 @@
+"""The study file: one institution's studies as zero-padded tensors in HDF5.
+
+`images` reads as (N, 20, 256, 256) uint8 in any HDF5 program. Image j of study i is the chunk `[i, j]`; the
+padding after a study's last image is never written and reads as zeros, so it costs no disk. No filter is used:
+the pixels are read straight from the page cache. The layout is a contract (docs/data-format.md), and this is
+the only module that knows HDF5.
+
+A study file is written once, by `StudyFileWriter`, beside its name, and gets the attribute `complete` last.
+`StudyFile` reads it and refuses whatever does not keep the contract: such files come from many hands.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from cxr_hvd.atomic import sync
+from cxr_hvd.errors import StudyFileError
+
+SCHEMA = 1
+MAX_IMAGES = 20
+TABLES = ("num_images", "views", "labels", "study_id", "patient_id", "split", "digests")
+
+
+class View(IntEnum):
+    """From which side an image was taken (DICOM ViewPosition; CheXpert Frontal/Lateral and AP/PA)."""
+
+    UNKNOWN = 0
+    PA = 1
+    AP = 2
+    LATERAL = 3
+    OTHER = 4
+
+
+class Split(IntEnum):
+    """What a study is for. The studies of one patient all have the same split."""
+
+    TRAIN = 0
+    VALIDATE = 1
+    TEST = 2
+
+
+@dataclass(frozen=True)
+class StudyFileHeader:
+    """What is true of a whole study file; stored as HDF5 attributes.
+
+    Attributes:
+        site: the institution's name, as in the training config.
+        source: the layout that was read, for example `chexpert` or `mimic-cxr`.
+        label_names: names of the label columns, in order.
+        image_size: height and width of every image, in pixels.
+        seed: seed of the selection of studies and of the splits.
+        pixels: name of the pixel pipeline, from file to uint8; files with different ones do not mix.
+        source_sha256: digest of the source's tables, in hexadecimal.
+        created: time of writing in UTC, ISO 8601.
+        tool: name and version of the writer.
+    """
+
+    site: str
+    source: str
+    label_names: tuple[str, ...]
+    image_size: int
+    seed: int
+    pixels: str
+    source_sha256: str
+    created: str
+    tool: str
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """One study without its pixels: (L,) labels of 1, 0, -1 or NaN, one view for each image, hashed ids."""
+
+    study_id: str
+    patient_id: str
+    split: Split
+    views: tuple[View, ...]
+    labels: tuple[float, ...]
+
+
+def image_digest(image_HW: NDArray[np.uint8]) -> bytes:
+    """SHA-256 of an image's pixels in C order, 32 bytes."""
+    return hashlib.sha256(np.ascontiguousarray(image_HW).data).digest()
+
+
+def _content_digest(header: StudyFileHeader, tables: dict[str, NDArray[Any]]) -> str:
+    """SHA-256 over header and tables, in hexadecimal; `digests` stands for the pixels.
+
+    The time of writing and the writer's version are left out: equal studies give equal digests.
+    """
+    said = {name: value for name, value in vars(header).items() if name not in ("created", "tool")}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name in TABLES:
+        table = tables[name]
+        is_text = table.dtype == object
+        content = "\n".join(table).encode() if is_text else np.ascontiguousarray(table).tobytes()
+        digest.update(f"{name}{table.shape}".encode() + content)
+    return digest.hexdigest()
+
+
+class StudyFileWriter:
+    """Write a study file of known tables; pixels come afterwards, study by study, in any order.
+
+    The caller gives a path beside the final name and renames it after `close` (see `cxr_hvd.atomic`): a file
+    that was not closed has no `complete` attribute and is refused by `StudyFile`.
+
+    Args:
+        path: a file that does not exist yet.
+        header: what is true of the whole file.
+        rows: the studies, in the file's order.
+    """
+
+    def __init__(self, path: Path, header: StudyFileHeader, rows: Sequence[StudyRow]) -> None:
+        num_studies, size = len(rows), header.image_size
+        self._num_images = np.array([len(row.views) for row in rows], dtype=np.uint8)
+        if num_studies == 0 or self._num_images.min() < 1 or self._num_images.max() > MAX_IMAGES:
+            raise StudyFileError(f"{path}: a study file holds 1 or more studies of 1 to {MAX_IMAGES} images")
+        self._first_image = np.concatenate([[0], np.cumsum(self._num_images, dtype=np.int64)])
+        self._digests = np.zeros((self._first_image[-1], 32), dtype=np.uint8)
+        self._rows = rows
+        self._header = header
+        self._file = h5py.File(path, "x")
+        self._images = self._file.create_dataset(
+            "images", (num_studies, MAX_IMAGES, size, size), np.uint8, chunks=(1, 1, size, size), fillvalue=0
+        )
+
+    def write_images(self, index: int, images_NHW: NDArray[np.uint8]) -> None:
+        """Write all images (n, H, W) of the study at `index`, where n is the number of its views."""
+        if images_NHW.shape[0] != self._num_images[index]:
+            raise ValueError(f"study {index} has {self._num_images[index]} images, not {images_NHW.shape[0]}")
+        for position, image_HW in enumerate(images_NHW):
+            self._images.id.write_direct_chunk((index, position, 0, 0), np.ascontiguousarray(image_HW))
+            digest = np.frombuffer(image_digest(image_HW), np.uint8)
+            self._digests[self._first_image[index] + position] = digest
+
+    def close(self) -> None:
+        """Write the tables, then the attributes, then `complete`, and wait until all is on the disk."""
+        views = np.zeros((len(self._rows), MAX_IMAGES), dtype=np.uint8)
+        for index, row in enumerate(self._rows):
+            views[index, : len(row.views)] = row.views
+        tables: dict[str, NDArray[Any]] = {
+            "num_images": self._num_images,
+            "views": views,
+            "labels": np.array([row.labels for row in self._rows], dtype=np.float32),
+            "study_id": np.array([row.study_id for row in self._rows], dtype=object),
+            "patient_id": np.array([row.patient_id for row in self._rows], dtype=object),
+            "split": np.array([row.split for row in self._rows], dtype=np.uint8),
+            "digests": self._digests,
+        }
+        for name in TABLES:
+            self._file.create_dataset(name, data=_stored(name, tables[name]))
+        attributes: dict[str, Any] = {"schema": SCHEMA, "max_images": MAX_IMAGES, **vars(self._header)}
+        attributes["label_names"] = list(self._header.label_names)
+        attributes["content_sha256"] = _content_digest(self._header, tables)
+        for name, value in attributes.items():
+            self._file.attrs[name] = value
+        self._file.flush()
+        self._file.attrs["complete"] = 1
+        path = Path(self._file.filename)
+        self._file.close()
+        sync(path)
+
+
+class StudyFile:
+    """Read one study file. Opening checks the contract and the content's digest; images are checked on demand.
+
+    Safe to read from several threads of one process.
+
+    Attributes:
+        header: what is true of the whole file.
+        num_images: (N,) uint8, 1 to 20.
+        labels: (N, L) float32 of 1, 0, -1 and NaN.
+        views: (N, 20) uint8 of `View`.
+        splits: (N,) uint8 of `Split`.
+        study_ids, patient_ids: (N,) str, keyed hashes.
+        digest: SHA-256 over header, tables and, through the image digests, pixels, in hexadecimal.
+
+    Raises:
+        StudyFileError: the file is missing, unfinished, damaged, or not of this schema.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise StudyFileError(f"{path}: no study file here; make one with cxr-preprocess ... --out {path}")
+        try:
+            # No lock: the file never changes once it has its name. No chunk cache: a chunk is read once a pass.
+            self._file = h5py.File(self.path, "r", rdcc_nbytes=0, locking=False)
+        except OSError as error:
+            raise StudyFileError(
+                f"{path}: not a readable HDF5 file; write it again with cxr-preprocess"
+            ) from error
+        try:
+            self._read_tables()
+        except (KeyError, ValueError, TypeError, AttributeError, OSError, OverflowError) as error:
+            self._file.close()
+            raise StudyFileError(
+                f"{path}: not a study file of schema {SCHEMA} ({type(error).__name__}: {error}); "
+                "write it again with cxr-preprocess"
+            ) from error
+        except StudyFileError:
+            self._file.close()
+            raise
+
+    def _read_tables(self) -> None:
+        attributes = dict(self._file.attrs)
+        if attributes.get("complete") != 1:
+            self._refuse("attribute complete = 1", "none: its writer was interrupted")
+        if attributes.get("schema") != SCHEMA:
+            self._refuse(f"schema {SCHEMA}", f"schema {attributes.get('schema')}")
+        self.header = StudyFileHeader(
+            label_names=tuple(str(name) for name in attributes["label_names"]),
+            image_size=int(attributes["image_size"]),
+            seed=int(attributes["seed"]),
+            **{
+                name: str(attributes[name])
+                for name in ("site", "source", "pixels", "source_sha256", "created", "tool")
+            },
+        )
+        self._images = self._own_dataset("images")
+        size, num_studies = self.header.image_size, self._images.shape[0]
+        expected = {
+            "shape": (num_studies, MAX_IMAGES, size, size),
+            "dtype": np.dtype(np.uint8),
+            "chunks": (1, 1, size, size),
+        }
+        for what, value in expected.items():
+            if (found := getattr(self._images, what)) != value:
+                self._refuse(f"images with {what} {value}", f"{found}")
+        if self._images.id.get_create_plist().get_nfilters():
+            self._refuse("images without a filter", "a filter")
+        tables = {
+            name: dataset.asstr()[:] if h5py.check_string_dtype(dataset.dtype) else dataset[:]
+            for name in TABLES
+            for dataset in [self._own_dataset(name)]
+        }
+        self.num_images: NDArray[np.uint8] = tables["num_images"]
+        self.views: NDArray[np.uint8] = tables["views"]
+        self.labels: NDArray[np.float32] = tables["labels"]
+        self.splits: NDArray[np.uint8] = tables["split"]
+        self.study_ids: NDArray[np.object_] = tables["study_id"]
+        self.patient_ids: NDArray[np.object_] = tables["patient_id"]
+        self._digests: NDArray[np.uint8] = tables["digests"]
+        self._check_tables(num_studies)
+        self.digest = _content_digest(self.header, tables)
+        if self.digest != attributes["content_sha256"]:
+            self._refuse(
+                f"content with digest {str(attributes['content_sha256'])[:12]}", f"{self.digest[:12]}: damaged"
+            )
+        self._first_image = np.concatenate([[0], np.cumsum(self.num_images, dtype=np.int64)])
+
+    def _own_dataset(self, name: str) -> h5py.Dataset:
+        """Return a dataset that lies in this very file: links, virtual and external data could read any file."""
+        link = self._file.get(name, getlink=True)
+        if link is None:
+            self._refuse(f"dataset {name}", "none")
+        dataset = self._file[name] if isinstance(link, h5py.HardLink) else None
+        if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external is not None:
+            self._refuse(f"dataset {name} inside this file", "a link, a group or data kept elsewhere")
+        return dataset
+
+    def _check_tables(self, num_studies: int) -> None:
+        shapes: dict[str, tuple[NDArray[Any], tuple[int, ...]]] = {
+            "num_images": (self.num_images, (num_studies,)),
+            "views": (self.views, (num_studies, MAX_IMAGES)),
+            "labels": (self.labels, (num_studies, len(self.header.label_names))),
+            "split": (self.splits, (num_studies,)),
+            "study_id": (self.study_ids, (num_studies,)),
+            "patient_id": (self.patient_ids, (num_studies,)),
+            "digests": (self._digests, (int(self.num_images.sum(dtype=np.int64)), 32)),
+        }
+        for name, (table, shape) in shapes.items():
+            if table.shape != shape:
+                self._refuse(f"{name} of shape {shape}", f"{table.shape}")
+        if num_studies == 0 or self.num_images.min() < 1 or self.num_images.max() > MAX_IMAGES:
+            self._refuse(f"studies of 1 to {MAX_IMAGES} images", "others")
+        if not (np.isin(self.labels, (0.0, 1.0, -1.0)) | np.isnan(self.labels)).all():
+            self._refuse("labels of 1, 0, -1 and NaN", "others")
+        if self.splits.max() > max(Split) or self.views.max() > max(View):
+            self._refuse("known splits and views", "others")
+
+    def _refuse(self, expected: str, found: str) -> None:
+        raise StudyFileError(
+            f"{self.path}: expected {expected}, found {found}; write the file again with cxr-preprocess"
+        )
+
+    def __len__(self) -> int:
+        return len(self.num_images)
+
+    def images(self, index: int) -> NDArray[np.uint8]:
+        """Read the images (n, H, W) uint8 of the study at `index`, in the order of its views.
+
+        Raises:
+            StudyFileError: the file cannot be read any more.
+        """
+        try:
+            images_NHW: NDArray[np.uint8] = self._images[index, : self.num_images[index]]
+        except OSError as error:
+            raise StudyFileError(
+                f"{self.path}: study {index} cannot be read ({type(error).__name__}); check the disk, "
+                "then: cxr-preprocess verify FILE"
+            ) from error
+        return images_NHW
+
+    def check_images(self, index: int, images_NHW: NDArray[np.uint8]) -> None:
+        """Raise `StudyFileError` where the images (n, H, W) of study `index` are not those that were written."""
+        for position, image_HW in enumerate(images_NHW):
+            if image_digest(image_HW) != self._digests[self._first_image[index] + position].tobytes():
+                raise StudyFileError(
+                    f"{self.path}: image {position} of study {index} differs from its digest: the file was "
+                    "damaged after it was written; write it again with cxr-preprocess"
+                )
+
+    def indices(self, split: Split) -> NDArray[np.int64]:
+        """Return the positions of a split's studies, ascending."""
+        return np.flatnonzero(self.splits == split)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _stored(name: str, table: NDArray[Any]) -> NDArray[Any]:
+    """Give a table the type that it has on disk: named values for enums, fixed-length UTF-8 for text."""
+    enums: dict[str, type[IntEnum]] = {"views": View, "split": Split}
+    if name in enums:
+        members = {member.name: int(member) for member in enums[name]}
+        return table.astype(h5py.enum_dtype(members, basetype=np.uint8))
+    if table.dtype == object:
+        encoded = [text.encode() for text in table]
+        return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(map(len, encoded))))
+    return table

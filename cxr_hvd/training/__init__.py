@@ -1,0 +1,1 @@
+"""Training on one rank: data, model, loop, checkpoints."""

@@ -1,0 +1,118 @@
+"""What a person sees while training runs: the plan, a bar or plain lines, the end. The leader shows it."""
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cxr_hvd.collective.sharing import Scope, SharingPlan
+from cxr_hvd.collective.sites import Topology
+from cxr_hvd.training.engine import StepReport
+
+LINE_EVERY_S = 5.0
+WIDTH = 100
+MEMORY = 0.9
+
+
+def console_for(num_ranks: int) -> Console:
+    """Return the console of a job: colours and bars on a terminal, plain lines under a launcher.
+
+    Open MPI gives rank 0 a pseudo-terminal even where its output goes to a file.
+    """
+    if num_ranks > 1:
+        return Console(force_terminal=False, no_color=True, width=WIDTH)
+    return Console() if Console().is_terminal else Console(width=WIDTH)
+
+
+def plan_table(plan: SharingPlan) -> Table:
+    """Build the table of what leaves a site: block, tensors, parameters, bytes a step, shared or private."""
+    rows = plan.summary()
+    shared_bytes = sum(row.bytes_per_step for row in rows)
+    table = Table(title=f"Sharing plan: {shared_bytes / 1e6:,.1f} MB a step leave each rank", title_justify="left")
+    for heading in ("block", "scope"):
+        table.add_column(heading)
+    for heading in ("tensors", "parameters", "bytes a step"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        style = "green" if row.scope is Scope.PRIVATE else ""
+        table.add_row(
+            row.block,
+            str(row.scope),
+            f"{row.num_tensors}",
+            f"{row.num_parameters:,}",
+            f"{row.bytes_per_step:,.0f}",
+            style=style,
+        )
+    return table
+
+
+class TrainingDisplay:
+    """A progress bar on a terminal, a line every few seconds elsewhere, and nothing on ranks that do not lead."""
+
+    def __init__(
+        self, console: Console, topology: Topology, first_step: int, num_steps: int, batch_size: int
+    ) -> None:
+        self._console = console
+        self._topology = topology
+        self._num_steps = num_steps
+        self._studies_per_step = batch_size * topology.num_ranks
+        self._losses: list[float] = []
+        self._last_line = self._started = time.perf_counter()
+        self._first_step = first_step
+        self._spent = [0.0, 0.0, 0.0]
+        self._progress: Progress | None = None
+        if topology.is_leader and console.is_terminal:
+            self._progress = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[said]}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._task = self._progress.add_task("training", total=num_steps, completed=first_step, said="")
+            self._progress.start()
+
+    def show(self, report: StepReport) -> None:
+        """Take note of a step, and show it where it is time to."""
+        self._losses = smoothed(self._losses, report.loss_of_rank)
+        for index, seconds in enumerate((report.data_s, report.compute_s, report.averaging_s)):
+            self._spent[index] += seconds
+        if not self._topology.is_leader:
+            return
+        now = time.perf_counter()
+        if self._progress:
+            self._progress.update(self._task, completed=report.step + 1, said=self._said(now, report.step))
+        elif now - self._last_line >= LINE_EVERY_S or report.step + 1 == self._num_steps:
+            self._last_line = now
+            left_s = (
+                (now - self._started) / (report.step + 1 - self._first_step) * (self._num_steps - report.step - 1)
+            )
+            step = f"step {report.step + 1}/{self._num_steps}"
+            line = f"{step}  {self._said(now, report.step)}  {left_s:.0f} s left"
+            self._console.print(line, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def _said(self, now: float, step: int) -> str:
+        per_s = (step + 1 - self._first_step) * self._studies_per_step / (now - self._started)
+        losses = "  ".join(
+            f"{name} {sum(self._losses[rank] for rank in ranks) / len(ranks):.3f}"
+            for name, ranks in ((n, self._topology.ranks_at(i)) for i, n in enumerate(self._topology.site_names))
+        )
+        data, compute, averaging = (100 * spent / sum(self._spent) for spent in self._spent)
+        return (
+            f"loss {losses}  {per_s:.1f} studies/s  "
+            f"data {data:.0f}% compute {compute:.0f}% averaging {averaging:.0f}%"
+        )
+
+
+def smoothed(before: Sequence[float], now: Sequence[float]) -> list[float]:
+    """Return a running mean of the losses: single batches jump too much to be read."""
+    if not before:
+        return list(now)
+    return [MEMORY * old + (1 - MEMORY) * new for old, new in zip(before, now, strict=True)]

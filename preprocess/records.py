@@ -1,0 +1,58 @@
+"""What a hospital's folder says, before any pixel is read: studies, their images, and where each was named.
+
+A source (preprocess/sources) turns its tables into a `StudyListing`; everything after it (selection, pixels,
+write) knows these records only. A record holds identifiers as the hospital gave them: it stays in memory.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cxr_hvd.study.study_file import Split, View
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image file.
+
+    Attributes:
+        path: resolved, inside the source's folder. It may hold a patient's identifier: never print it.
+        view: from which side it was taken.
+        where: the table and row that name it, for messages; for example `train.csv row 17`.
+    """
+
+    path: Path
+    view: View
+    where: str
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """One exam of one patient.
+
+    Attributes:
+        patient_id, study_id: the source's own identifiers; a study_id is unique in its source.
+        split: the split that the source publishes, or None.
+        labels: 1, 0, -1 (uncertain) or NaN (not mentioned), in the order of `cxr_hvd.study.labels.LABELS`.
+        images: 1 to 20, in a fixed order.
+    """
+
+    patient_id: str
+    study_id: str
+    split: Split | None
+    labels: tuple[float, ...]
+    images: tuple[ImageRecord, ...]
+
+
+@dataclass(frozen=True)
+class StudyListing:
+    """All that a source's tables say.
+
+    Attributes:
+        studies: sorted by patient and study, so that the order of rows in the tables changes nothing.
+        sha256: digest of the tables' names and bytes, in hexadecimal.
+        num_unlabelled: studies that were left out because no label row names them.
+    """
+
+    studies: tuple[StudyRecord, ...]
+    sha256: str
+    num_unlabelled: int = 0

@@ -1,0 +1,117 @@
+"""Who goes into the study file, and for what: splits that no patient crosses.
+
+Every choice follows from SHA-256 of the seed and a patient's identifier, not from a generator's state: the
+order of rows in a source, the number of ranks and the machine change nothing, and a patient that is added
+later moves nobody else. See docs/decisions/0007-patient-split.md.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cxr_hvd.errors import DataError, UsageError
+from cxr_hvd.study.study_file import Split
+from preprocess.records import StudyRecord
+
+# Train, validate, test, where neither counts nor the source's own split say otherwise.
+SHARES = {Split.TRAIN: 0.7, Split.VALIDATE: 0.1, Split.TEST: 0.2}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen studies in the order of the file, the split of each, and how it was come by, in words."""
+
+    studies: tuple[StudyRecord, ...]
+    splits: tuple[Split, ...]
+    rule: str
+
+
+def select(studies: Iterable[StudyRecord], seed: int, counts: dict[Split, int] | None = None) -> Selection:
+    """Choose studies and give each a split.
+
+    With counts: exactly so many studies a split, drawn patient by patient at random. The test split is filled
+    first and the train split last, so that asking for more training studies leaves the others as they were.
+    Without: all studies; by the source's own split where it has all three, else by patient in `SHARES`.
+
+    Args:
+        studies: all studies of a source.
+        seed: of the draw and of the order in the file.
+        counts: studies wanted for each split, all three, or None.
+
+    Raises:
+        UsageError: a count is below 1.
+        DataError: there are too few studies, a split is empty, or a patient of the source is in two splits.
+    """
+    by_patient: dict[str, list[StudyRecord]] = {}
+    for study in studies:
+        by_patient.setdefault(study.patient_id, []).append(study)
+    patients = [
+        sorted(by_patient[patient], key=lambda study: study.study_id)
+        for patient in sorted(by_patient, key=lambda patient: (_draw(seed, patient), patient))
+    ]
+    if counts is not None:
+        chosen = _by_counts(patients, counts)
+        rule = "drawn by patient"
+    elif {study.split for patient in patients for study in patient} == set(Split):
+        chosen = _by_source(patients)
+        rule = "the source's own"
+    else:
+        chosen = _by_shares(patients)
+        rule = "drawn by patient, " + "/".join(f"{share:.0%}" for share in SHARES.values())
+    for split in Split:
+        if not any(found is split for _, found in chosen):
+            raise DataError(
+                f"expected studies in every split, found none for {split.name.lower()} "
+                f"among {len(patients)} patients; set --train, --validate and --test, or add studies"
+            )
+    return Selection(tuple(study for study, _ in chosen), tuple(split for _, split in chosen), rule)
+
+
+def _draw(seed: int, patient_id: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{patient_id}".encode()).digest()
+
+
+def _by_counts(patients: list[list[StudyRecord]], counts: dict[Split, int]) -> list[tuple[StudyRecord, Split]]:
+    chosen: list[tuple[StudyRecord, Split]] = []
+    remaining = iter(patients)
+    for split in (Split.TEST, Split.VALIDATE, Split.TRAIN):
+        if counts[split] < 1:
+            raise UsageError(
+                f"expected 1 or more studies for {split.name.lower()}, found {counts[split]}: empty split"
+            )
+        missing = counts[split]
+        while missing:
+            # The last patient of a split may give only some of their studies; the others are left out.
+            patient = next(remaining, None)
+            if patient is None:
+                total = sum(map(len, patients))
+                raise DataError(
+                    f"expected {sum(counts.values())} studies disjoint by patient, found {total} of {len(patients)} "
+                    f"patients: {missing} short for {split.name.lower()}; ask for fewer"
+                )
+            chosen += [(study, split) for study in patient[:missing]]
+            missing -= len(patient[:missing])
+    return chosen
+
+
+def _by_source(patients: list[list[StudyRecord]]) -> list[tuple[StudyRecord, Split]]:
+    chosen = []
+    for patient in patients:
+        if len({study.split for study in patient}) != 1:
+            raise DataError(
+                f"{patient[0].images[0].where}: expected the source's splits to be disjoint by patient, found this "
+                "row's patient in two; repair the table, or set --train, --validate and --test to draw anew"
+            )
+        chosen += [(study, study.split) for study in patient if study.split is not None]
+    return chosen
+
+
+def _by_shares(patients: list[list[StudyRecord]]) -> list[tuple[StudyRecord, Split]]:
+    """Give each patient, in the drawn order, the split that lacks most studies of its share."""
+    chosen: list[tuple[StudyRecord, Split]] = []
+    num_studies = dict.fromkeys(Split, 0)
+    for patient in patients:
+        split = min(Split, key=lambda split: (num_studies[split] / SHARES[split], split))
+        num_studies[split] += len(patient)
+        chosen += [(study, split) for study in patient]
+    return chosen

@@ -1,0 +1,51 @@
+"""The folder that holds a source's images: the only place from which a table may name a file."""
+
+import os
+from pathlib import Path
+
+from cxr_hvd.errors import DataError
+
+
+class ImageFolder:
+    """Turn relative paths that a table names into resolved paths that lie inside `root`.
+
+    A table comes from elsewhere: `..`, an absolute path or a symbolic link that leads out of the folder would
+    make this program copy any file of the machine into a study file.
+    """
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            raise DataError(
+                f"{root}: expected a folder, found {'a file' if root.exists() else 'nothing'}; check ROOT"
+            )
+        self.root = root.resolve()
+        self._resolved: dict[str, str] = {}
+
+    def path(self, relative: str, where: str) -> Path:
+        """Return the resolved path of the file that `where` (a table's row) names.
+
+        Raises:
+            DataError: the path leaves the folder, or no file is there.
+        """
+        folder, _, name = relative.rpartition("/")
+        if (
+            relative.startswith("/")
+            or "\\" in relative
+            or "\0" in relative
+            or {"..", ""} & {*folder.split("/"), name}
+        ):
+            raise DataError(
+                f"{where}: expected a path inside the data folder, found one that leaves it; "
+                "repair the row, nothing outside ROOT is read"
+            )
+        if folder not in self._resolved:
+            self._resolved[folder] = os.path.realpath(self.root / folder)
+        path = f"{self._resolved[folder]}/{name}"
+        if Path(path).is_symlink():
+            path = os.path.realpath(path)
+        if not path.startswith(f"{self.root}/"):
+            raise DataError(
+                f"{where}: expected a file inside the data folder, found a symbolic link that leads out of it; "
+                "copy the file into ROOT"
+            )
+        return Path(path)
