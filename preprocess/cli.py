@@ -157,14 +157,15 @@ def _preprocess(
 ) -> None:
     """Run one job on all ranks; the leader prints the result."""
     from preprocess import identifiers, inspection, run
+    from preprocess.job import Job, preprocess
     from preprocess.progress import build_progress
 
     with run.opened_ranks(PROGRAM) as ranks:
         is_leader = ranks.rank == 0
         wanted = run.together(ranks, lambda: _counts(counts))
         key_path = None if keep_ids else key or identifiers.default_key_path(site)
-        job = run.Job(source, root, out, site, seed, wanted, key_path, overwrite)
-        outcome = run.preprocess(job, ranks, build_progress(is_leader))
+        job = Job(source, root, out, site, seed, wanted, key_path, overwrite)
+        outcome = preprocess(job, ranks, build_progress(is_leader))
         # Leader only, and every rank waits: what is printed last is the result.
         described = run.together(ranks, lambda: inspection.describe(out) if is_leader else {})
     if is_leader:

@@ -56,7 +56,8 @@ def load_key(path: Path) -> bytes:
         ) from error
     if len(key) < KEY_BYTES:
         raise DataError(
-            f"{path}: expected a key of {KEY_BYTES} or more bytes, found {len(key)}; restore it, or remove it to make a new one"
+            f"{path}: expected a key of {KEY_BYTES} or more bytes, found {len(key)}; "
+            "restore it, or remove it to make a new one"
         )
     if mode & 0o077:
         raise DataError(

@@ -4,7 +4,6 @@ import sys
 import time
 from typing import Any, Protocol
 
-
 _QUIET_S = 2.0
 
 

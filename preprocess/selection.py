@@ -86,8 +86,8 @@ def _by_counts(patients: list[list[StudyRecord]], counts: dict[Split, int]) -> l
             if patient is None:
                 total = sum(map(len, patients))
                 raise DataError(
-                    f"expected {sum(counts.values())} studies disjoint by patient, found {total} of {len(patients)} "
-                    f"patients: {missing} short for {split.name.lower()}; ask for fewer"
+                    f"expected {sum(counts.values())} studies disjoint by patient, found {total} of "
+                    f"{len(patients)} patients: {missing} short for {split.name.lower()}; ask for fewer"
                 )
             chosen += [(study, split) for study in patient[:missing]]
             missing -= len(patient[:missing])
@@ -99,8 +99,8 @@ def _by_source(patients: list[list[StudyRecord]]) -> list[tuple[StudyRecord, Spl
     for patient in patients:
         if len({study.split for study in patient}) != 1:
             raise DataError(
-                f"{patient[0].images[0].where}: expected the source's splits to be disjoint by patient, found this "
-                "row's patient in two; repair the table, or set --train, --validate and --test to draw anew"
+                f"{patient[0].images[0].where}: expected the source's splits to be disjoint by patient, found "
+                "this row's patient in two; repair the table, or set --train, --validate and --test to draw anew"
             )
         chosen += [(study, study.split) for study in patient if study.split is not None]
     return chosen

@@ -380,7 +380,7 @@ uv_install() {
     step "$title" "$VENV/bin/uv" pip install --python "$VENV/bin/python" "${source[@]}" --constraints "$ROOT/constraints.txt" "$@"
 }
 
-# pip_ COMMAND...: pip, with the network or with the folder alone.
+# pip's options that say where packages come from.
 pip_source() {
     if [[ -n $OFFLINE_DIR ]]; then printf '%s\n' --no-index --find-links "$OFFLINE_DIR"; fi
 }
@@ -449,11 +449,12 @@ cxx_standard_of() {
     printf '%s' "$standard"
 }
 
-# Asks the installed torch once, and sets TORCH_VERSION, TORCH_CUDA, TORCH_INCLUDE, PYTHON_ABI, NCCL_INCLUDE, NCCL_LIBRARY.
+# Asks the installed torch once, and sets TORCH_VERSION, TORCH_CUDA, TORCH_GPUS, TORCH_INCLUDE, PYTHON_ABI, NCCL_HEADER and
+# NCCL_LIBRARY; "-" for what is not there. TORCH_GPUS is what torch itself is built for, for example "75,80,90".
 describe_torch() {
     local answer
     answer=$("$VENV/bin/python" - <<'PY' 2>&1
-import os, sys, torch
+import os, re, sys, torch
 
 def first(*paths):
     return next((path for path in paths if os.path.exists(path)), "")
@@ -463,11 +464,15 @@ nccl = os.path.join(os.path.dirname(folder), "nvidia", "nccl")
 system = "/usr/lib/%s-linux-gnu/" % os.uname().machine
 header = first(nccl + "/include/nccl.h", "/usr/include/nccl.h")
 library = first(nccl + "/lib/libnccl.so.2") if header.startswith(nccl) else first(system + "libnccl.so.2", "/usr/lib64/libnccl.so.2")
-print(torch.__version__, torch.version.cuda or "-", sys.implementation.cache_tag, header or "-", library or "-", folder + "/include", sep="\n")
+gpus = ",".join(re.findall(r"\bsm_(\d+)\b", getattr(torch._C, "_cuda_getArchFlags", str)() or ""))
+print(torch.__version__, torch.version.cuda or "-", gpus or "-", sep="\n")
+print(sys.implementation.cache_tag, header or "-", library or "-", folder + "/include", sep="\n")
 PY
     ) || fail "torch does not import: $(tail -n 1 <<<"$answer")"
-    { read -r TORCH_VERSION; read -r TORCH_CUDA; read -r PYTHON_ABI; read -r NCCL_HEADER; read -r NCCL_LIBRARY; read -r TORCH_INCLUDE; } \
-        < <(tail -n 6 <<<"$answer")
+    {
+        read -r TORCH_VERSION && read -r TORCH_CUDA && read -r TORCH_GPUS && read -r PYTHON_ABI
+        read -r NCCL_HEADER && read -r NCCL_LIBRARY && read -r TORCH_INCLUDE
+    } < <(tail -n 7 <<<"$answer")
     is_torch_new_enough "$TORCH_VERSION" || fail "torch $MIN_TORCH or newer is needed, found $TORCH_VERSION: correct constraints.txt"
 }
 
@@ -583,10 +588,13 @@ horovod_environment() {
     say "MAKEFLAGS=${MAKEFLAGS:--j$(num_jobs)}"
     say CMAKE_POLICY_VERSION_MINIMUM=3.5      # CMake 4 no longer reads what the bundled Gloo asks for
     [[ $CUDA_TOOLKIT != - ]] || return 0
+    say "PATH=$VENV/bin:$CUDA_TOOLKIT/bin:$PATH"
     say "CUDA_HOME=$CUDA_TOOLKIT" && say "CUDAToolkit_ROOT=$CUDA_TOOLKIT" && say "HOROVOD_CUDA_HOME=$CUDA_TOOLKIT"
     say "LIBRARY_PATH=$CUDA_TOOLKIT/lib64${LIBRARY_PATH:+:$LIBRARY_PATH}"
     say "CMAKE_LIBRARY_PATH=$CUDA_TOOLKIT/lib64" && say "CMAKE_INCLUDE_PATH=$CUDA_TOOLKIT/include"
     say "NVCC_APPEND_FLAGS=-std=c++20"
+    # Left alone, Horovod compiles for every GPU that nvcc knows, which takes twice as long.
+    if [[ $TORCH_GPUS != - ]]; then say "HOROVOD_BUILD_CUDA_CC_LIST=$TORCH_GPUS"; fi
     [[ $NCCL_VERSION != - ]] || return 0
     mkdir -p "$build/nccl"
     ln -sf "$NCCL_LIBRARY" "$build/nccl/libnccl.so"      # the linker wants the name without the number
@@ -594,12 +602,19 @@ horovod_environment() {
     say "HOROVOD_NCCL_INCLUDE=$(dirname "$NCCL_HEADER")" && say "HOROVOD_NCCL_LIB=$build/nccl"
 }
 
+horovod_parts() {
+    printf 'MPI, Gloo'
+    if [[ $CUDA_TOOLKIT != - ]]; then printf ', CUDA'; fi
+    if [[ $NCCL_VERSION != - ]]; then printf ', NCCL'; fi
+}
+
 # Where mpicxx links from, if that is no folder that the loader searches anyway.
 mpi_library_folder() {
-    local flag
+    local flag known
+    known=$(PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null | sed -n 's/.*libmpi\.so.* => //p' | xargs -r realpath)
     for flag in $(mpicxx --showme:link 2>/dev/null || mpicxx -show 2>/dev/null || true); do
-        if [[ $flag == -L* && -n $(compgen -G "${flag#-L}/libmpi.so*") ]]; then
-            ldconfig -p 2>/dev/null | grep -qF "$(realpath "${flag#-L}")/" || realpath "${flag#-L}"
+        if [[ $flag == -L* && -e ${flag#-L}/libmpi.so ]]; then
+            grep -qxF "$(realpath "${flag#-L}/libmpi.so")" <<<"$known" || realpath "${flag#-L}"
             return
         fi
     done
@@ -665,13 +680,14 @@ download_all() {
     DOWNLOAD_DIR=$(cd "$DOWNLOAD_DIR" && pwd)
     check_disk "$DOWNLOAD_DIR" 4
     version=$(pinned mpi4py)
-    step "Downloading all packages to $DOWNLOAD_DIR" "$VENV/bin/python" -m pip download --no-deps --no-build-isolation \
+    step "Downloading all packages to $DOWNLOAD_DIR" "$VENV/bin/python" -m pip download --no-deps \
         --dest "$DOWNLOAD_DIR" --requirement "$ROOT/constraints.txt"
-    step "Downloading mpi4py's source" "$VENV/bin/python" -m pip download --no-deps --no-build-isolation --no-binary mpi4py \
+    # The wheel usually does; the source is for an MPI that it does not find (match_mpi4py).
+    step "Downloading mpi4py's source" "$VENV/bin/python" -m pip download --no-deps --no-binary mpi4py \
         --dest "$DOWNLOAD_DIR" "mpi4py==$version"
-    if [[ -d $CACHE ]]; then
-        (cd "$CACHE" && find . -maxdepth 2 -name '*.whl' -exec cp --parents {} "$(mkdir -p "$DOWNLOAD_DIR/horovod"; echo "$DOWNLOAD_DIR/horovod")" \;)
-    fi
+    # Builds of this machine, for others that are like it; cached_wheel looks there.
+    mkdir -p "$CACHE" "$DOWNLOAD_DIR/horovod"
+    (cd "$CACHE" && find . -mindepth 2 -maxdepth 2 -name '*.whl' -not -path './.*' -exec cp --parents {} "$DOWNLOAD_DIR/horovod" \;)
     say "$DOWNLOAD_DIR holds $(du -sh "$DOWNLOAD_DIR" | cut -f 1). On the other machine: tools/install.sh --offline DIR"
 }
 
@@ -684,9 +700,15 @@ main() {
     lock 9 "$STATE/lock" "$VENV"
     trap stop_children EXIT INT TERM
     if [[ -z $DOWNLOAD_DIR ]] && is_up_to_date; then exit 0; fi
-    rm -f "$STATE/stamp"
-
     choose_python
+    if [[ -n $DOWNLOAD_DIR ]]; then
+        create_venv
+        honour_pip_config
+        download_all
+        exit 0
+    fi
+
+    rm -f "$STATE/stamp"
     ensure_system_packages
     check_cxx
     if [[ -n $SYSTEM_TORCH ]]; then check_system_torch; fi
@@ -694,7 +716,6 @@ main() {
 
     create_venv
     honour_pip_config
-    if [[ -n $DOWNLOAD_DIR ]]; then download_all; exit 0; fi
     install_uv
     install_torch
     install_horovod
@@ -702,7 +723,7 @@ main() {
     match_mpi4py
     prove
     write_stamp
-    say "Ready in $SECONDS s: $("$VENV/bin/python" -V), torch $TORCH_VERSION, Horovod $HOROVOD_VERSION, $(mpi_identity). Next: source $VENV/bin/activate && cxr-hvd doctor"
+    say "Ready in $SECONDS s: $("$VENV/bin/python" -V), torch $TORCH_VERSION, Horovod $HOROVOD_VERSION ($(horovod_parts)), $(mpi_identity). Next: source $VENV/bin/activate && cxr-hvd doctor"
 }
 
 # `exit` on the same line: bash reads a script as it runs, and this file may be replaced (git pull) meanwhile.

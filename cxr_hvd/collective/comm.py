@@ -42,7 +42,7 @@ class Communicator(Protocol):
     ranks_per_node: int
 
     def form_site_groups(self, site_of_rank: Sequence[int]) -> None:
-        """Fix the ranks of each site for the group "site". Collective: all ranks, once."""
+        """Fix the ranks of each site for the group "site". Collective: all ranks."""
         ...
 
     def sum_(self, tensors: Sequence[Tensor], purpose: str, group: Group = "all") -> None:
@@ -99,25 +99,31 @@ class HorovodComm:
         self.num_ranks: int = hvd.size()
         self.local_rank: int = hvd.local_rank()
         self.ranks_per_node: int = hvd.local_size()
-        self._process_sets: dict[Group, Any] = {"all": hvd.global_process_set}
+        everybody = tuple(range(self.num_ranks))
+        self._process_sets: dict[tuple[int, ...], Any] = {everybody: hvd.global_process_set}
+        self._ranks_of_site = everybody
 
     def form_site_groups(self, site_of_rank: Sequence[int]) -> None:
         for site in sorted(set(site_of_rank)):
-            ranks = [rank for rank, other in enumerate(site_of_rank) if other == site]
-            # Horovod knows the set of all ranks already, and refuses a second one like it.
-            is_everybody = len(ranks) == self.num_ranks
-            process_set = self._process_sets["all"] if is_everybody else self._hvd.add_process_set(ranks)
+            ranks = tuple(rank for rank, other in enumerate(site_of_rank) if other == site)
+            # A rank alone sums with nobody; and Horovod refuses to form the same set twice.
+            if len(ranks) > 1 and ranks not in self._process_sets:
+                self._process_sets[ranks] = self._hvd.add_process_set(list(ranks))
             if self.rank in ranks:
-                self._process_sets["site"] = process_set
+                self._ranks_of_site = ranks
 
     def sum_(self, tensors: Sequence[Tensor], purpose: str, group: Group = "all") -> None:
-        if tensors:  # Horovod fails on an empty group
-            process_set = self._process_sets[group]
-            self._guarded(
-                lambda: self._hvd.grouped_allreduce_(
-                    list(tensors), name=f"{purpose}.{group}", op=self._hvd.Sum, process_set=process_set
-                )
+        ranks = self._ranks_of_site if group == "site" else tuple(range(self.num_ranks))
+        if not tensors or len(ranks) == 1:  # Horovod fails on an empty list
+            return
+        self._guarded(
+            lambda: self._hvd.grouped_allreduce_(
+                list(tensors),
+                name=f"{purpose}.{group}",
+                op=self._hvd.Sum,
+                process_set=self._process_sets[ranks],
             )
+        )
 
     def gather(self, tensor: Tensor, purpose: str) -> Tensor:
         row = tensor.unsqueeze(0).contiguous()

@@ -200,7 +200,7 @@ class StudyFile:
             ) from error
         try:
             self._read_tables()
-        except (KeyError, ValueError, TypeError, AttributeError, OSError, OverflowError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, OSError, OverflowError, MemoryError) as error:
             self._file.close()
             raise StudyFileError(
                 f"{path}: not a study file of schema {SCHEMA} ({type(error).__name__}: {error}); "
@@ -251,10 +251,9 @@ class StudyFile:
         self._digests: NDArray[np.uint8] = tables["digests"]
         self._check_tables(num_studies)
         self.digest = _content_digest(self.header, tables)
-        if self.digest != attributes["content_sha256"]:
-            self._refuse(
-                f"content with digest {str(attributes['content_sha256'])[:12]}", f"{self.digest[:12]}: damaged"
-            )
+        stated = str(attributes["content_sha256"])
+        if self.digest != stated:
+            self._refuse(f"content with digest {stated[:12]}", f"{self.digest[:12]}: damaged")
         self._first_image = np.concatenate([[0], np.cumsum(self.num_images, dtype=np.int64)])
 
     def _own_dataset(self, name: str) -> h5py.Dataset:
@@ -280,12 +279,17 @@ class StudyFile:
         for name, (table, shape) in shapes.items():
             if table.shape != shape:
                 self._refuse(f"{name} of shape {shape}", f"{table.shape}")
+            kind = {"labels": np.float32, "study_id": object, "patient_id": object}.get(name, np.uint8)
+            if table.dtype != kind:
+                self._refuse(f"{name} of type {np.dtype(kind)}", f"{table.dtype}")
         if num_studies == 0 or self.num_images.min() < 1 or self.num_images.max() > MAX_IMAGES:
             self._refuse(f"studies of 1 to {MAX_IMAGES} images", "others")
         if not (np.isin(self.labels, (0.0, 1.0, -1.0)) | np.isnan(self.labels)).all():
             self._refuse("labels of 1, 0, -1 and NaN", "others")
         if self.splits.max() > max(Split) or self.views.max() > max(View):
             self._refuse("known splits and views", "others")
+        if len(set(zip(self.patient_ids, self.splits.tolist(), strict=True))) != len(set(self.patient_ids)):
+            self._refuse("splits disjoint by patient", "a patient in two")
 
     def _refuse(self, expected: str, found: str) -> None:
         raise StudyFileError(

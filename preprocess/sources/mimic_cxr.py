@@ -96,7 +96,8 @@ def _splits(table: Path) -> dict[tuple[str, str, str], Split]:
         split = _SPLITS.get(row.cells["split"])
         if split is None:
             raise DataError(
-                f"{row.where}: expected train, validate or test, found '{row.cells['split'][:20]}'; repair the table"
+                f"{row.where}: expected train, validate or test, found '{row.cells['split'][:20]}'; "
+                "repair the table"
             )
         splits[row.cells["dicom_id"], row.cells["subject_id"], row.cells["study_id"]] = split
     return splits

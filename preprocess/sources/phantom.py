@@ -22,7 +22,8 @@ from cxr_hvd.errors import UsageError, nearest
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.study_file import Split
 from preprocess.sources import phantom_findings
-from preprocess.sources.phantom_anatomy import HEIGHT_PX, WIDTH_PX, Body, Film
+from preprocess.sources.phantom_anatomy import Body
+from preprocess.sources.phantom_brush import HEIGHT_PX, WIDTH_PX, Film
 
 MIMIC_COLUMNS = (
     "dicom_id", "subject_id", "study_id", "PerformedProcedureStepDescription", "ViewPosition", "Rows", "Columns",
@@ -72,8 +73,8 @@ STYLES = {
     ),
     "mimic-cxr": SiteStyle(
         size_px=(448, 448), exposure=(0.80, 0.98), gamma=(1.10, 1.40), noise=9.0, blur_px=1.2, collimation=0.08,
-        marker="R", lateral=0.45, images_per_study=(0.62, 0.22, 0.08, 0.04, 0.015, 0.01, 0.004, 0.004, 0.003, 0.002, 0.002),
-        healthy=0.30,
+        marker="R", lateral=0.45, healthy=0.30,
+        images_per_study=(0.62, 0.22, 0.08, 0.04, 0.015, 0.01, 0.004, 0.004, 0.003, 0.002, 0.002),
         prevalence={
             "Enlarged Cardiomediastinum": 0.12, "Cardiomegaly": 0.30, "Lung Opacity": 0.20, "Lung Lesion": 0.12,
             "Edema": 0.18, "Consolidation": 0.12, "Pneumonia": 0.22, "Atelectasis": 0.30, "Pneumothorax": 0.12,
@@ -196,8 +197,8 @@ def _expose(film: _Film, style: SiteStyle, seed: int, site: int) -> None:
     border = [int(width * rng.uniform(0, style.collimation)) for _ in range(4)]
     tone[: border[0]] = tone[height - border[1] :] = 5
     tone[:, : border[2]] = tone[:, width - border[3] :] = 5
-    tone += style.noise * rng.standard_normal((height, width), dtype=np.float32)
-    pixels = np.clip(tone, 0, 255).astype(np.uint8)
+    noise = rng.standard_normal((height, width), dtype=np.float32)
+    pixels = np.clip(tone + style.noise * noise, 0, 255).astype(np.uint8)
     if film.view != "LATERAL":
         scale, x = width / 320, 0.90 if style.marker == "L" else 0.04
         place = (int(x * width), int(rng.uniform(0.07, 0.12) * height))
@@ -210,7 +211,7 @@ def _positioned(rng: np.random.Generator, tone: Film, style: SiteStyle) -> Film:
     """Return the film at the size of the site's files, shifted, turned and scaled a little."""
     height, width = style.size_px
     turn, zoom = rng.normal(0, 2.0), rng.uniform(1.0, 1.08)
-    matrix = cv2.getRotationMatrix2D((WIDTH_PX / 2, HEIGHT_PX / 2), turn, zoom)
+    matrix = np.asarray(cv2.getRotationMatrix2D((WIDTH_PX / 2, HEIGHT_PX / 2), turn, zoom), np.float64)
     matrix[:, 2] += rng.normal(0, 0.012, 2) * (WIDTH_PX, HEIGHT_PX)
     matrix *= np.array([[width / WIDTH_PX], [height / HEIGHT_PX]])
     placed = cv2.warpAffine(tone, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

@@ -7,22 +7,18 @@ One finding looks the same at every site; what differs between sites is acquisit
 import numpy as np
 
 from cxr_hvd.study.labels import LABELS
-from preprocess.sources.phantom_anatomy import (
+from preprocess.sources.phantom_anatomy import Body, draw_frontal, draw_lateral, rib_curves, stroke_rib
+from preprocess.sources.phantom_brush import (
     HEIGHT_PX,
     WIDTH_PX,
-    Body,
     Film,
     area,
     blank_film,
     blurred,
     clouds,
-    draw_frontal,
-    draw_lateral,
     ellipse,
     mirrored,
-    rib_curves,
     stroke,
-    stroke_rib,
 )
 
 # Findings that are opacities of the lung: a study with one of them has "Lung Opacity" too.
@@ -63,9 +59,8 @@ def frontal(rng: np.random.Generator, places: np.random.Generator, body: Body, f
     if "Atelectasis" in findings:
         opacity += _atelectasis(places, body) * (parts.lungs[0] + parts.lungs[1])
     if "Lung Lesion" in findings:
-        opacity += 0.42 * ellipse(
-            *_place(places, side, 0.30, 0.55), *places.uniform([0.05, 0.04], [0.07, 0.055]), 1.2
-        )
+        radius = places.uniform(0.05, 0.07)
+        opacity += 0.42 * ellipse(*_place(places, side, 0.30, 0.55), radius, 0.8 * radius, 1.2)
     if "Lung Opacity" in findings and not findings & OPACITIES:
         opacity += 0.26 * ellipse(*_place(places, side, 0.30, 0.55), 0.14, 0.15, 9.0) * lung
     if "Pleural Other" in findings:
@@ -126,12 +121,11 @@ def _break_ribs(rng: np.random.Generator, ribs: Film, body: Body, side: int, ove
     for curve in curves[first : first + 3]:
         if side == 1:
             curve = mirrored(curve)
-        inner, outer = np.array(curve[2]), np.array(curve[3])
-        middle = 0.6 * inner + 0.4 * outer
-        ribs *= 1 - ellipse(*middle, 0.035, 0.03, 1.0)
-        shifted = [(float(x), float(y)) for x, y in (outer + [0, 0.035], 0.5 * (middle + outer) + [0, 0.035])]
-        stroke_rib(ribs, shifted)
-        stroke(over, [tuple(middle - [0.02, 0.012]), tuple(middle + [0.02, 0.018])], 4, 0.80)
+        (x, y), (end_x, end_y) = curve[2], curve[3]
+        x, y = 0.6 * x + 0.4 * end_x, 0.6 * y + 0.4 * end_y
+        ribs *= 1 - ellipse(x, y, 0.035, 0.03, 1.0)
+        stroke_rib(ribs, [(end_x, end_y + 0.035), ((x + end_x) / 2, (y + end_y) / 2 + 0.035)])
+        stroke(over, [(x - 0.02, y - 0.012), (x + 0.02, y + 0.018)], 4, 0.80)
 
 
 def _edema(rng: np.random.Generator) -> Film:
@@ -142,7 +136,7 @@ def _edema(rng: np.random.Generator) -> Film:
         x, y = rng.uniform(0.12, 0.20), rng.uniform(0.5, 0.74)
         stroke(lines, [(x, y), (x + 0.04, y)], 2, 0.6)
         stroke(lines, [(1 - x, y), (1 - x - 0.04, y)], 2, 0.6)
-    return (0.34 + 0.08 * clouds(rng, 22)) * haze + 0.35 * blurred(lines, 0.7)
+    return np.asarray((0.34 + 0.08 * clouds(rng, 22)) * haze + 0.35 * blurred(lines, 0.7), np.float32)
 
 
 def _consolidation(rng: np.random.Generator, side: int) -> Film:
@@ -161,7 +155,8 @@ def _pneumonia(rng: np.random.Generator, side: int) -> Film:
     blots = blank_film()
     for _ in range(11):
         x, y = rng.uniform(0.15, 0.38), rng.uniform(0.48, 0.74)
-        blots = np.maximum(blots, ellipse(x if side == 0 else 1 - x, y, *rng.uniform(0.02, 0.05, 2), 3.0))
+        width, height = rng.uniform(0.02, 0.05), rng.uniform(0.02, 0.05)
+        blots = np.maximum(blots, ellipse(x if side == 0 else 1 - x, y, width, height, 3.0))
     return 0.36 * blots
 
 

@@ -90,7 +90,7 @@ def test_unknown_cxx_standard_is_refused_not_guessed(tmp_path: Path) -> None:
 
 def test_compiler_stand_in_swaps_the_standard_and_drops_build_folders(tmp_path: Path) -> None:
     write_command(tmp_path, "real", "printf '%s\\n' \"$@\"")
-    given = ["-std=gnu++14", "-O3", "-std=c++11", "-Wl,-rpath,/tmp/build", "-I/with space", "-c", "a.cc"]
+    given = ["-std=gnu++14", "-O3", "-std=c++11", "-Wl,-rpath,/tmp/build", "-g", "-I/with space", "-c", "a.cc"]
     environment = os.environ | {"CXR_HVD_CXX": str(tmp_path / "real"), "CXR_HVD_CXX_STANDARD": "20"}
     seen = subprocess.run([WRAPPER, *given], capture_output=True, text=True, check=True, env=environment).stdout
     assert seen.splitlines() == ["-std=gnu++20", "-O3", "-std=gnu++20", "-I/with space", "-c", "a.cc"]

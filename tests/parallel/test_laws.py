@@ -1,0 +1,66 @@
+"""The laws of tests/parallel/laws.py, in real jobs of 2 and 3 ranks under MPI and under Gloo."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.launch import need_horovod, run_laws
+
+need_horovod()
+
+LIMIT_S = 300
+BY_ALL = [
+    "shared_tensors_become_the_mean_and_are_bit_equal_on_all_ranks",
+    "private_tensors_and_counters_stay_bit_equal",
+    "averaging_equal_models_changes_nothing",
+    "the_order_of_ranks_changes_nothing",
+    "sites_weigh_by_their_studies_where_asked",
+    "every_third_step_averages_and_the_others_do_not",
+    "a_failure_on_one_rank_is_a_verdict_on_all",
+    "a_difference_is_named_with_sites_and_values_on_every_rank",
+    "ranks_find_their_sites_by_order_or_by_their_own_word",
+    "texts_of_any_length_arrive_whole",
+    "no_private_tensor_enters_a_collective",
+    "private_tensors_train_as_alone_given_the_same_shared_weights",
+    "a_loss_that_is_not_finite_stops_all_ranks_and_names_the_site",
+]
+BY_TWO = ["resuming_equals_never_stopping_bit_for_bit", "merged_training_deals_every_study_out_once_a_pass"]
+BY_THREE = ["a_site_weighs_one_share_however_many_ranks_it_has"]
+JOBS = {
+    ("mpirun", 2): BY_ALL + BY_TWO,
+    ("mpirun", 3): BY_ALL + BY_THREE,
+    ("gloo", 2): BY_ALL + BY_TWO,
+    ("gloo", 3): BY_THREE,
+}
+
+Verdicts = Callable[[str, int], dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Verdicts:
+    """Start each job once, when the first of its laws is asked for."""
+    told: dict[tuple[str, int], dict[str, str]] = {}
+
+    def verdicts_of(launcher: str, num_ranks: int) -> dict[str, str]:
+        job = (launcher, num_ranks)
+        if job not in told:
+            told[job] = run_laws(num_ranks, launcher, JOBS[job], tmp_path_factory.mktemp("laws"), LIMIT_S)
+        return told[job]
+
+    return verdicts_of
+
+
+@pytest.mark.parametrize(
+    ("launcher", "num_ranks", "law"), [(*job, law) for job, names in JOBS.items() for law in names]
+)
+def test_law(launcher: str, num_ranks: int, law: str, verdicts: Verdicts) -> None:
+    verdict = verdicts(launcher, num_ranks)[law]
+    assert verdict == "kept", verdict
+
+
+@pytest.mark.parametrize("launcher", ["mpirun", "gloo"])
+def test_a_hanging_rank_fails_its_test_by_name_in_time(launcher: str, tmp_path: Path) -> None:
+    said = run_laws(2, launcher, ["rank_1_hangs"], tmp_path, limit_s=25)["rank_1_hangs"]
+    assert "rank 1 did not finish rank_1_hangs" in said
+    assert "time.sleep" in said or "laws.py" in said

@@ -1,0 +1,174 @@
+"""The command line from hospital folder to study file: what it writes, prints and refuses."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cxr_hvd.study.study_file import StudyFile
+from preprocess import pixels
+from preprocess.sources import SOURCES
+from tests.launch import Finished, run
+from tests.preprocessing import preprocess_command
+from tests.synthetic import NAME, write_chexpert, write_mimic_cxr
+
+WRITERS = {"chexpert": write_chexpert, "mimic-cxr": write_mimic_cxr}
+
+
+def _preprocess(tmp_path: Path, *arguments: object) -> Finished:
+    return run(preprocess_command(*arguments), 60, XDG_CONFIG_HOME=str(tmp_path / "config"))
+
+
+@pytest.mark.parametrize("source", WRITERS)
+def test_the_file_holds_the_folder(tmp_path: Path, source: str) -> None:
+    WRITERS[source](tmp_path / "data")
+    out = tmp_path / "out.h5"
+    job = _preprocess(tmp_path, source, tmp_path / "data", "--out", out, "--keep-ids", "--site", "north")
+    assert job.exit_code == 0, job.output
+    studies = {study.study_id: study for study in SOURCES[source](tmp_path / "data").studies}
+    with StudyFile(out) as file:
+        assert (file.header.site, file.header.source, file.header.pixels) == ("north", source, pixels.PIXELS)
+        assert sorted(file.study_ids) == sorted(studies)
+        for index, study_id in enumerate(file.study_ids):
+            study = studies[study_id]
+            np.testing.assert_array_equal(file.images(index), pixels.load(study, 256))
+            np.testing.assert_array_equal(file.labels[index], np.float32(study.labels))
+            views = [image.view for image in study.images]
+            assert file.views[index].tolist() == [*views, *[0] * (20 - len(views))]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_no_identifier_in_the_file_or_the_output(tmp_path: Path) -> None:
+    write_chexpert(tmp_path / "data")
+    out = tmp_path / "out.h5"
+    job = _preprocess(tmp_path, "chexpert", tmp_path / "data", "--out", out)
+    content = out.read_bytes()
+    for said in (content, job.output.encode()):
+        assert b"patient0" not in said
+    assert str(tmp_path / "data").encode() not in content
+    key = tmp_path / "config" / "cxr-hvd" / "chexpert.key"
+    assert f"{key}" in job.output and key.stat().st_mode & 0o777 == 0o600 and len(key.read_bytes()) == 32
+    assert key.read_bytes() not in content
+
+
+def test_ids_stay_equal_under_a_key_and_differ_between_keys(tmp_path: Path) -> None:
+    write_chexpert(tmp_path / "data")
+    ids = []
+    for name, key in (("a", "one"), ("b", "one"), ("c", "two")):
+        out = tmp_path / f"{name}.h5"
+        _preprocess(tmp_path, "chexpert", tmp_path / "data", "--out", out, "--key", tmp_path / key)
+        with StudyFile(out) as file:
+            ids.append(list(file.patient_ids))
+    assert ids[0] == ids[1]
+    assert not set(ids[0]) & set(ids[2])
+    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids[0])
+
+
+def test_counts_seed_and_json(tmp_path: Path) -> None:
+    write_chexpert(tmp_path / "data")
+    counts = ("--train", 9, "--validate", 3, "--test", 4)
+    told: list[dict[str, Any]] = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        out = tmp_path / f"{name}.h5"
+        job = _preprocess(
+            tmp_path, "chexpert", tmp_path / "data", "--out", out, *counts, "--seed", seed, "--json", "--keep-ids"
+        )
+        told.append(json.loads(job.output))
+    assert [told[0]["splits"][split]["studies"] for split in ("train", "validate", "test")] == [9, 3, 4]
+    assert told[0]["digest"] == told[1]["digest"] != told[2]["digest"]
+
+
+def test_inspect_and_verify(tmp_path: Path) -> None:
+    write_mimic_cxr(tmp_path / "data")
+    out = tmp_path / "out.h5"
+    _preprocess(tmp_path, "mimic-cxr", tmp_path / "data", "--out", out)
+    shown = _preprocess(tmp_path, "inspect", out)
+    assert shown.exit_code == 0
+    for word in ("validate", "images per study", "LATERAL", "Pleural Effusion", "uncertain"):
+        assert word in shown.output
+    assert json.loads(_preprocess(tmp_path, "inspect", out, "--json").output)[0]["source"] == "mimic-cxr"
+    assert "all as they were written" in _preprocess(tmp_path, "verify", out).output
+    content = bytearray(out.read_bytes())
+    with StudyFile(out) as file:
+        page = file.images(2)[0].tobytes()
+    content[content.index(page) + 9] ^= 1
+    out.write_bytes(content)
+    damaged = _preprocess(tmp_path, "verify", out)
+    assert damaged.exit_code == 1
+    assert damaged.lines("error:") == [
+        line for line in damaged.output.splitlines() if "image 0 of study 2" in line
+    ]
+
+
+def test_an_earlier_file_stays_until_overwrite_succeeds(tmp_path: Path) -> None:
+    data, out = write_chexpert(tmp_path / "data"), tmp_path / "out.h5"
+    _preprocess(tmp_path, "chexpert", data, "--out", out)
+    before = out.read_bytes()
+    refused = _preprocess(tmp_path, "chexpert", data, "--out", out)
+    assert refused.exit_code == 2 and "add --overwrite" in refused.output
+    image = sorted((data / NAME / "train").rglob("*.jpg"))[-1]
+    image.write_bytes(image.read_bytes()[:-9])
+    failed = _preprocess(tmp_path, "chexpert", data, "--out", out, "--overwrite")
+    assert failed.exit_code == 1 and len(failed.lines("error:")) == 1 and "truncated" in failed.output
+    assert out.read_bytes() == before
+    image.unlink()
+    assert _preprocess(tmp_path, "chexpert", data, "--out", out, "--overwrite").exit_code == 1
+    assert out.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config", "data", "out.h5"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["--train", 3], 2, "expected all of --train, --validate and --test or none"),
+        (["--train", 3, "--validate", 0, "--test", 3], 2, "empty split"),
+        (["--train", 300, "--validate", 2, "--test", 3], 1, "expected 305 studies"),
+        (["--site", "../up"], 2, "--site: expected letters"),
+        (["--out", "/nowhere/at/all.h5"], 2, "expected an existing folder"),
+        (["--train", "many"], 2, "not a valid integer|valid integer"),
+    ],
+)
+def test_bad_usage(tmp_path: Path, arguments: list[object], exit_code: int, message: str) -> None:
+    write_chexpert(tmp_path / "data")
+    job = _preprocess(tmp_path, "chexpert", tmp_path / "data", "--out", tmp_path / "out.h5", *arguments)
+    assert (job.exit_code, "Traceback" in job.output) == (exit_code, False)
+    assert re.search(message, job.output)
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    write_chexpert(tmp_path / "data")
+    key = tmp_path / "key"
+    key.write_bytes(bytes(32))
+    key.chmod(0o644)
+    job = _preprocess(tmp_path, "chexpert", tmp_path / "data", "--out", tmp_path / "o.h5", "--key", key)
+    assert job.exit_code == 1 and "chmod 600" in job.output
+
+
+def test_help_has_an_example_for_each_verb(tmp_path: Path) -> None:
+    for verb in ("chexpert", "mimic-cxr", "phantom", "inspect", "verify"):
+        job = _preprocess(tmp_path, verb, "--help")
+        assert job.exit_code == 0 and "Example:" in job.output
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    probe = (
+        "import sys, preprocess.cli; print(sorted({'torch', 'h5py', 'cv2', 'mpi4py', 'numpy'} & set(sys.modules)))"
+    )
+    assert run(["python", "-c", probe]).output.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("source", "folder"), [("chexpert", "site-nih"), ("mimic-cxr", "site-guangzhou/mimic-cxr-jpg")]
+)
+def test_real_sites_become_study_files(real_data: Path, tmp_path: Path, source: str, folder: str) -> None:
+    out = tmp_path / "out.h5"
+    counts = ("--train", 60, "--validate", 10, "--test", 20)
+    job = _preprocess(tmp_path, source, real_data / folder, "--out", out, *counts)
+    assert job.exit_code == 0, job.output
+    with StudyFile(out) as file:
+        assert len(file) == 90
+        assert 40 < file.images(0).mean() < 220

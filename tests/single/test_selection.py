@@ -1,0 +1,113 @@
+"""Selection: disjoint by patient, exact counts, and independent of the order of rows."""
+
+import math
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cxr_hvd.errors import DataError, UsageError
+from cxr_hvd.study.study_file import Split, View
+from preprocess.records import ImageRecord, StudyRecord
+from preprocess.selection import SHARES, select
+from preprocess.write import partition
+
+
+def _studies(studies_of_patient: list[int], split: Split | None = None) -> list[StudyRecord]:
+    image = ImageRecord(Path("x.jpg"), View.PA, "train.csv row 2")
+    return [
+        StudyRecord(f"p{patient}", f"p{patient}/s{study}", split, (math.nan,) * 14, (image,))
+        for patient, num in enumerate(studies_of_patient)
+        for study in range(num)
+    ]
+
+
+def _counts(train: int, validate: int, test: int) -> dict[Split, int]:
+    return {Split.TRAIN: train, Split.VALIDATE: validate, Split.TEST: test}
+
+
+patients = st.lists(st.integers(1, 5), min_size=12, max_size=60)
+
+
+@given(patients, st.integers(0, 10**9), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
+def test_counts_are_exact_and_patients_keep_to_one_split(
+    studies_of_patient: list[int], seed: int, train: int, validate: int, test: int
+) -> None:
+    counts = _counts(train, validate, test)
+    chosen = select(_studies(studies_of_patient), seed, counts)
+    assert {split: chosen.splits.count(split) for split in Split} == counts
+    assert len({study.study_id for study in chosen.studies}) == len(chosen.studies)
+    pairs = {(study.patient_id, split) for study, split in zip(chosen.studies, chosen.splits, strict=True)}
+    assert len(pairs) == len({patient for patient, _ in pairs})
+
+
+@given(patients, st.integers(0, 10**9), st.randoms(use_true_random=False), st.booleans())
+def test_the_order_of_rows_changes_nothing(
+    studies_of_patient: list[int], seed: int, mixed: random.Random, counted: bool
+) -> None:
+    studies = _studies(studies_of_patient)
+    counts = _counts(3, 2, 2) if counted else None
+    assert select(mixed.sample(studies, len(studies)), seed, counts) == select(studies, seed, counts)
+
+
+@given(patients, st.integers(0, 10**9))
+def test_without_counts_every_study_is_chosen_once(studies_of_patient: list[int], seed: int) -> None:
+    studies = _studies(studies_of_patient)
+    chosen = select(studies, seed)
+    assert sorted(study.study_id for study in chosen.studies) == sorted(study.study_id for study in studies)
+    for split, share in SHARES.items():
+        # Validation and test may each take one patient (here of 5 studies at most) too many.
+        assert abs(chosen.splits.count(split) - share * len(studies)) <= 10
+
+
+def test_more_training_studies_leave_validation_and_test_as_they_were() -> None:
+    studies = _studies([2] * 40)
+    few, many = (select(studies, 5, _counts(train, 7, 9)) for train in (10, 40))
+    for split in (Split.VALIDATE, Split.TEST):
+        held = [
+            {study.study_id for study, found in zip(chosen.studies, chosen.splits, strict=True) if found is split}
+            for chosen in (few, many)
+        ]
+        assert held[0] == held[1]
+
+
+def test_another_seed_draws_others() -> None:
+    studies = _studies([1] * 40)
+    assert select(studies, 0, _counts(5, 5, 5)).studies != select(studies, 1, _counts(5, 5, 5)).studies
+
+
+def test_the_sources_own_split_is_kept_where_it_has_all_three() -> None:
+    studies = [study for offset, split in enumerate(Split) for study in _studies([1] * (offset + 1), split)]
+    renamed = [
+        StudyRecord(f"{study.split}{study.patient_id}", f"{index}", study.split, study.labels, study.images)
+        for index, study in enumerate(studies)
+    ]
+    chosen = select(renamed, 0)
+    assert chosen.rule == "the source's own"
+    assert all(study.split is split for study, split in zip(chosen.studies, chosen.splits, strict=True))
+
+
+def test_refusals() -> None:
+    with pytest.raises(DataError, match="expected 30 studies .*, found 20 of 10 patients: 10 short"):
+        select(_studies([2] * 10), 0, _counts(10, 10, 10))
+    with pytest.raises(DataError, match="none for validate"):
+        select(_studies([1]), 0)
+    with pytest.raises(UsageError, match="empty split"):
+        select(_studies([2] * 10), 0, _counts(5, 0, 5))
+    mixed = [*_studies([1], Split.TRAIN), *_studies([2, 1], Split.TEST)[1:], *_studies([0, 0, 1], Split.VALIDATE)]
+    with pytest.raises(DataError, match="row's patient in two"):
+        select(mixed, 0)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=200), st.integers(1, 9))
+def test_the_partition_covers_every_study_once_and_evenly(num_images: list[int], num_ranks: int) -> None:
+    owners = partition(num_images, num_ranks)
+    assert len(owners) == len(num_images)
+    loads = [
+        sum(num for num, owner in zip(num_images, owners, strict=True) if owner == rank)
+        for rank in range(num_ranks)
+    ]
+    assert sum(loads) == sum(num_images)
+    assert max(loads) - min(loads) <= max(num_images)

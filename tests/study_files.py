@@ -1,0 +1,54 @@
+"""Small seeded study files for tests that start behind the ingest."""
+
+from pathlib import Path
+
+import numpy as np
+
+from cxr_hvd.study.labels import LABELS
+from cxr_hvd.study.study_file import Split, StudyFileHeader, StudyFileWriter, StudyRow, View
+
+SIZE = 64
+
+
+def header(site: str = "north", **changes: object) -> StudyFileHeader:
+    """Return a header that nothing is wrong with."""
+    said = {
+        "site": site,
+        "source": "test",
+        "label_names": LABELS,
+        "image_size": SIZE,
+        "seed": 0,
+        "pixels": "test-1",
+        "source_sha256": "0" * 64,
+        "created": "2026-01-01T00:00:00+00:00",
+        "tool": "tests",
+    }
+    return StudyFileHeader(**{**said, **changes})  # type: ignore[arg-type]
+
+
+def write_study_file(
+    path: Path,
+    num_studies: int = 24,
+    seed: int = 0,
+    splits: tuple[Split, ...] = (Split.TRAIN, Split.TEST),
+    **changes: object,
+) -> Path:
+    """Write studies of 1 to 4 noisy images with random labels; study i is of split i modulo the splits given."""
+    rng = np.random.default_rng(seed)
+    said = header(**changes)
+    num_labels, shares = len(said.label_names), [0.4, 0.4, 0.1, 0.1]
+    rows = [
+        StudyRow(
+            study_id=f"study{index}",
+            patient_id=f"patient{index}",
+            split=splits[index % len(splits)],
+            views=(View.PA,) * int(rng.integers(1, 5)),
+            labels=tuple(rng.choice([1.0, 0.0, -1.0, np.nan], num_labels, p=shares).tolist()),
+        )
+        for index in range(num_studies)
+    ]
+    writer = StudyFileWriter(path, said, rows)
+    for index, row in enumerate(rows):
+        writer.write_images(index, rng.integers(0, 256, (len(row.views), SIZE, SIZE), dtype=np.uint8))
+    writer.close()
+    return path
