@@ -71,7 +71,7 @@ def preprocess(job: Job, ranks: Ranks, progress: Progress) -> Outcome:
         CxrHvdError: what a table, an image, the disk or another rank made impossible; an earlier file stays.
     """
     # A terminated job removes its shards like an interrupted one.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     cv2.setNumThreads(1)
     started = time.monotonic()
     is_leader = ranks.rank == 0
@@ -125,6 +125,7 @@ def preprocess(job: Job, ranks: Ranks, progress: Progress) -> Outcome:
     finally:
         write.shard_path(job.out, ranks.rank).unlink(missing_ok=True)
         progress.stop()
+        signal.signal(signal.SIGTERM, before)
     return Outcome(selection.rule, num_unlabelled, sum(num_images), load_s, time.monotonic() - started)
 
 

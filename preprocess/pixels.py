@@ -34,7 +34,7 @@ _REDUCED = {
 _START, _END, _SCAN = 0xD8, 0xD9, 0xDA
 _FRAMES = {0xC0, 0xC1, 0xC2}
 # In a scan's data 0xFF is followed by 0x00 (a stuffed byte) or a restart marker; anything else ends the scan.
-_AFTER_SCAN = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 
 
 def load(study: StudyRecord, size: int) -> NDArray[np.uint8]:
@@ -113,7 +113,7 @@ def jpeg_size(content: bytes) -> tuple[int, int]:
             end = _AFTER_SCAN.search(content, position)
             if end is None:
                 raise ValueError("a truncated one")
-            position = end.end() - 2
+            position = end.start()
     if size is None:
         raise ValueError("one without an image")
     return size

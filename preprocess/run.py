@@ -113,7 +113,9 @@ class MpiRanks:
 
     def say_last_words(self, program: str, error: CxrHvdError) -> None:
         """Print the error and end this process, once every rank has had the time to print its own."""
-        print(f"{program}: error: {error}", file=sys.stderr, flush=True)
+        # One write: print's second one, for the line's end, may come out after another rank's line.
+        sys.stderr.write(f"{program}: error: {error}\n")
+        sys.stderr.flush()
         everybody = self._comm.Ibarrier()
         deadline = time.monotonic() + _LAST_WORDS_S
         while not everybody.Test() and time.monotonic() < deadline:

@@ -350,6 +350,8 @@ honour_pip_config() {
     local key value name
     export PIP_USER=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1
     unset PYTHONHOME
+    # The checks at the end import nearly all; what Python compiles then is to be kept, or every later start is slow.
+    unset PYTHONDONTWRITEBYTECODE
     while IFS='=' read -r key value; do
         value=${value#\'} value=${value%\'} name=${key#*.} name=${name#.}
         case ${name#*.} in
@@ -449,30 +451,30 @@ cxx_standard_of() {
     printf '%s' "$standard"
 }
 
-# Asks the installed torch once, and sets TORCH_VERSION, TORCH_CUDA, TORCH_GPUS, TORCH_INCLUDE, PYTHON_ABI, NCCL_HEADER and
-# NCCL_LIBRARY; "-" for what is not there. TORCH_GPUS is what torch itself is built for, for example "75,80,90".
+# Sets TORCH_VERSION, TORCH_CUDA, TORCH_INCLUDE, PYTHON_ABI, NCCL_HEADER and NCCL_LIBRARY; "-" for what is not there. Reads
+# the installed torch's files; importing it takes seconds.
 describe_torch() {
     local answer
     answer=$("$VENV/bin/python" - <<'PY' 2>&1
-import os, re, sys, torch
+import importlib.util, os, runpy, sys
 
 def first(*paths):
-    return next((path for path in paths if os.path.exists(path)), "")
+    return next((path for path in paths if os.path.exists(path)), "-")
 
-folder = os.path.dirname(torch.__file__)
+folder = os.path.dirname(importlib.util.find_spec("torch").origin)
+version = runpy.run_path(folder + "/version.py")
 nccl = os.path.join(os.path.dirname(folder), "nvidia", "nccl")
 system = "/usr/lib/%s-linux-gnu/" % os.uname().machine
 header = first(nccl + "/include/nccl.h", "/usr/include/nccl.h")
 library = first(nccl + "/lib/libnccl.so.2") if header.startswith(nccl) else first(system + "libnccl.so.2", "/usr/lib64/libnccl.so.2")
-gpus = ",".join(re.findall(r"\bsm_(\d+)\b", getattr(torch._C, "_cuda_getArchFlags", str)() or ""))
-print(torch.__version__, torch.version.cuda or "-", gpus or "-", sep="\n")
-print(sys.implementation.cache_tag, header or "-", library or "-", folder + "/include", sep="\n")
+print(version["__version__"], version["cuda"] or "-", folder + "/include", sep="\n")
+print(sys.implementation.cache_tag, header, library, sep="\n")
 PY
-    ) || fail "torch does not import: $(tail -n 1 <<<"$answer")"
+    ) || fail "torch is not installed as expected: $(tail -n 1 <<<"$answer")"
     {
-        read -r TORCH_VERSION && read -r TORCH_CUDA && read -r TORCH_GPUS && read -r PYTHON_ABI
-        read -r NCCL_HEADER && read -r NCCL_LIBRARY && read -r TORCH_INCLUDE
-    } < <(tail -n 7 <<<"$answer")
+        read -r TORCH_VERSION && read -r TORCH_CUDA && read -r TORCH_INCLUDE
+        read -r PYTHON_ABI && read -r NCCL_HEADER && read -r NCCL_LIBRARY
+    } <<<"$answer"
     is_torch_new_enough "$TORCH_VERSION" || fail "torch $MIN_TORCH or newer is needed, found $TORCH_VERSION: correct constraints.txt"
 }
 
@@ -575,7 +577,7 @@ hide_cuda() {
 
 # The build's environment, NAME=VALUE, one a line.
 horovod_environment() {
-    local build=$1 mpi_folder
+    local build=$1 mpi_folder gpus
     say "PATH=$VENV/bin:$PATH"
     say "CXX=$build/cxx"
     say "CXR_HVD_CXX=$(real_cxx)"
@@ -593,13 +595,20 @@ horovod_environment() {
     say "LIBRARY_PATH=$CUDA_TOOLKIT/lib64${LIBRARY_PATH:+:$LIBRARY_PATH}"
     say "CMAKE_LIBRARY_PATH=$CUDA_TOOLKIT/lib64" && say "CMAKE_INCLUDE_PATH=$CUDA_TOOLKIT/include"
     say "NVCC_APPEND_FLAGS=-std=c++20"
-    # Left alone, Horovod compiles for every GPU that nvcc knows, which takes twice as long.
-    if [[ $TORCH_GPUS != - ]]; then say "HOROVOD_BUILD_CUDA_CC_LIST=$TORCH_GPUS"; fi
+    # Left alone, Horovod compiles for every GPU that nvcc knows, which takes twice as long as for those of torch.
+    gpus=$(gpus_of_torch)
+    if [[ -n $gpus ]]; then say "HOROVOD_BUILD_CUDA_CC_LIST=$gpus"; fi
     [[ $NCCL_VERSION != - ]] || return 0
     mkdir -p "$build/nccl"
     ln -sf "$NCCL_LIBRARY" "$build/nccl/libnccl.so"      # the linker wants the name without the number
     say HOROVOD_GPU_OPERATIONS=NCCL && say HOROVOD_NCCL_LINK=SHARED
     say "HOROVOD_NCCL_INCLUDE=$(dirname "$NCCL_HEADER")" && say "HOROVOD_NCCL_LIB=$build/nccl"
+}
+
+# The compute capabilities that torch is built for, "75,80,90"; nothing where it does not say so.
+gpus_of_torch() {
+    "$VENV/bin/python" -c 'import re, torch; print(*re.findall(r"\bsm_(\d+)\b", torch._C._cuda_getArchFlags() or ""), sep=",")' \
+        2>/dev/null || true
 }
 
 horovod_parts() {
@@ -631,19 +640,25 @@ num_jobs() {
 
 # ---------------------------------------------------------------- checks of the whole
 
-# mpi4py's wheel looks for any libmpi when it is imported. Should it find another than Horovod's, it is built for this one.
-match_mpi4py() {
-    local version
-    version=$(pinned mpi4py)
-    if is_same_mpi; then return; fi
-    # shellcheck disable=SC2046
-    step "Building mpi4py for $(mpi_identity)" "$VENV/bin/python" -m pip install $(pip_source) --force-reinstall --no-deps --no-cache-dir \
-        --no-build-isolation --no-binary mpi4py "mpi4py==$version"
-    is_same_mpi || fail "mpi4py and Horovod load different MPI libraries: load one MPI module only, then run again"
+# Everything is imported once, in one process. mpi4py's wheel looks for any libmpi when it is imported; should it find
+# another than Horovod's, it is built for this one.
+check_imports() {
+    local status=0 message
+    message=$(import_all 2>&1) || status=$?
+    if ((status == 3)); then
+        # shellcheck disable=SC2046
+        step "Building mpi4py for $(mpi_identity)" "$VENV/bin/python" -m pip install $(pip_source) --force-reinstall --no-deps \
+            --no-cache-dir --no-build-isolation --no-binary mpi4py "mpi4py==$(pinned mpi4py)"
+        status=0
+        message=$(import_all 2>&1) || status=$?
+        ((status != 3)) || fail "mpi4py and Horovod load different MPI libraries ($message): load one MPI module only, then run again"
+    fi
+    ((status == 0)) || fail "what was installed does not import: $(tail -n 1 <<<"$message")"
 }
 
-is_same_mpi() {
-    "$VENV/bin/python" - 2>/dev/null <<'PY'
+# Status 3: more than one MPI library was loaded; prints them.
+import_all() {
+    "$VENV/bin/python" - <<'PY'
 import os, re, sys
 
 import mpi4py
@@ -651,19 +666,21 @@ mpi4py.rc.initialize = False
 from mpi4py import MPI
 MPI.Get_library_version()
 
-import horovod.torch
-maps = {os.path.realpath(path) for path in re.findall(r"/\S*/libmpi\.so\S*", open("/proc/self/maps").read())}
-sys.exit(len(maps) != 1)
+import cv2, h5py, torch, torchvision.ops, horovod.torch
+import cxr_hvd, preprocess
+
+libraries = {os.path.realpath(path) for path in re.findall(r"/\S*/libmpi\.so\S*", open("/proc/self/maps").read())}
+if len(libraries) != 1:
+    print(*sorted(libraries))
+    sys.exit(3)
 PY
 }
 
-# Every import first; then two ranks. A machine may forbid launching where it allows installing, so that is a warning.
-prove() {
+# Two ranks add up 1 and 2. A machine may forbid launching where it allows installing, so a failure is a warning.
+check_two_ranks() {
     local message
-    message=$("$VENV/bin/python" -c 'import torch, torchvision.ops, cv2, h5py, mpi4py.MPI, cxr_hvd, horovod.torch' 2>&1) ||
-        fail "what was installed does not import: $(tail -n 1 <<<"$message")"
-    message=$(OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 OMP_NUM_THREADS=1 \
-        timeout 60 mpirun -np 2 "$VENV/bin/python" -c '
+    message=$(OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
+        OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1 timeout 120 mpirun -np 2 "$VENV/bin/python" -c '
 import torch, horovod.torch as hvd
 hvd.init()
 total = hvd.allreduce(torch.tensor([hvd.rank() + 1.0]), op=hvd.Sum)
@@ -682,7 +699,7 @@ download_all() {
     version=$(pinned mpi4py)
     step "Downloading all packages to $DOWNLOAD_DIR" "$VENV/bin/python" -m pip download --no-deps \
         --dest "$DOWNLOAD_DIR" --requirement "$ROOT/constraints.txt"
-    # The wheel usually does; the source is for an MPI that it does not find (match_mpi4py).
+    # The wheel usually does; the source is for an MPI that it does not find (check_imports).
     step "Downloading mpi4py's source" "$VENV/bin/python" -m pip download --no-deps --no-binary mpi4py \
         --dest "$DOWNLOAD_DIR" "mpi4py==$version"
     # Builds of this machine, for others that are like it; cached_wheel looks there.
@@ -720,8 +737,9 @@ main() {
     install_torch
     install_horovod
     install_project
-    match_mpi4py
-    prove
+    say "Checking all imports, then two ranks under mpirun ..."
+    check_imports
+    check_two_ranks
     write_stamp
     say "Ready in $SECONDS s: $("$VENV/bin/python" -V), torch $TORCH_VERSION, Horovod $HOROVOD_VERSION ($(horovod_parts)), $(mpi_identity). Next: source $VENV/bin/activate && cxr-hvd doctor"
 }

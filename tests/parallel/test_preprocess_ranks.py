@@ -1,5 +1,6 @@
 """Preprocessing on several ranks: the same bytes as on one, and one rank's failure ends all."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,18 +20,24 @@ def _preprocess(num_ranks: int, folder: Path, source: str, data: Path, out: Path
     )
 
 
-@pytest.mark.parametrize("write", [write_chexpert, write_mimic_cxr])
-def test_any_number_of_ranks_writes_the_same_bytes(tmp_path: Path, write: Callable[[Path], Path]) -> None:
-    source = {"write_chexpert": "chexpert", "write_mimic_cxr": "mimic-cxr"}[write.__name__]
-    data = write(tmp_path / "data")
+WRITERS: dict[str, Callable[[Path], Path]] = {"chexpert": write_chexpert, "mimic-cxr": write_mimic_cxr}
+
+
+@pytest.mark.parametrize(("source", "numbers"), [("chexpert", (1, 2, 3)), ("mimic-cxr", (1, 3))])
+def test_any_number_of_ranks_writes_the_same_bytes(tmp_path: Path, source: str, numbers: tuple[int, ...]) -> None:
+    data = WRITERS[source](tmp_path / "data")
     contents = []
-    for num_ranks in (1, 2, 3):
+    for num_ranks in numbers:
         out = tmp_path / f"{num_ranks}.h5"
         job = _preprocess(num_ranks, tmp_path, source, data, out)
         assert job.exit_code == 0, job.output
         contents.append(out.read_bytes())
-    assert contents[0] == contents[1] == contents[2]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.h5", "2.h5", "3.h5", "config", "data"]
+    assert len(set(contents)) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *[f"{num}.h5" for num in numbers],
+        "config",
+        "data",
+    ]
 
 
 def _truncate(data: Path) -> None:
@@ -61,7 +68,7 @@ BAD: dict[str, tuple[Callable[[Path], object], list[object], int, str]] = {
         lambda root: write_chexpert(root, change=_leave),
         [],
         1,
-        "train.csv row 5: expected a path inside",
+        "train.csv row 5: expected a path in",
     ),
     "21 images": (lambda root: write_chexpert(root, change=_many), [], 1, "expected at most 20 images"),
     "truncated image": (lambda root: _truncate(write_chexpert(root)), [], 1, "a truncated one"),
@@ -86,6 +93,32 @@ def test_a_bad_input_ends_every_rank_with_one_line(tmp_path: Path, what: str) ->
     assert ["failed and said why" in line for line in told].count(True) == 1
     assert out.read_bytes() == b"an earlier file"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+ONE_FAILS = """
+import time
+from cxr_hvd.errors import DataError
+from preprocess.run import opened_ranks, together
+
+def work():
+    if ranks.rank == 1:
+        raise ERROR("rank 1 is ill")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        ranks.check_peers()
+        time.sleep(0.01)
+
+with opened_ranks("test") as ranks:
+    together(ranks, work)
+"""
+
+
+@pytest.mark.parametrize("error", ["DataError", "RuntimeError"])
+def test_busy_ranks_notice_that_another_failed(error: str) -> None:
+    job = launch(3, [sys.executable, "-c", ONE_FAILS.replace("ERROR", error)], limit_s=50)
+    assert job.exit_code == 1
+    assert len(job.lines("rank 1 is ill")) == 1, job.output
+    assert job.lines("rank 1 failed and said why")
 
 
 def test_phantom_is_not_for_a_launcher(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_an_image_fills_the_square(tmp_path: Path, height: int, width: int) -> N
     assert (image.shape, image.dtype) == ((256, 256), np.uint8)
     # A ramp from dark at the top to bright at the bottom stays one.
     rows = image.mean(axis=1)
-    assert rows[0] < 3 and rows[-1] > 252 and (np.diff(rows) > -1).all()
+    assert rows[0] < 6 and rows[-1] > 249 and (np.diff(rows) > -1).all()
 
 
 def test_reduced_decoding_says_the_same_as_full_decoding(tmp_path: Path) -> None:

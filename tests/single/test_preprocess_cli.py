@@ -11,22 +11,24 @@ import pytest
 from cxr_hvd.study.study_file import StudyFile
 from preprocess import pixels
 from preprocess.sources import SOURCES
-from tests.launch import Finished, run
-from tests.preprocessing import preprocess_command
+from tests.launch import run
+from tests.preprocessing import preprocess_command, preprocess_here
 from tests.synthetic import NAME, write_chexpert, write_mimic_cxr
 
 WRITERS = {"chexpert": write_chexpert, "mimic-cxr": write_mimic_cxr}
 
 
-def _preprocess(tmp_path: Path, *arguments: object) -> Finished:
-    return run(preprocess_command(*arguments), 60, XDG_CONFIG_HOME=str(tmp_path / "config"))
+@pytest.fixture(autouse=True)
+def _own_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("COLUMNS", "200")
 
 
 @pytest.mark.parametrize("source", WRITERS)
 def test_the_file_holds_the_folder(tmp_path: Path, source: str) -> None:
     WRITERS[source](tmp_path / "data")
     out = tmp_path / "out.h5"
-    job = _preprocess(tmp_path, source, tmp_path / "data", "--out", out, "--keep-ids", "--site", "north")
+    job = preprocess_here(source, tmp_path / "data", "--out", out, "--keep-ids", "--site", "north")
     assert job.exit_code == 0, job.output
     studies = {study.study_id: study for study in SOURCES[source](tmp_path / "data").studies}
     with StudyFile(out) as file:
@@ -44,7 +46,7 @@ def test_the_file_holds_the_folder(tmp_path: Path, source: str) -> None:
 def test_no_identifier_in_the_file_or_the_output(tmp_path: Path) -> None:
     write_chexpert(tmp_path / "data")
     out = tmp_path / "out.h5"
-    job = _preprocess(tmp_path, "chexpert", tmp_path / "data", "--out", out)
+    job = preprocess_here("chexpert", tmp_path / "data", "--out", out)
     content = out.read_bytes()
     for said in (content, job.output.encode()):
         assert b"patient0" not in said
@@ -59,7 +61,7 @@ def test_ids_stay_equal_under_a_key_and_differ_between_keys(tmp_path: Path) -> N
     ids = []
     for name, key in (("a", "one"), ("b", "one"), ("c", "two")):
         out = tmp_path / f"{name}.h5"
-        _preprocess(tmp_path, "chexpert", tmp_path / "data", "--out", out, "--key", tmp_path / key)
+        preprocess_here("chexpert", tmp_path / "data", "--out", out, "--key", tmp_path / key)
         with StudyFile(out) as file:
             ids.append(list(file.patient_ids))
     assert ids[0] == ids[1]
@@ -73,9 +75,8 @@ def test_counts_seed_and_json(tmp_path: Path) -> None:
     told: list[dict[str, Any]] = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         out = tmp_path / f"{name}.h5"
-        job = _preprocess(
-            tmp_path, "chexpert", tmp_path / "data", "--out", out, *counts, "--seed", seed, "--json", "--keep-ids"
-        )
+        more = (*counts, "--seed", seed, "--json", "--keep-ids")
+        job = preprocess_here("chexpert", tmp_path / "data", "--out", out, *more)
         told.append(json.loads(job.output))
     assert [told[0]["splits"][split]["studies"] for split in ("train", "validate", "test")] == [9, 3, 4]
     assert told[0]["digest"] == told[1]["digest"] != told[2]["digest"]
@@ -84,19 +85,19 @@ def test_counts_seed_and_json(tmp_path: Path) -> None:
 def test_inspect_and_verify(tmp_path: Path) -> None:
     write_mimic_cxr(tmp_path / "data")
     out = tmp_path / "out.h5"
-    _preprocess(tmp_path, "mimic-cxr", tmp_path / "data", "--out", out)
-    shown = _preprocess(tmp_path, "inspect", out)
+    preprocess_here("mimic-cxr", tmp_path / "data", "--out", out)
+    shown = preprocess_here("inspect", out)
     assert shown.exit_code == 0
     for word in ("validate", "images per study", "LATERAL", "Pleural Effusion", "uncertain"):
         assert word in shown.output
-    assert json.loads(_preprocess(tmp_path, "inspect", out, "--json").output)[0]["source"] == "mimic-cxr"
-    assert "all as they were written" in _preprocess(tmp_path, "verify", out).output
+    assert json.loads(preprocess_here("inspect", out, "--json").output)[0]["source"] == "mimic-cxr"
+    assert "all as they were written" in preprocess_here("verify", out).output
     content = bytearray(out.read_bytes())
     with StudyFile(out) as file:
         page = file.images(2)[0].tobytes()
     content[content.index(page) + 9] ^= 1
     out.write_bytes(content)
-    damaged = _preprocess(tmp_path, "verify", out)
+    damaged = preprocess_here("verify", out)
     assert damaged.exit_code == 1
     assert damaged.lines("error:") == [
         line for line in damaged.output.splitlines() if "image 0 of study 2" in line
@@ -105,17 +106,17 @@ def test_inspect_and_verify(tmp_path: Path) -> None:
 
 def test_an_earlier_file_stays_until_overwrite_succeeds(tmp_path: Path) -> None:
     data, out = write_chexpert(tmp_path / "data"), tmp_path / "out.h5"
-    _preprocess(tmp_path, "chexpert", data, "--out", out)
+    preprocess_here("chexpert", data, "--out", out)
     before = out.read_bytes()
-    refused = _preprocess(tmp_path, "chexpert", data, "--out", out)
+    refused = preprocess_here("chexpert", data, "--out", out)
     assert refused.exit_code == 2 and "add --overwrite" in refused.output
     image = sorted((data / NAME / "train").rglob("*.jpg"))[-1]
     image.write_bytes(image.read_bytes()[:-9])
-    failed = _preprocess(tmp_path, "chexpert", data, "--out", out, "--overwrite")
+    failed = preprocess_here("chexpert", data, "--out", out, "--overwrite")
     assert failed.exit_code == 1 and len(failed.lines("error:")) == 1 and "truncated" in failed.output
     assert out.read_bytes() == before
     image.unlink()
-    assert _preprocess(tmp_path, "chexpert", data, "--out", out, "--overwrite").exit_code == 1
+    assert preprocess_here("chexpert", data, "--out", out, "--overwrite").exit_code == 1
     assert out.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config", "data", "out.h5"]
 
@@ -133,7 +134,7 @@ def test_an_earlier_file_stays_until_overwrite_succeeds(tmp_path: Path) -> None:
 )
 def test_bad_usage(tmp_path: Path, arguments: list[object], exit_code: int, message: str) -> None:
     write_chexpert(tmp_path / "data")
-    job = _preprocess(tmp_path, "chexpert", tmp_path / "data", "--out", tmp_path / "out.h5", *arguments)
+    job = preprocess_here("chexpert", tmp_path / "data", "--out", tmp_path / "out.h5", *arguments)
     assert (job.exit_code, "Traceback" in job.output) == (exit_code, False)
     assert re.search(message, job.output)
     assert not (tmp_path / "out.h5").exists()
@@ -144,13 +145,19 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_bytes(bytes(32))
     key.chmod(0o644)
-    job = _preprocess(tmp_path, "chexpert", tmp_path / "data", "--out", tmp_path / "o.h5", "--key", key)
+    job = preprocess_here("chexpert", tmp_path / "data", "--out", tmp_path / "o.h5", "--key", key)
     assert job.exit_code == 1 and "chmod 600" in job.output
 
 
-def test_help_has_an_example_for_each_verb(tmp_path: Path) -> None:
+def test_an_error_of_the_process_is_one_line_and_its_exit_code(tmp_path: Path) -> None:
+    job = run(preprocess_command("chexpert", tmp_path, "--out", tmp_path / "out.h5", "--train", 3), 60)
+    assert job.exit_code == 2
+    assert job.output.startswith("cxr-preprocess: error: expected all of --train") and job.output.count("\n") == 1
+
+
+def test_help_has_an_example_for_each_verb() -> None:
     for verb in ("chexpert", "mimic-cxr", "phantom", "inspect", "verify"):
-        job = _preprocess(tmp_path, verb, "--help")
+        job = preprocess_here(verb, "--help")
         assert job.exit_code == 0 and "Example:" in job.output
 
 
@@ -167,7 +174,7 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
 def test_real_sites_become_study_files(real_data: Path, tmp_path: Path, source: str, folder: str) -> None:
     out = tmp_path / "out.h5"
     counts = ("--train", 60, "--validate", 10, "--test", 20)
-    job = _preprocess(tmp_path, source, real_data / folder, "--out", out, *counts)
+    job = preprocess_here(source, real_data / folder, "--out", out, *counts)
     assert job.exit_code == 0, job.output
     with StudyFile(out) as file:
         assert len(file) == 90

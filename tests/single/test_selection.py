@@ -90,7 +90,7 @@ def test_the_sources_own_split_is_kept_where_it_has_all_three() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(DataError, match="expected 30 studies .*, found 20 of 10 patients: 10 short"):
+    with pytest.raises(DataError, match=r"expected 30 studies .*, found 20 of 10 patients: 10 short"):
         select(_studies([2] * 10), 0, _counts(10, 10, 10))
     with pytest.raises(DataError, match="none for validate"):
         select(_studies([1]), 0)
