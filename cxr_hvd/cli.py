@@ -1,7 +1,6 @@
 """The command `cxr-hvd`: its verbs, their options, and how errors leave."""
 
 import json
-import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ import typer
 from rich.console import Console
 
 from cxr_hvd import __version__
-from cxr_hvd.errors import CxrHvdError, UsageError, leave, reported
+from cxr_hvd.errors import CxrHvdError, UsageError, leave, print_error, reported
 
 if TYPE_CHECKING:
     from cxr_hvd.collective.comm import Communicator
@@ -139,18 +138,13 @@ def joined_job() -> Iterator["Communicator"]:
         yield comm
         comm.close()
     except CxrHvdError as error:
-        print_error(error)
+        print_error(PROGRAM, error)
         if error.is_agreed:
             comm.gather(torch.zeros(1), "leaving")
         leave(error.exit_code)
     except Exception:
         traceback.print_exc()
         leave(1)
-
-
-def print_error(error: CxrHvdError) -> None:
-    """Print one line on standard error."""
-    print(f"{PROGRAM}: error: {error}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -249,7 +249,7 @@ def horovodrun_command() -> list[str]:
 def launch(launcher: list[str], limit_s: float = LAUNCH_LIMIT_S) -> Answer:
     """Start two ranks that add up their numbers; return `ranks`, each rank's (size, sum), or an `error`."""
     if not launcher:
-        return {"error": "there is no such launcher here"}
+        return {"error": "its launcher is not on PATH"}
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder, "two_ranks.py")
         program.write_text(TWO_RANKS)

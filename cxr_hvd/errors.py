@@ -82,11 +82,17 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def print_error(program: str, error: CxrHvdError) -> None:
+    """Print one line on standard error, in one piece: two ranks' lines must not run into each other."""
+    sys.stderr.write(f"{program}: error: {error}\n")
+    sys.stderr.flush()
+
+
 @contextmanager
 def reported(program: str) -> Iterator[None]:
     """Turn a `CxrHvdError` into one line on standard error and its exit code."""
     try:
         yield
     except CxrHvdError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        print_error(program, error)
         leave(error.exit_code)

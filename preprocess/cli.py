@@ -5,11 +5,14 @@ Heavy imports stand inside the verbs, so that `--help` is quick.
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cxr_hvd.errors import UsageError, reported
+
+if TYPE_CHECKING:
+    from cxr_hvd.study.study_file import Split
 
 PROGRAM = "cxr-preprocess"
 
@@ -162,9 +165,8 @@ def _preprocess(
 
     with run.opened_ranks(PROGRAM) as ranks:
         is_leader = ranks.rank == 0
-        wanted = run.together(ranks, lambda: _counts(counts))
         key_path = None if keep_ids else key or identifiers.default_key_path(site)
-        job = Job(source, root, out, site, seed, wanted, key_path, overwrite)
+        job = Job(source, root, out, site, seed, _counts(counts), key_path, overwrite)
         outcome = preprocess(job, ranks, build_progress(is_leader))
         # Leader only, and every rank waits: what is printed last is the result.
         described = run.together(ranks, lambda: inspection.describe(out) if is_leader else {})
@@ -172,14 +174,11 @@ def _preprocess(
         _print_outcome(outcome, described, as_json)
 
 
-def _counts(counts: tuple[int | None, int | None, int | None]) -> Any:
+def _counts(counts: tuple[int | None, int | None, int | None]) -> dict["Split", int] | None:
     from cxr_hvd.study.study_file import Split
 
-    if all(count is None for count in counts):
-        return None
-    if any(count is None for count in counts):
-        raise UsageError("expected all of --train, --validate and --test or none, found some; add the others")
-    return dict(zip(Split, counts, strict=True))
+    wanted = {split: count for split, count in zip(Split, counts, strict=True) if count is not None}
+    return wanted or None
 
 
 def _print_outcome(outcome: Any, described: dict[str, Any], as_json: bool) -> None:

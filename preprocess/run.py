@@ -8,7 +8,6 @@ runs code here.
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from cxr_hvd.errors import CxrHvdError, PeerError, UsageError, leave
+from cxr_hvd.errors import CxrHvdError, PeerError, UsageError, leave, print_error
 
 # Set by Open MPI, by MPICH and Intel MPI, and by Slurm with PMIx.
 LAUNCHER_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
@@ -113,9 +112,7 @@ class MpiRanks:
 
     def say_last_words(self, program: str, error: CxrHvdError) -> None:
         """Print the error and end this process, once every rank has had the time to print its own."""
-        # One write: print's second one, for the line's end, may come out after another rank's line.
-        sys.stderr.write(f"{program}: error: {error}\n")
-        sys.stderr.flush()
+        print_error(program, error)
         everybody = self._comm.Ibarrier()
         deadline = time.monotonic() + _LAST_WORDS_S
         while not everybody.Test() and time.monotonic() < deadline:

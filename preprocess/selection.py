@@ -29,14 +29,15 @@ class Selection:
 def select(studies: Iterable[StudyRecord], seed: int, counts: dict[Split, int] | None = None) -> Selection:
     """Choose studies and give each a split.
 
-    With counts: exactly so many studies a split, drawn patient by patient at random. The test split is filled
-    first and the train split last, so that asking for more training studies leaves the others as they were.
+    With counts: exactly so many studies a split, drawn patient by patient at random, and no study of a split
+    without a count. The test split is filled first and the train split last, so that asking for more training
+    studies leaves the others as they were.
     Without: all studies; by the source's own split where it has all three, else by patient in `SHARES`.
 
     Args:
         studies: all studies of a source.
         seed: of the draw and of the order in the file.
-        counts: studies wanted for each split, all three, or None.
+        counts: studies wanted, by split, or None.
 
     Raises:
         UsageError: a count is below 1.
@@ -58,7 +59,7 @@ def select(studies: Iterable[StudyRecord], seed: int, counts: dict[Split, int] |
     else:
         chosen = _by_shares(patients)
         rule = "drawn by patient, " + "/".join(f"{share:.0%}" for share in SHARES.values())
-    for split in Split:
+    for split in counts or Split:
         if not any(found is split for _, found in chosen):
             raise DataError(
                 f"expected studies in every split, found none for {split.name.lower()} "
@@ -74,7 +75,7 @@ def _draw(seed: int, patient_id: str) -> bytes:
 def _by_counts(patients: list[list[StudyRecord]], counts: dict[Split, int]) -> list[tuple[StudyRecord, Split]]:
     chosen: list[tuple[StudyRecord, Split]] = []
     remaining = iter(patients)
-    for split in (Split.TEST, Split.VALIDATE, Split.TRAIN):
+    for split in sorted(counts, reverse=True):
         if counts[split] < 1:
             raise UsageError(
                 f"expected 1 or more studies for {split.name.lower()}, found {counts[split]}: empty split"

@@ -136,12 +136,12 @@ diagnosis() {
     fi
 }
 
-stop_children() {
-    local status=$?
+# tidy_up STATUS: ends compilers that still run, and removes a half-made build.
+tidy_up() {
     trap - EXIT INT TERM
     if [[ -n ${RUNNING:-} ]]; then kill -TERM -- "-$RUNNING" 2>/dev/null || true; fi
     if [[ -n ${BUILD_DIR:-} ]]; then rm -rf "$BUILD_DIR"; fi
-    exit "$status"
+    exit "$1"
 }
 
 # ---------------------------------------------------------------- options and state
@@ -421,15 +421,19 @@ install_uv() {
     local want
     want=$(pinned uv)
     [[ $("$VENV/bin/uv" --version 2>/dev/null) != "uv $want"* ]] || return 0
+    # Ignoring what a parent environment has: it lies outside of this one.
     # shellcheck disable=SC2046
-    step "Installing uv $want" "$VENV/bin/python" -m pip install $(pip_source) "uv==$want"
+    step "Installing uv $want" "$VENV/bin/python" -m pip install --ignore-installed --no-deps $(pip_source) "uv==$want"
 }
 
 # Horovod's setup.py runs outside of build isolation, for it has to see torch; so its own needs come first.
 install_torch() {
     local wanted=(setuptools wheel packaging cloudpickle psutil pyyaml cffi)
-    [[ -n $SYSTEM_TORCH ]] || wanted+=(torch torchvision)
-    uv_install "Installing torch" "${wanted[@]}"
+    if [[ -n $SYSTEM_TORCH ]]; then
+        uv_install "Installing what Horovod's build needs" "${wanted[@]}"
+    else
+        uv_install "Installing torch" torch torchvision "${wanted[@]}"
+    fi
 }
 
 install_project() {
@@ -518,8 +522,7 @@ install_horovod() {
     describe_torch
     choose_accelerator
     key=$(wheel_key)
-    # Installers write down where a package came from; the key is in that path.
-    if grep -qF "/$key/" "$(site_packages)/horovod-$HOROVOD_VERSION.dist-info/direct_url.json" 2>/dev/null; then return; fi
+    if is_horovod_installed "$key"; then return; fi
     lock 8 "$CACHE/$key.lock" "the same build of Horovod"
     wheel=$(cached_wheel "$key")
     if [[ -z $wheel ]]; then
@@ -529,6 +532,16 @@ install_horovod() {
     fi
     exec 8>&-
     step "Installing Horovod" "$VENV/bin/uv" pip install --python "$VENV/bin/python" --offline --no-deps --reinstall-package horovod "$wheel"
+}
+
+# Installers write down where a package came from (the key is in that path), and how large its library has to be.
+is_horovod_installed() {
+    local site notes size
+    site=$(site_packages)
+    notes=$site/horovod-$HOROVOD_VERSION.dist-info
+    grep -qF "/$1/" "$notes/direct_url.json" 2>/dev/null || return 1
+    size=$(sed -n 's/^horovod\/torch\/mpi_lib_v2[^,]*\.so,[^,]*,//p' "$notes/RECORD" | tr -d '\r')
+    [[ -n $size && $size == "$(stat -c %s "$site"/horovod/torch/mpi_lib_v2*.so 2>/dev/null)" ]]
 }
 
 # The cache holds whole wheels only, since folders are renamed into it; a folder of --download may bring one along.
@@ -669,6 +682,9 @@ MPI.Get_library_version()
 import cv2, h5py, torch, torchvision.ops, horovod.torch
 import cxr_hvd, preprocess
 
+# Importing says nothing: without its library horovod.torch only warns.
+if not (horovod.torch.mpi_built() and horovod.torch.gloo_built()):
+    sys.exit("Horovod was built without MPI or Gloo")
 libraries = {os.path.realpath(path) for path in re.findall(r"/\S*/libmpi\.so\S*", open("/proc/self/maps").read())}
 if len(libraries) != 1:
     print(*sorted(libraries))
@@ -715,7 +731,9 @@ main() {
     if [[ -z $DOWNLOAD_DIR ]] && is_up_to_date; then exit 0; fi
 
     lock 9 "$STATE/lock" "$VENV"
-    trap stop_children EXIT INT TERM
+    trap 'tidy_up $?' EXIT
+    trap 'tidy_up 130' INT
+    trap 'tidy_up 143' TERM
     if [[ -z $DOWNLOAD_DIR ]] && is_up_to_date; then exit 0; fi
     choose_python
     if [[ -n $DOWNLOAD_DIR ]]; then

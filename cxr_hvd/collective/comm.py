@@ -4,11 +4,13 @@ A `Communicator` offers two collectives on numeric tensors: a grouped sum in pla
 shapes. All else is made of these, so that nothing is ever unpickled (decision 0002) and one place sees all
 that leaves a rank. `HorovodComm` talks to the other ranks; `LocalComm` is the same for one process.
 
-Every method below is collective: all ranks of the group call it, in the same order, or all wait. Horovod ends
-a wait that lasts longer than `STALL_LIMIT_S`.
+Every method below is collective: all ranks of the group call it, in the same order, or all wait. A wait that
+lasts longer than CXR_STALL_LIMIT_S seconds (from the environment; 600) ends this rank, and with it the job.
 """
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, TypeVar
@@ -16,12 +18,12 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from cxr_hvd.errors import ContractError, CxrHvdError, PeerError
+from cxr_hvd.errors import ContractError, CxrHvdError, PeerError, leave, print_error
 
 Group = Literal["all", "site"]
 """Who takes part: all ranks, or the ranks of one's own site."""
 
-STALL_LIMIT_S = 600
+STALL_LIMIT_S = 600.0
 MAX_TEXT_BYTES = 1 << 20
 
 Result = TypeVar("Result")
@@ -86,9 +88,7 @@ class HorovodComm:
     """
 
     def __init__(self) -> None:
-        # Read when Horovod and MPI start: give up on a lost rank after a time, yield the core while waiting.
-        os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(STALL_LIMIT_S))
-        os.environ.setdefault("HOROVOD_GLOO_TIMEOUT_SECONDS", str(STALL_LIMIT_S))
+        # Read when Horovod and MPI start: sites may be formed later; a waiting rank yields its core.
         os.environ.setdefault("HOROVOD_DYNAMIC_PROCESS_SETS", "1")
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
         import horovod.torch as hvd
@@ -102,6 +102,7 @@ class HorovodComm:
         everybody = tuple(range(self.num_ranks))
         self._process_sets: dict[tuple[int, ...], Any] = {everybody: hvd.global_process_set}
         self._ranks_of_site = everybody
+        self._watchdog = Watchdog(float(os.environ.get("CXR_STALL_LIMIT_S", STALL_LIMIT_S)))
 
     def form_site_groups(self, site_of_rank: Sequence[int]) -> None:
         for site in sorted(set(site_of_rank)):
@@ -117,31 +118,64 @@ class HorovodComm:
         if not tensors or len(ranks) == 1:  # Horovod fails on an empty list
             return
         self._guarded(
+            purpose,
             lambda: self._hvd.grouped_allreduce_(
                 list(tensors),
                 name=f"{purpose}.{group}",
                 op=self._hvd.Sum,
                 process_set=self._process_sets[ranks],
-            )
+            ),
         )
 
     def gather(self, tensor: Tensor, purpose: str) -> Tensor:
         row = tensor.unsqueeze(0).contiguous()
-        gathered: Tensor = self._guarded(lambda: self._hvd.allgather(row, name=purpose))
+        gathered: Tensor = self._guarded(purpose, lambda: self._hvd.allgather(row, name=purpose))
         return gathered
 
     def close(self) -> None:
         self._hvd.shutdown()
 
-    def _guarded(self, collective: Callable[[], Result]) -> Result:
+    def _guarded(self, purpose: str, collective: Callable[[], Result]) -> Result:
         from horovod.common.exceptions import HorovodInternalError
 
         try:
-            return collective()
+            with self._watchdog.watching(purpose):
+                return collective()
         except HorovodInternalError as error:
-            raise PeerError(
-                "another rank stopped, or gave no sign of life in time; its own last line says why"
-            ) from error
+            raise PeerError(f"another rank stopped during {purpose}; its own last line says why") from error
+
+
+class Watchdog:
+    """Ends this process when a wait for other ranks has lasted too long.
+
+    Horovod's own stall check does not fire under Gloo, where a silent rank would be waited for without end.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._waiting: tuple[str, float] | None = None
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    @contextmanager
+    def watching(self, purpose: str) -> Iterator[None]:
+        """Count the time of the body, a wait for `purpose`."""
+        self._waiting = (purpose, time.monotonic())
+        try:
+            yield
+        finally:
+            self._waiting = None
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(min(1.0, self._limit_s / 4))
+            waiting = self._waiting
+            if waiting and time.monotonic() - waiting[1] > self._limit_s:
+                error = PeerError(
+                    f"waited {self._limit_s:.0f} s for the other ranks in {waiting[0]}: one hangs or is cut "
+                    "off; look at each rank's last line, then start again with --resume"
+                )
+                print_error("cxr-hvd", error)
+                leave(error.exit_code)
 
 
 def start_comm() -> Communicator:

@@ -1,11 +1,13 @@
 """The laws of tests/parallel/laws.py, in real jobs of 2 and 3 ranks under MPI and under Gloo."""
 
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.launch import need_horovod, run_laws
+from tests.launch import launch, need_horovod, run_laws
 
 need_horovod()
 
@@ -64,3 +66,11 @@ def test_a_hanging_rank_fails_its_test_by_name_in_time(launcher: str, tmp_path: 
     said = run_laws(2, launcher, ["rank_1_hangs"], tmp_path, limit_s=40)["rank_1_hangs"]
     assert "rank 1 did not finish rank_1_hangs" in said
     assert "in rank_1_hangs" in said
+
+
+@pytest.mark.parametrize("launcher", ["mpirun", "gloo"])
+def test_a_wait_for_a_silent_rank_ends_the_job_in_time(launcher: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.parallel.rank", str(tmp_path), str(time.time() + 600), "rank_1_hangs"]
+    job = launch(2, command, launcher, limit_s=90, CXR_STALL_LIMIT_S="3")
+    assert job.exit_code != 0
+    assert job.lines("cxr-hvd: error: waited 3 s for the other ranks in waits for rank 1")

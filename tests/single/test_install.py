@@ -34,6 +34,19 @@ def write_command(folder: Path, name: str, body: str) -> None:
     (folder / name).chmod(0o755)
 
 
+def has_ended(pid: str) -> bool:
+    """Return whether a process is gone, or will only be read its status from, within five seconds."""
+    state = Path("/proc", pid, "stat")
+    for _ in range(50):
+        try:
+            if state.read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def copy_tree(destination: Path) -> Path:
     """Copy what the installer needs, without an environment, and return the copy's root."""
     destination.mkdir()
@@ -226,6 +239,26 @@ def test_unfinished_build_is_no_wheel_and_a_whole_one_is(tmp_path: Path) -> None
     assert run_bash(f"CACHE={tmp_path}; cached_wheel OTHER").stdout.endswith("horovod-0.28.1-x.whl")
 
 
+def test_damaged_horovod_is_not_taken_for_installed(tmp_path: Path) -> None:
+    site = tmp_path / "lib/python3.11/site-packages"
+    notes = site / "horovod-0.28.1.dist-info"
+    library = site / "horovod/torch/mpi_lib_v2.cpython-311-x86_64-linux-gnu.so"
+    for folder in (notes, library.parent):
+        folder.mkdir(parents=True)
+    (notes / "direct_url.json").write_text('{"url": "file:///cache/KEY/horovod-0.28.1-x.whl"}')
+    (notes / "RECORD").write_text(f"{library.relative_to(site)},sha256=abc,5\n")
+
+    def is_installed(key: str) -> bool:
+        return run_bash(f"VENV={tmp_path}; is_horovod_installed {key}").returncode == 0
+
+    assert not is_installed("KEY")
+    library.write_text("12345")
+    assert is_installed("KEY")
+    assert not is_installed("OTHER")
+    library.write_text("123")
+    assert not is_installed("KEY")
+
+
 def test_moved_environment_is_refused(tmp_path: Path) -> None:
     write_command(tmp_path / "bin", "python", "echo /usr/bin/python3")
     (tmp_path / "bin" / "activate").write_text('VIRTUAL_ENV="/somewhere/else/.venv"\n')
@@ -245,6 +278,22 @@ def test_pip_settings_reach_uv(tmp_path: Path) -> None:
         f"{clean}; export UV_DEFAULT_INDEX=https://own.example; VENV={tmp_path}; honour_pip_config; {show}"
     )
     assert done.stdout.split()[0] == "https://own.example"
+
+
+@pytest.mark.parametrize("signal", ["TERM", "INT"])
+def test_stopped_step_leaves_nothing_running_and_nothing_half_made(tmp_path: Path, signal: str) -> None:
+    build = tmp_path / "build"
+    build.mkdir()
+    body = f"""
+        STATE={tmp_path} BUILD_DIR={build}
+        trap 'tidy_up $?' EXIT; trap 'tidy_up 130' INT; trap 'tidy_up 143' TERM
+        (sleep 1; kill -{signal} $$) &
+        step work bash -c 'sleep 600 & echo $! >{tmp_path}/child; wait'
+    """
+    done = run_bash(body)
+    assert done.returncode == {"TERM": 143, "INT": 130}[signal]
+    assert not build.exists()
+    assert has_ended((tmp_path / "child").read_text().strip())
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
@@ -271,7 +320,8 @@ def test_second_run_is_quick_and_changes_nothing() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_whole_install_without_a_network(tmp_path: Path) -> None:
-    isolate = ["unshare", "--net", "--map-root-user"]
+    # With the loopback interface, as every machine has it: Open MPI refuses to work without any.
+    isolate = ["unshare", "--net", "--map-root-user", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
     if shutil.which("unshare") is None or subprocess.run([*isolate, "true"], check=False).returncode != 0:
         pytest.skip("this machine does not allow a process without a network (unshare --net)")
     folder = tmp_path / "packages"

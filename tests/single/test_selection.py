@@ -43,6 +43,13 @@ def test_counts_are_exact_and_patients_keep_to_one_split(
     assert len(pairs) == len({patient for patient, _ in pairs})
 
 
+@given(st.lists(st.sampled_from(list(Split)), min_size=1, unique=True))
+def test_a_split_without_a_count_stays_empty(wanted: list[Split]) -> None:
+    counts = dict.fromkeys(wanted, 3)
+    chosen = select(_studies([2] * 20), 0, counts)
+    assert {split: chosen.splits.count(split) for split in set(chosen.splits)} == counts
+
+
 @given(patients, st.integers(0, 10**9), st.randoms(use_true_random=False), st.booleans())
 def test_the_order_of_rows_changes_nothing(
     studies_of_patient: list[int], seed: int, mixed: random.Random, counted: bool
