@@ -661,7 +661,7 @@ check_imports() {
     if ((status == 3)); then
         # shellcheck disable=SC2046
         step "Building mpi4py for $(mpi_identity)" "$VENV/bin/python" -m pip install $(pip_source) --force-reinstall --no-deps \
-            --no-cache-dir --no-build-isolation --no-binary mpi4py "mpi4py==$(pinned mpi4py)"
+            --no-cache-dir --no-binary mpi4py "mpi4py==$(pinned mpi4py)"
         status=0
         message=$(import_all 2>&1) || status=$?
         ((status != 3)) || fail "mpi4py and Horovod load different MPI libraries ($message): load one MPI module only, then run again"

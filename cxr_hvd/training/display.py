@@ -85,7 +85,7 @@ class TrainingDisplay:
         now = time.perf_counter()
         if self._progress:
             self._progress.update(self._task, completed=report.step + 1, said=self._said(now, report.step))
-        elif now - self._last_line >= LINE_EVERY_S or report.step + 1 == self._num_steps:
+        elif now - self._last_line >= LINE_EVERY_S or report.step in (self._first_step, self._num_steps - 1):
             self._last_line = now
             left_s = (
                 (now - self._started) / (report.step + 1 - self._first_step) * (self._num_steps - report.step - 1)
