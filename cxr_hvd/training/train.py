@@ -7,13 +7,14 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.tensorboard import SummaryWriter
 
 from cxr_hvd import __version__
 from cxr_hvd.collective.averaging import PartialAverager, site_weights
@@ -64,10 +65,10 @@ def train(config: Config, run: Path, comm: Communicator, resume: bool = False, o
         data = open_training_data(config, topology)
         for file in data.files:
             opened.callback(file.close)
-        closing = opened.pop_all()
+        files_open = opened.pop_all()
 
     # Every rank builds the same network and plan, and all agree on them before a tensor moves.
-    with closing:
+    with files_open:
         model = build_model(config.model.name, len(data.studies.label_names), config.seed)
         with together(comm, "making the sharing plan"):
             plan = plan_of(config, model)
@@ -230,16 +231,19 @@ def record_run(folder: RunFolder, config: Config, plan: SharingPlan, data: Train
 
 @contextmanager
 def metrics_log(folder: RunFolder, topology: Topology) -> Iterator[Any]:
-    """Give a function that adds a step's report to the site's `metrics.jsonl`; other ranks' does nothing."""
+    """Give a function that notes a step in `metrics.jsonl` and for TensorBoard, on the site's leader alone."""
     if not topology.is_site_leader:
         yield lambda report: None
         return
-    with (folder.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+    board = SummaryWriter(str(folder.path / "tensorboard"))
+    with closing(board), (folder.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
 
         def log(report: StepReport) -> None:
             row = asdict(report)
             del row["loss_of_rank"]
             file.write(json.dumps(row) + "\n")
             file.flush()
+            for name in ("loss", "learning_rate", "data_s", "compute_s", "averaging_s"):
+                board.add_scalar(name, row[name], report.step)
 
         yield log

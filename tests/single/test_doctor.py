@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from cxr_hvd import doctor
-from cxr_hvd.doctor import Finding
+from cxr_hvd.doctor import questions, verdicts
+from cxr_hvd.doctor.verdicts import Finding
 
 TORCH = {"version": "2.14.1+cu130", "cuda": "13.0", "gpus": []}
 LIBMPI = ["/usr/lib/libmpi.so.40.30.4"]
@@ -32,66 +33,66 @@ ERROR = {"error": "ImportError: libmpi.so.40: cannot open shared object file (ex
 
 
 HEALTHY: list[Finding] = [
-    doctor.judge_python((3, 13, 1)),
-    doctor.judge_torch(TORCH),
-    doctor.judge_torch(TORCH | {"version": "2.10.0", "cuda": None}),
-    doctor.judge_works("opencv", {"version": "5.0", "works": True}),
-    doctor.judge_horovod(HOROVOD),
-    doctor.judge_mpirun(MPIRUN),
-    doctor.judge_mpi4py(MPI4PY, MPIRUN, HOROVOD),
-    doctor.judge_mpi4py(MPI4PY, MPIRUN, ERROR),
-    doctor.judge_mpi4py(
+    verdicts.judge_python((3, 13, 1)),
+    verdicts.judge_torch(TORCH),
+    verdicts.judge_torch(TORCH | {"version": "2.10.0", "cuda": None}),
+    verdicts.judge_works("opencv", {"version": "5.0", "works": True}),
+    verdicts.judge_horovod(HOROVOD),
+    verdicts.judge_mpirun(MPIRUN),
+    verdicts.judge_mpi4py(MPI4PY, MPIRUN, HOROVOD),
+    verdicts.judge_mpi4py(MPI4PY, MPIRUN, ERROR),
+    verdicts.judge_mpi4py(
         MPI4PY | {"library": "MPICH Version:      4.0.2"},
         {"path": "/x", "version": "HYDRA Version: 4.0.2"},
         HOROVOD,
     ),
-    doctor.judge_gpu(TORCH, has_driver=False),
-    doctor.judge_gpu(TORCH | {"gpus": ["H100"]}, has_driver=True),
-    doctor.judge_nccl(TORCH, HOROVOD),
-    doctor.judge_nccl(TORCH, HOROVOD | {"nccl": False}),
-    doctor.judge_threads(8, None),
-    doctor.judge_threads(8, "4"),
-    doctor.judge_disk("/runs", 500.0),
-    doctor.judge_shm(1024),
-    doctor.judge_launch("two ranks", {"ranks": [(2, 3.0), (2, 3.0)]}),
+    verdicts.judge_gpu(TORCH, has_driver=False),
+    verdicts.judge_gpu(TORCH | {"gpus": ["H100"]}, has_driver=True),
+    verdicts.judge_nccl(TORCH, HOROVOD),
+    verdicts.judge_nccl(TORCH, HOROVOD | {"nccl": False}),
+    verdicts.judge_threads(8, None),
+    verdicts.judge_threads(8, "4"),
+    verdicts.judge_disk("/runs", 500.0),
+    verdicts.judge_shm(1024),
+    verdicts.judge_launch("two ranks", {"ranks": [(2, 3.0), (2, 3.0)]}),
 ]
 
 FAILING: list[tuple[Finding, str]] = [
-    (doctor.judge_python((3, 10, 4)), "3.11"),
-    (doctor.judge_torch(ERROR), "libmpi"),
-    (doctor.judge_torch(TORCH | {"version": "2.8.1"}), "2.9"),
+    (verdicts.judge_python((3, 10, 4)), "3.11"),
+    (verdicts.judge_torch(ERROR), "libmpi"),
+    (verdicts.judge_torch(TORCH | {"version": "2.8.1"}), "2.9"),
     (
-        doctor.judge_works("torchvision", {"error": "RuntimeError: operator torchvision::nms does not exist"}),
+        verdicts.judge_works("torchvision", {"error": "RuntimeError: operator torchvision::nms does not exist"}),
         "nms",
     ),
-    (doctor.judge_works("opencv", {"version": "5.0", "works": False}), "wrong"),
-    (doctor.judge_horovod(ERROR), "libmpi"),
-    (doctor.judge_horovod(HOROVOD | {"torch": "2.15.0"}), "2.15.0"),
-    (doctor.judge_horovod(HOROVOD | {"mpi": False}), "expected mpi and gloo"),
-    (doctor.judge_horovod(HOROVOD | {"gloo": False}), "expected mpi and gloo"),
-    (doctor.judge_mpirun({"error": "no mpirun on PATH"}), "PATH"),
-    (doctor.judge_mpi4py(ERROR, MPIRUN, HOROVOD), "libmpi"),
-    (doctor.judge_mpi4py(MPI4PY, MPIRUN | {"version": "mpirun (Open MPI) 5.0.3"}, HOROVOD), "5.0.3"),
-    (doctor.judge_mpi4py(MPI4PY, MPIRUN, HOROVOD | {"libmpi": ["/opt/libmpi.so.12"]}), "/opt/libmpi.so.12"),
-    (doctor.judge_h5py(ERROR), "libmpi"),
-    (doctor.judge_libraries(ERROR), "libmpi"),
-    (doctor.judge_nccl(TORCH, ERROR), "import"),
-    (doctor.judge_disk("/runs", 0.5), "/runs"),
-    (doctor.judge_launch("two ranks", {"error": "no answer within 60 s"}), "60 s"),
-    (doctor.judge_launch("two ranks", {"ranks": [(1, 1.0), (1, 1.0)]}), "only itself"),
-    (doctor.judge_launch("two ranks", {"ranks": [(2, 3.0)]}), "twice"),
-    (doctor.judge_launch("two ranks", {"ranks": [(2, 3.0), (2, 2.0)]}), "2.0"),
+    (verdicts.judge_works("opencv", {"version": "5.0", "works": False}), "wrong"),
+    (verdicts.judge_horovod(ERROR), "libmpi"),
+    (verdicts.judge_horovod(HOROVOD | {"torch": "2.15.0"}), "2.15.0"),
+    (verdicts.judge_horovod(HOROVOD | {"mpi": False}), "expected mpi and gloo"),
+    (verdicts.judge_horovod(HOROVOD | {"gloo": False}), "expected mpi and gloo"),
+    (verdicts.judge_mpirun({"error": "no mpirun on PATH"}), "PATH"),
+    (verdicts.judge_mpi4py(ERROR, MPIRUN, HOROVOD), "libmpi"),
+    (verdicts.judge_mpi4py(MPI4PY, MPIRUN | {"version": "mpirun (Open MPI) 5.0.3"}, HOROVOD), "5.0.3"),
+    (verdicts.judge_mpi4py(MPI4PY, MPIRUN, HOROVOD | {"libmpi": ["/opt/libmpi.so.12"]}), "/opt/libmpi.so.12"),
+    (verdicts.judge_h5py(ERROR), "libmpi"),
+    (verdicts.judge_libraries(ERROR), "libmpi"),
+    (verdicts.judge_nccl(TORCH, ERROR), "import"),
+    (verdicts.judge_disk("/runs", 0.5), "/runs"),
+    (verdicts.judge_launch("two ranks", {"error": "no answer within 60 s"}), "60 s"),
+    (verdicts.judge_launch("two ranks", {"ranks": [(1, 1.0), (1, 1.0)]}), "only itself"),
+    (verdicts.judge_launch("two ranks", {"ranks": [(2, 3.0)]}), "twice"),
+    (verdicts.judge_launch("two ranks", {"ranks": [(2, 3.0), (2, 2.0)]}), "2.0"),
 ]
 
 WARNING: list[tuple[Finding, str]] = [
-    (doctor.judge_gpu(TORCH, has_driver=True), "no GPU"),
-    (doctor.judge_gpu(TORCH | {"cuda": None}, has_driver=True), "without CUDA"),
-    (doctor.judge_nccl(TORCH | {"gpus": ["H100"]}, HOROVOD | {"nccl": False}), "GPUs"),
-    (doctor.judge_threads(2, "64"), "1 to 2"),
-    (doctor.judge_threads(2, "many"), "1 to 2"),
-    (doctor.judge_disk("/runs", 5.0), "/runs"),
-    (doctor.judge_shm(64), "64 MiB"),
-    (doctor.judge_shm(None), "not there"),
+    (verdicts.judge_gpu(TORCH, has_driver=True), "no GPU"),
+    (verdicts.judge_gpu(TORCH | {"cuda": None}, has_driver=True), "without CUDA"),
+    (verdicts.judge_nccl(TORCH | {"gpus": ["H100"]}, HOROVOD | {"nccl": False}), "GPUs"),
+    (verdicts.judge_threads(2, "64"), "1 to 2"),
+    (verdicts.judge_threads(2, "many"), "1 to 2"),
+    (verdicts.judge_disk("/runs", 5.0), "/runs"),
+    (verdicts.judge_shm(64), "64 MiB"),
+    (verdicts.judge_shm(None), "not there"),
 ]
 
 
@@ -129,11 +130,11 @@ def test_what_is_not_in_order_says_so_in_one_line_and_what_mends_it(
 
 
 def test_question_that_crashes_is_an_answer() -> None:
-    assert "SIGSEGV" not in str(doctor.ask("import json; print(json.dumps({'version': '1'}))"))
-    assert doctor.ask("print('{\"a\": 1}')") == {"a": 1}
-    assert "no module named 'nothing'" in doctor.ask("import nothing")["error"].lower()
-    assert "error" in doctor.ask("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-    assert "error" in doctor.ask("")
+    assert "SIGSEGV" not in str(questions.ask("import json; print(json.dumps({'version': '1'}))"))
+    assert questions.ask("print('{\"a\": 1}')") == {"a": 1}
+    assert "no module named 'nothing'" in questions.ask("import nothing")["error"].lower()
+    assert "error" in questions.ask("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    assert "error" in questions.ask("")
 
 
 def test_question_that_hangs_ends_with_all_it_started(tmp_path: Path) -> None:
@@ -144,7 +145,7 @@ def test_question_that_hangs_ends_with_all_it_started(tmp_path: Path) -> None:
         "time.sleep(600)\n"
     )
     started = time.monotonic()
-    answer = doctor.ask(program, limit_s=2.0)
+    answer = questions.ask(program, limit_s=2.0)
     assert "within 2 s" in answer["error"]
     assert time.monotonic() - started < 10
     assert has_ended(child.read_text())
@@ -152,11 +153,13 @@ def test_question_that_hangs_ends_with_all_it_started(tmp_path: Path) -> None:
 
 def test_machine_without_mpirun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    finding = doctor.judge_mpirun(doctor.ask_mpirun())
+    finding = verdicts.judge_mpirun(questions.ask_mpirun())
     assert finding.status == "fail"
     assert finding.mend and "openmpi-bin" in finding.mend
     assert (
-        doctor.judge_launch("two ranks", doctor.launch(doctor.mpirun_command(doctor.ask_mpirun()))).status
+        verdicts.judge_launch(
+            "two ranks", questions.launch(questions.mpirun_command(questions.ask_mpirun()))
+        ).status
         == "fail"
     )
 
@@ -167,7 +170,7 @@ def test_mpirun_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     )
     (tmp_path / "mpirun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    assert "libopen-rte" in doctor.judge_mpirun(doctor.ask_mpirun()).found
+    assert "libopen-rte" in verdicts.judge_mpirun(questions.ask_mpirun()).found
 
 
 def test_number_of_mpich_is_on_its_second_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -175,23 +178,23 @@ def test_number_of_mpich_is_on_its_second_line(monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "mpirun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     mpich = MPI4PY | {"library": "MPICH Version:      4.0.2\nMPICH Release date: ..."}
-    assert doctor.judge_mpi4py(mpich, doctor.ask_mpirun(), HOROVOD).status == "ok"
-    assert doctor.judge_mpi4py(MPI4PY, doctor.ask_mpirun(), HOROVOD).status == "fail"
+    assert verdicts.judge_mpi4py(mpich, questions.ask_mpirun(), HOROVOD).status == "ok"
+    assert verdicts.judge_mpi4py(MPI4PY, questions.ask_mpirun(), HOROVOD).status == "fail"
 
 
 def test_launcher_that_hangs_is_stopped(tmp_path: Path) -> None:
     launcher = tmp_path / "mpirun"
     launcher.write_text("#!/bin/sh\nsleep 600\n")
     launcher.chmod(0o755)
-    assert "within 1 s" in doctor.launch([str(launcher)], limit_s=1.0)["error"]
+    assert "within 1 s" in questions.launch([str(launcher)], limit_s=1.0)["error"]
 
 
 def test_launcher_whose_ranks_do_not_see_each_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     launcher = tmp_path / "mpirun"
     launcher.write_text('#!/bin/sh\nshift 0\n"$@"\n"$@"\n')
     launcher.chmod(0o755)
-    monkeypatch.setattr(doctor, "TWO_RANKS", "print('size=1 sum=1.0')")
-    assert "only itself" in doctor.judge_launch("two ranks", doctor.launch([str(launcher)])).found
+    monkeypatch.setattr(questions, "TWO_RANKS", "print('size=1 sum=1.0')")
+    assert "only itself" in verdicts.judge_launch("two ranks", questions.launch([str(launcher)])).found
 
 
 def test_another_torch_beside_horovod_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -213,8 +216,8 @@ def test_another_torch_beside_horovod_is_found(monkeypatch: pytest.MonkeyPatch, 
 )
 def test_cores_of_a_container_are_its_share(tmp_path: Path, text: str, cores: int | None) -> None:
     (tmp_path / "cpu.max").write_text(text + "\n")
-    everything = doctor.count_cores(tmp_path / "no-such-folder")
-    assert doctor.count_cores(tmp_path) == (cores or everything)
+    everything = questions.count_cores(tmp_path / "no-such-folder")
+    assert questions.count_cores(tmp_path) == (cores or everything)
 
 
 def test_enclosing_job_is_not_joined() -> None:
@@ -225,7 +228,7 @@ def test_enclosing_job_is_not_joined() -> None:
         "HOME": "/h",
         "OMPI_MCA_btl": "tcp",
     }
-    kept = doctor._launch_environment(inside)
+    kept = questions._launch_environment(inside)
     assert {"HOME", "OMPI_MCA_btl"} <= kept.keys()
     assert not {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "HOROVOD_RANK"} & kept.keys()
 

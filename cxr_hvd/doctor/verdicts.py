@@ -1,0 +1,190 @@
+"""Judging: from answers to findings, each with what mends it. Pure."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from cxr_hvd.doctor.questions import Answer, numbers_in
+
+Status = Literal["ok", "warn", "fail"]
+
+
+MIN_PYTHON = (3, 11)
+MIN_TORCH = (2, 9)
+SCARCE_DISK_GB, ENOUGH_DISK_GB = 1.0, 10.0
+ENOUGH_SHM_MIB = 128  # containers give 64 unless told otherwise; MPI puts its buffers there
+
+SETUP = "make setup"
+MPI_PACKAGES = "apt-get install -y openmpi-bin libopenmpi-dev && make setup"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What was looked at.
+        status: `ok`, `warn` (works, but not as well as it could) or `fail` (training will not run).
+        found: What was found, in one line.
+        mend: The command that mends it; None where nothing is to be mended.
+    """
+
+    name: str
+    status: Status
+    found: str
+    mend: str | None = None
+
+
+def judge_python(version: tuple[int, ...]) -> Finding:
+    """Judge the interpreter's version."""
+    found = ".".join(map(str, version))
+    if version[:2] < MIN_PYTHON:
+        return Finding(
+            "Python", "fail", f"{found}, expected 3.11 or newer", f"tools/install.sh --python PY  ({SETUP})"
+        )
+    return Finding("Python", "ok", found)
+
+
+def judge_torch(answer: Answer) -> Finding:
+    """Judge torch: it imports, and is not too old."""
+    if "error" in answer:
+        return Finding("torch", "fail", answer["error"], SETUP)
+    found = f"{answer['version']}, built for {'CUDA ' + answer['cuda'] if answer['cuda'] else 'processors only'}"
+    if numbers_in(answer["version"])[:2] < MIN_TORCH:
+        return Finding("torch", "fail", f"{found}; expected 2.9 or newer", SETUP)
+    return Finding("torch", "ok", found)
+
+
+def judge_works(name: str, answer: Answer) -> Finding:
+    """Judge a package whose question computed something small with a known result."""
+    if "error" in answer:
+        return Finding(name, "fail", answer["error"], SETUP)
+    if not answer["works"]:
+        return Finding(name, "fail", f"{answer['version']} computes a wrong result", SETUP)
+    return Finding(name, "ok", answer["version"])
+
+
+def judge_horovod(answer: Answer) -> Finding:
+    """Judge Horovod: built for the torch that is installed, with both controllers."""
+    if "error" in answer:
+        return Finding("Horovod", "fail", answer["error"], SETUP)
+    parts = [name for name in ("mpi", "gloo", "nccl", "cuda") if answer[name]]
+    found = f"{answer['version']} for torch {answer['built_for']} with {', '.join(parts) or 'nothing'}"
+    if answer["built_for"] != answer["torch"]:
+        return Finding("Horovod", "fail", f"{found}; torch is {answer['torch']}", SETUP)
+    if not (answer["mpi"] and answer["gloo"]):
+        return Finding("Horovod", "fail", f"{found}; expected mpi and gloo", MPI_PACKAGES)
+    return Finding("Horovod", "ok", found)
+
+
+def judge_mpirun(answer: Answer) -> Finding:
+    """Judge the MPI launcher: there is one."""
+    if "error" in answer:
+        return Finding("mpirun", "fail", f"{answer['error']}, expected one (or load its module)", MPI_PACKAGES)
+    return Finding("mpirun", "ok", f"{answer['version']} at {answer['path']}")
+
+
+def judge_mpi4py(answer: Answer, mpirun: Answer, horovod: Answer) -> Finding:
+    """Judge mpi4py: one and the same MPI library for mpi4py, Horovod and mpirun."""
+    if "error" in answer:
+        return Finding("mpi4py", "fail", answer["error"], SETUP)
+    library = re.split(r"[,\n]", answer["library"])[0].strip()
+    found = f"{answer['version']} on {library}"
+    if "error" not in mpirun and _mpi(library) != _mpi(mpirun["version"]):
+        return Finding("mpi4py", "fail", f"{found}, but mpirun is {mpirun['version']}", SETUP)
+    if "error" not in horovod and horovod["mpi"] and horovod["libmpi"] != answer["libmpi"]:
+        theirs, ours = horovod["libmpi"], answer["libmpi"]
+        return Finding("mpi4py", "fail", f"{found} loads {ours}, Horovod loads {theirs}", SETUP)
+    return Finding("mpi4py", "ok", found)
+
+
+def judge_h5py(answer: Answer) -> Finding:
+    """Judge h5py."""
+    if "error" in answer:
+        return Finding("h5py", "fail", answer["error"], SETUP)
+    return Finding("h5py", "ok", f"{answer['version']} on HDF5 {answer['hdf5']}")
+
+
+def judge_libraries(answer: Answer) -> Finding:
+    """Judge the libraries that only have to be there."""
+    if "error" in answer:
+        return Finding("libraries", "fail", answer["error"], SETUP)
+    return Finding(
+        "libraries", "ok", ", ".join(f"{name} {version}" for name, version in answer["versions"].items())
+    )
+
+
+def judge_gpu(torch: Answer, has_driver: bool) -> Finding:
+    """Judge the GPUs: none is in order, one that torch cannot use is not."""
+    gpus = torch.get("gpus", [])
+    if gpus:
+        return Finding("GPU", "ok", f"{len(gpus)}: {', '.join(sorted(set(gpus)))}")
+    if not has_driver:
+        return Finding("GPU", "ok", "none, training runs on the processor")
+    if not torch.get("cuda"):
+        return Finding(
+            "GPU", "warn", "an NVIDIA driver, but torch is built without CUDA", "rm -r .venv && make setup"
+        )
+    return Finding("GPU", "warn", f"an NVIDIA driver, but torch (CUDA {torch['cuda']}) sees no GPU", "nvidia-smi")
+
+
+def judge_nccl(torch: Answer, horovod: Answer) -> Finding:
+    """Judge whether Horovod exchanges between GPUs directly."""
+    if "error" in horovod:
+        return Finding("NCCL", "fail", "cannot be told, Horovod does not import", SETUP)
+    if horovod["nccl"]:
+        return Finding("NCCL", "ok", "built into Horovod")
+    if torch.get("gpus"):
+        mend = f"install the CUDA {torch['cuda']} toolkit (nvcc), then {SETUP}"
+        return Finding("NCCL", "warn", "not built into Horovod, although there are GPUs", mend)
+    return Finding("NCCL", "ok", "not built into Horovod, and no GPU needs it")
+
+
+def judge_threads(cores: int, omp_num_threads: str | None) -> Finding:
+    """Judge OMP_NUM_THREADS against the cores that this process may use."""
+    plural = "core" if cores == 1 else "cores"
+    if omp_num_threads is None:
+        return Finding("threads", "ok", f"{cores} {plural}, OMP_NUM_THREADS unset")
+    found = f"OMP_NUM_THREADS={omp_num_threads} on {cores} {plural}"
+    if not omp_num_threads.isdigit() or not 1 <= int(omp_num_threads) <= cores:
+        return Finding("threads", "warn", f"{found}, expected 1 to {cores}", f"export OMP_NUM_THREADS={cores}")
+    return Finding("threads", "ok", found)
+
+
+def judge_disk(folder: str, free_gb: float) -> Finding:
+    """Judge the free space (1e9 bytes) of the disk that runs are written to."""
+    found = f"{free_gb:.1f} GB free in {folder}"
+    if free_gb < ENOUGH_DISK_GB:
+        status: Status = "fail" if free_gb < SCARCE_DISK_GB else "warn"
+        return Finding(
+            "disk", status, f"{found}, expected {ENOUGH_DISK_GB:.0f}", f"du -xh --max-depth=1 {folder} | sort -h"
+        )
+    return Finding("disk", "ok", found)
+
+
+def judge_shm(size_mib: int | None) -> Finding:
+    """Judge the shared memory through which the ranks of one machine talk; None where there is none."""
+    mend = "mount -o remount,size=1g /dev/shm  (in Docker: docker run --shm-size=1g ...)"
+    if size_mib is None:
+        return Finding("/dev/shm", "warn", f"not there, expected {ENOUGH_SHM_MIB} MiB or more", mend)
+    if size_mib < ENOUGH_SHM_MIB:
+        return Finding("/dev/shm", "warn", f"{size_mib} MiB, expected {ENOUGH_SHM_MIB} or more", mend)
+    return Finding("/dev/shm", "ok", f"{size_mib} MiB")
+
+
+def judge_launch(name: str, answer: Answer) -> Finding:
+    """Judge two ranks that held 1 and 2: both have to see two ranks, and the sum 3."""
+    if "error" in answer:
+        return Finding(name, "fail", answer["error"], SETUP)
+    ranks = [tuple(rank) for rank in answer["ranks"]]
+    if ranks == [(2, 3.0)] * 2:
+        return Finding(name, "ok", "both see 1 + 2 = 3")
+    if ranks == [(1, 1.0)] * 2:
+        return Finding(name, "fail", "each rank sees only itself: Horovod is built for another MPI", SETUP)
+    return Finding(name, "fail", f"expected (2 ranks, sum 3.0) twice, found {ranks}", SETUP)
+
+
+def _mpi(text: str) -> tuple[str, tuple[int, ...]]:
+    """Return an MPI's make and version from what its library or its launcher says of itself."""
+    make = next((make for make in ("Open MPI", "Intel", "MPICH", "HYDRA") if make in text), text)
+    return ("MPICH" if make == "HYDRA" else make), numbers_in(text)
