@@ -16,8 +16,8 @@ mkdir -p "$data"
 say() { printf '\n\033[1m%s\033[0m\n' "$1"; }
 try() { printf '$ %s\n' "$*"; "$@"; }
 
-# Launchers put the rank's name before each line; one machine's demo reads better without.
-plain() { sed -u -E 's/^\[[0-9]+(,[0-9]+)?\]<std(out|err)>: ?//'; }
+# Launchers put the rank's name before each line, and into long ones; one machine's demo reads better without.
+plain() { LC_ALL=C sed -u -E 's/\[[0-9]+(,[0-9]+)?\]<std(out|err)>: ?//g'; }
 launcher() { printf '$ horovodrun -np 2 %s\n' "$*"; horovodrun -np 2 "$@" 2>&1 | plain; }
 
 # Preprocess one institution on both cores. Root must tell Open MPI that it means it.

@@ -136,6 +136,16 @@ def test_n_ranks_see_what_one_rank_with_an_n_fold_batch_sees(
     assert one == many
 
 
+def test_each_pass_site_and_seed_has_an_order_of_its_own() -> None:
+    orders = {
+        tuple(position for step in range(5 * number, 5 * number + 5) for position, _ in shuffle.batch_at(step))
+        for key in ((1, 1), (1, 2), (2, 1))
+        for shuffle in [Shuffle(20, 4, 1, 0, key)]
+        for number in range(3)
+    }
+    assert len(orders) == 9
+
+
 def test_batches_do_not_depend_on_where_one_starts(studies: StudySet) -> None:
     shuffle = Shuffle(len(studies), 4, 1, 0, (1, 2))
     whole = [b.images.clone() for b in train_batches(studies, shuffle, range(12), 32, Augmentation())]
