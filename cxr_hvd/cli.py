@@ -68,7 +68,7 @@ def train(
         training.train(chosen, run or Path("runs") / chosen.experiment, comm, resume, overwrite)
 
 
-@app.command(epilog="Example: cxr-hvd plan jobs/configs/D.yaml --set 'sharing.private=[head, stem]'")
+@app.command(epilog=r"Example: cxr-hvd plan jobs/configs/D.yaml --set 'sharing.private=\[head, stem]'")
 def plan(config: ConfigPath, settings: Settings = None, as_json: JsonOption = False) -> None:
     """Show before any launch which tensors leave a site, and how many bytes a step."""
     from cxr_hvd.config import load_config
@@ -142,6 +142,11 @@ def joined_job() -> Iterator["Communicator"]:
         if error.is_agreed:
             comm.gather(torch.zeros(1), "leaving")
         leave(error.exit_code)
+    except OSError as error:
+        print_error(
+            PROGRAM, CxrHvdError(f"{error.filename or 'a file'}: {error.strerror}; mend it, then use --resume")
+        )
+        leave(1)
     except Exception:
         traceback.print_exc()
         leave(1)

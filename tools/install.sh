@@ -578,7 +578,7 @@ fetch_horovod() {
     # shellcheck disable=SC2046
     step "Fetching Horovod's source" "$VENV/bin/python" -m pip download $(pip_source) --no-deps --no-binary horovod \
         --no-build-isolation --dest "$1" --requirement "$1/requirement.txt"
-    tar -xzf "$1/horovod-$HOROVOD_VERSION.tar.gz" -C "$1"
+    tar --no-same-owner -xzf "$1/horovod-$HOROVOD_VERSION.tar.gz" -C "$1"
 }
 
 # Horovod compiles CUDA parts whenever torch is a CUDA build and any toolkit is in sight, also one of the wrong version.

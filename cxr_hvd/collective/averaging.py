@@ -43,12 +43,14 @@ class PartialAverager:
         self._private = flatten_blocks(model, plan, Scope.PRIVATE) if self._num_ranks_of_site > 1 else []
 
     @torch.no_grad()
-    def average(self, step: int) -> None:
+    def average(self, step: int, is_last: bool = False) -> None:
         """Average after the step with this number, counted from 0, where the plan's `every` asks for it.
 
-        Collective: every rank, with the same step. Blocking.
+        The last step always averages, so that all sites end with the same shared tensors.
+
+        Collective: every rank, with the same arguments. Blocking.
         """
-        if (step + 1) % self._every:
+        if (step + 1) % self._every and not is_last:
             return
         self._replace_by_weighted_sum(self._shared, self._shared_factor, "shared", is_site_only=False)
         self._replace_by_weighted_sum(self._private, 1 / self._num_ranks_of_site, "private", is_site_only=True)

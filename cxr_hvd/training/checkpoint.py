@@ -60,7 +60,8 @@ class RunFolder:
         """Write a JSON or YAML record of the run, by the ending of `name`."""
         is_yaml = name.endswith(".yaml")
         text = yaml.safe_dump(dict(content), sort_keys=False) if is_yaml else json.dumps(content, indent=1)
-        write_text(self.path / name, text + "\n")
+        with _disk_errors(self.path / name):
+            write_text(self.path / name, text + "\n")
 
     def config(self, settings: tuple[str, ...] = ()) -> Config:
         """Read back the config that the run was started with."""
@@ -190,5 +191,5 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
-            f"{path}: cannot write ({error}); the earlier checkpoint is whole: free the disk, then use --resume"
+            f"{path}: cannot write ({error}); what was there before is whole: free the disk, then use --resume"
         ) from error

@@ -69,7 +69,7 @@ class Engine:
             loss = self.train_step(batch)
             computed = time.perf_counter()
             losses = self._require_finite(loss, step)
-            self._averager.average(step)
+            self._averager.average(step, is_last=step + 1 == self.num_steps)
             ended = time.perf_counter()
             on_step(
                 StepReport(step, float(loss), losses, rate, loaded - started, computed - loaded, ended - computed)

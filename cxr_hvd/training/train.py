@@ -81,9 +81,14 @@ def train(config: Config, run: Path, comm: Communicator, resume: bool = False, o
 
         # Each site's leader keeps the run folder; every rank goes on from the same step.
         folder = RunFolder(run, topology.site)
-        first_step = open_run(folder, engine, comm, topology, resume, overwrite)
-        if topology.is_site_leader and not resume:
-            record_run(folder, config, plan, data)
+        if resume:
+            first_step = resume_run(folder, config, engine, comm, topology)
+        else:
+            first_step = 0
+            with together(comm, "making its run folder"):
+                if topology.is_site_leader:
+                    folder.open_new(overwrite)
+                    record_run(folder, config, plan, data)
 
         # Every rank takes the same steps; checkpoints after every epoch and at the end.
         display = TrainingDisplay(console, topology, first_step, num_steps, config.training.batch_size)
@@ -178,6 +183,8 @@ def build_averager(
     counts = comm.gather(torch.tensor([len(data.studies)]), "sites.studies").flatten().tolist()
     studies_per_site = [counts[topology.ranks_at(site)[0]] for site in range(topology.num_sites)]
     weights = site_weights(config.sharing.weighting, studies_per_site)
+    if config.is_merged:  # every rank has an equal part of all studies, whatever its site
+        weights = [site.ranks / topology.num_ranks for site in config.sites.values()]
     return PartialAverager(model, plan, comm, topology, weights)
 
 
@@ -189,18 +196,12 @@ def agree_on_steps(config: Config, comm: Communicator, data: TrainingData) -> tu
     return min(num_steps, config.training.max_steps or num_steps), steps_per_epoch
 
 
-def open_run(
-    folder: RunFolder, engine: Engine, comm: Communicator, topology: Topology, resume: bool, overwrite: bool
-) -> int:
-    """Make the run folder or go on from its latest checkpoint; return the first step. Collective: every rank."""
-    with together(comm, "opening its run folder"):
-        if topology.is_site_leader and not resume:
-            folder.open_new(overwrite)
-    if not resume:
-        return 0
+def resume_run(folder: RunFolder, config: Config, engine: Engine, comm: Communicator, topology: Topology) -> int:
+    """Put the latest checkpoint back and return its number of steps. Collective: every rank."""
     with together(comm, "reading its checkpoint"):
         if not folder.latest_step():
             raise UsageError(f"{folder.path}: nothing to resume; start without --resume")
+        check_same_config(folder, config)
         first_step = load_weights(folder, engine.model)
         load_optimizer(folder, engine.model, engine.optimizer, topology)
     steps = comm.gather(torch.tensor([first_step]), "resume.step").flatten()
@@ -208,6 +209,18 @@ def open_run(
         if not bool((steps == steps[0]).all()):
             raise UsageError(f"the sites' latest checkpoints are of different steps: {steps.tolist()}")
     return first_step
+
+
+def check_same_config(folder: RunFolder, config: Config) -> None:
+    """Raise where a run would go on as something else than it was started as."""
+    before = flat_items(folder.config().shared_part(), "config")
+    now = flat_items(config.shared_part(), "config")
+    for name in before.keys() | now.keys():
+        if before.get(name) != now.get(name):
+            raise ConfigError(
+                f"{name} was {before.get(name)} when {folder.path} was started, and is {now.get(name)} now: "
+                "resume with the same config, or start anew with another --run"
+            )
 
 
 def record_run(folder: RunFolder, config: Config, plan: SharingPlan, data: TrainingData) -> None:

@@ -218,6 +218,21 @@ def test_a_pattern_that_matches_no_block(two_sites: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("verb", ["train", "plan", "evaluate", "doctor"])
+def test_every_verb_shows_an_example(verb: str) -> None:
+    told = ok(run([str(BIN / "cxr-hvd"), verb, "--help"]))
+    assert told.lines(f"cxr-hvd {verb}")
+    assert verb != "plan" or "sharing.private=[head, stem]" in told.output
+
+
+def test_sites_may_be_named_by_each_rank(two_sites: Path) -> None:
+    command = [*TRAIN, config("D"), "--run", str(two_sites / "run"), *settings(*data_of(two_sites))]
+    first, second = (["-np", "1", "-x", f"CXR_SITE={site}", *command] for site in ("mimic", "chexpert"))
+    told = ok(run(["mpirun", "--allow-run-as-root", "--oversubscribe", *first, ":", *second]))
+    assert told.lines("step 3/3")
+    assert sorted(path.name for path in (two_sites / "run").iterdir()) == ["chexpert", "mimic"]
+
+
 def test_the_plan_is_shown_before_any_launch() -> None:
     told = ok(run([str(BIN / "cxr-hvd"), "plan", config("D")]))
     assert told.lines("18.0 MB a step leave each rank")

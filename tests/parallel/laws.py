@@ -225,6 +225,13 @@ def every_third_step_averages_and_the_others_do_not(comm: HorovodComm, folder: P
     assert is_equal_everywhere(comm, digest(values(model), plan.names(Scope.SHARED)))
 
 
+def the_last_step_averages_whatever_the_pace(comm: HorovodComm, folder: Path) -> None:
+    model = scattered_model(comm.rank)
+    plan = build_plan(tensor_specs(model), (), every=3)
+    averager_of(model, plan, comm, one_rank_a_site(comm)).average(0, is_last=True)
+    assert is_equal_everywhere(comm, digest(values(model), plan.names(Scope.SHARED)))
+
+
 # ---- training
 
 
@@ -245,9 +252,9 @@ def no_private_tensor_enters_a_collective(comm: HorovodComm, folder: Path) -> No
     shared_before: list[Tensor] = []
     average = engine._averager.average
 
-    def note_then_average(step: int) -> None:
+    def note_then_average(step: int, is_last: bool) -> None:
         shared_before.append(torch.cat([tensors[name].reshape(-1) for name in plan.names(Scope.SHARED)]))
-        average(step)
+        average(step, is_last)
 
     engine._averager.average = note_then_average  # type: ignore[method-assign]
     with recorded_collectives() as records:
@@ -304,6 +311,8 @@ def resuming_equals_never_stopping_bit_for_bit(comm: HorovodComm, folder: Path) 
                 first, last = sorted(checkpoints.glob("step-*"), key=lambda path: int(path.name[5:]))
                 shutil.rmtree(last)
                 point_link(checkpoints / "latest", first)
+    other = config.model_copy(update={"seed": 99})
+    fails_with(ConfigError, "config.seed was 1", lambda: train(other, folder / "stopped", comm, resume=True))
     train(config, folder / "stopped", comm, resume=True)
     for file in ("shared", "private", "optimizer-0"):
         name = f"site{comm.rank}/checkpoints/latest/{file}.safetensors"

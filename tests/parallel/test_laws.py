@@ -19,6 +19,7 @@ BY_ALL = [
     "the_order_of_ranks_changes_nothing",
     "sites_weigh_by_their_studies_where_asked",
     "every_third_step_averages_and_the_others_do_not",
+    "the_last_step_averages_whatever_the_pace",
     "a_failure_on_one_rank_is_a_verdict_on_all",
     "a_difference_is_named_with_sites_and_values_on_every_rank",
     "ranks_find_their_sites_by_order_or_by_their_own_word",
