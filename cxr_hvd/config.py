@@ -122,11 +122,16 @@ class Augmentation(Section):
 
 
 class Config(Section):
-    """The whole of an experiment."""
+    """The whole of an experiment.
+
+    `pixel_pipelines` says whether study files that were made by different ways from file to pixels may train
+    together: DICOM through its VOI LUT and MIMIC-CXR's equalised JPEGs, for example, look quite different.
+    """
 
     experiment: ExperimentName
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
     sites: Annotated[dict[SiteName, Site], Field(min_length=1)]
+    pixel_pipelines: Literal["same", "any"] = "same"
     labels: Labels = Labels()
     model: Model = Model()
     sharing: Sharing = Sharing()

@@ -132,6 +132,11 @@ def open_training_data(config: Config, topology: Topology) -> TrainingData:
             raise StudyFileError(f"{file.path}: expected training studies, found none; draw some with --train N")
         if file.header.label_names != files[0].header.label_names:
             raise StudyFileError(f"{file.path}: its label order differs from {files[0].path}'s; write both alike")
+        if config.pixel_pipelines == "same" and file.header.pixels != files[0].header.pixels:
+            raise StudyFileError(
+                f"{file.path}: its pixel pipeline is {file.header.pixels}, {files[0].path} has "
+                f"{files[0].header.pixels}; write both alike, or set pixel_pipelines: any"
+            )
         if file.header.image_size < config.model.image_size:
             raise ConfigError(
                 f"model.image_size: {config.model.image_size} px is more than the {file.header.image_size} px "
@@ -162,7 +167,9 @@ def plan_of(config: Config, model: torch.nn.Module) -> SharingPlan:
 def contract_items(config: Config, plan: SharingPlan, data: TrainingData) -> dict[str, str]:
     """State what all ranks must have alike, in the order in which a difference is best told."""
     header = data.files[0].header
-    items = {"label order": ", ".join(header.label_names), "pixel pipeline": header.pixels}
+    items = {"label order": ", ".join(header.label_names)}
+    if config.pixel_pipelines == "same":
+        items["pixel pipeline (pixel_pipelines: any allows several)"] = header.pixels
     items |= flat_items(config.shared_part(), "config")
     items |= {f"version of {name}": version(name) for name in COMPARED_VERSIONS}
     items |= {"version of cxr_hvd": __version__}

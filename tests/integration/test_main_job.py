@@ -170,6 +170,15 @@ def test_two_sites_with_different_label_order(two_sites: Path) -> None:
     one_line_on_every_rank(trained_on(two_sites), said, "at site mimic, rank 1")
 
 
+@pytest.mark.parametrize("experiment", ["B", "D"])
+def test_two_sites_with_different_pixels(experiment: str, two_sites: Path) -> None:
+    (two_sites / "mimic.h5").unlink()
+    write_study_file(two_sites / "mimic.h5", site="mimic", pixels="test-2")
+    command = [*TRAIN, config(experiment), "--run", str(two_sites / "run"), *settings(*data_of(two_sites))]
+    one_line_on_every_rank(launch(2, command, limit_s=90), "test-2")
+    ok(launch(2, [*command, "--set", "pixel_pipelines=any"], limit_s=90))
+
+
 def test_an_empty_training_split(two_sites: Path) -> None:
     (two_sites / "mimic.h5").unlink()
     write_study_file(two_sites / "mimic.h5", splits=(Split.TEST,), site="mimic")
