@@ -117,6 +117,19 @@ def _verdict(name: str, num_ranks: int, folder: Path, last_words: str) -> str:
     return "kept" if not told else "\n".join([*told, last_words])
 
 
+def has_ended(pid: str) -> bool:
+    """Return whether a process is gone, or will only be read its status from, within five seconds."""
+    state = Path("/proc", pid, "stat")
+    for _ in range(50):
+        try:
+            if state.read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def need_horovod() -> None:
     """Skip the module, with the reason, where Horovod is not built."""
     pytest.importorskip("horovod.torch", reason="Horovod is not built here: make setup")

@@ -14,6 +14,7 @@ from rich.console import Console
 from cxr_hvd import doctor
 from cxr_hvd.doctor import questions, verdicts
 from cxr_hvd.doctor.verdicts import Finding
+from tests.launch import has_ended
 
 TORCH = {"version": "2.14.1+cu130", "cuda": "13.0", "gpus": []}
 LIBMPI = ["/usr/lib/libmpi.so.40.30.4"]
@@ -94,19 +95,6 @@ WARNING: list[tuple[Finding, str]] = [
     (verdicts.judge_shm(64), "64 MiB"),
     (verdicts.judge_shm(None), "not there"),
 ]
-
-
-def has_ended(pid: str) -> bool:
-    """Return whether a process is gone, or will only be read its status from, within five seconds."""
-    state = Path("/proc", pid, "stat")
-    for _ in range(50):
-        try:
-            if state.read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        time.sleep(0.1)
-    return False
 
 
 @pytest.mark.parametrize("finding", HEALTHY, ids=lambda finding: f"{finding.name}: {finding.found}")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch import has_ended
+
 ROOT = Path(__file__).parents[2]
 INSTALL = ROOT / "tools" / "install.sh"
 WRAPPER = ROOT / "tools" / "horovod_cxx.sh"
@@ -35,19 +37,6 @@ def write_command(folder: Path, name: str, body: str) -> None:
     folder.mkdir(exist_ok=True)
     (folder / name).write_text(f"#!/bin/sh\n{body}\n")
     (folder / name).chmod(0o755)
-
-
-def has_ended(pid: str) -> bool:
-    """Return whether a process is gone, or will only be read its status from, within five seconds."""
-    state = Path("/proc", pid, "stat")
-    for _ in range(50):
-        try:
-            if state.read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def copy_tree(destination: Path) -> Path:
