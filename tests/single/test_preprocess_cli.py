@@ -10,6 +10,8 @@ import pytest
 
 from cxr_hvd.study.study_file import StudyFile
 from preprocess import pixels
+from preprocess.cli_sources import VERBS
+from preprocess.records import SourceOptions
 from preprocess.sources import SOURCES
 from tests.launch import run
 from tests.preprocessing import preprocess_command, preprocess_here
@@ -30,7 +32,7 @@ def test_the_file_holds_the_folder(tmp_path: Path, source: str) -> None:
     out = tmp_path / "out.h5"
     job = preprocess_here(source, tmp_path / "data", "--out", out, "--keep-ids", "--site", "north")
     assert job.exit_code == 0, job.output
-    studies = {study.study_id: study for study in SOURCES[source](tmp_path / "data").studies}
+    studies = {study.study_id: study for study in SOURCES[source](tmp_path / "data", SourceOptions()).studies}
     with StudyFile(out) as file:
         assert (file.header.site, file.header.source, file.header.pixels) == ("north", source, pixels.PIXELS)
         assert sorted(file.study_ids) == sorted(studies)
@@ -113,12 +115,19 @@ def test_an_earlier_file_stays_until_overwrite_succeeds(tmp_path: Path) -> None:
     image = sorted((data / NAME / "train").rglob("*.jpg"))[-1]
     image.write_bytes(image.read_bytes()[:-9])
     failed = preprocess_here("chexpert", data, "--out", out, "--overwrite")
-    assert failed.exit_code == 1 and len(failed.lines("error:")) == 1 and "truncated" in failed.output
+    assert failed.exit_code == 1 and len(failed.lines("error:")) == 1 and "to be bad, found 1" in failed.output
     assert out.read_bytes() == before
+    whole = image.read_bytes()
     image.unlink()
     assert preprocess_here("chexpert", data, "--out", out, "--overwrite").exit_code == 1
     assert out.read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config", "data", "out.h5"]
+    image.write_bytes(whole)
+    assert preprocess_here("chexpert", data, "--out", out, "--overwrite", "--max-bad", "5%").exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".csv")) == [
+        "config",
+        "data",
+        "out.h5",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +165,7 @@ def test_an_error_of_the_process_is_one_line_and_its_exit_code(tmp_path: Path) -
 
 
 def test_help_has_an_example_for_each_verb() -> None:
-    for verb in ("chexpert", "mimic-cxr", "phantom", "inspect", "verify"):
+    for verb in (*(verb.name for verb in VERBS), "phantom", "inspect", "verify", "compare"):
         job = preprocess_here(verb, "--help")
         assert job.exit_code == 0 and "Example:" in job.output
 
