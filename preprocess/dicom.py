@@ -181,9 +181,12 @@ def _claimed_size(frame: bytes) -> tuple[int, int] | None:
 def _values(dataset: "Dataset") -> NDArray[Any]:
     """Return the stored values (H, W), or RGB (H, W, 3)."""
     from pydicom.pixels import pixel_array
+    from pydicom.uid import RLELossless
 
+    # pylibjpeg-rle is faster, but panics on damaged data, past `except Exception` and onto standard error.
+    plugin = "pydicom" if dataset.file_meta.TransferSyntaxUID == RLELossless else ""
     with _reading("pixels that do not decode or are cut short"):
-        values: NDArray[Any] = pixel_array(dataset)
+        values: NDArray[Any] = pixel_array(dataset, decoding_plugin=plugin)
     if values.shape[:2] != (dataset.Rows, dataset.Columns) or values.dtype.kind not in "iu":
         raise ValueError("pixels of another shape than the header's")
     return values
