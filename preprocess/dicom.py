@@ -27,7 +27,7 @@ from preprocess.rasters import check_size
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-_TAGS: list[str | int | tuple[int, int]] = [
+_TAGS = [
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData", "LossyImageCompression"),
     *("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept", "RescaleType"),
@@ -138,7 +138,7 @@ def _dataset(content: bytes) -> "Dataset":
 def _check_syntax(dataset: "Dataset", syntax: Any) -> None:
     """Refuse a compression that nothing here decodes, and a frame of another size than the header's."""
     from pydicom.encaps import get_frame
-    from pydicom.pixels import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
 
     if not syntax.is_transfer_syntax or syntax.is_private:
         raise ValueError("an unknown transfer syntax")
@@ -180,7 +180,7 @@ def _claimed_size(frame: bytes) -> tuple[int, int] | None:
 
 def _values(dataset: "Dataset") -> NDArray[Any]:
     """Return the stored values (H, W), or RGB (H, W, 3)."""
-    from pydicom.pixels import pixel_array
+    from pydicom.pixels.utils import pixel_array
     from pydicom.uid import RLELossless
 
     # pylibjpeg-rle is faster, but panics on damaged data, past `except Exception` and onto standard error.

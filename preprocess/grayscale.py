@@ -19,11 +19,11 @@ def brightness(dataset: "Dataset", stored: NDArray[np.int32]) -> NDArray[np.floa
         values, _ = _looked_up(dataset, dataset.ModalityLUTSequence[0], stored)
     else:
         slope, intercept = _first(dataset.get("RescaleSlope")), _first(dataset.get("RescaleIntercept"))
-        values = stored * (1.0 if slope is None else slope) + (intercept or 0.0)
+        values = stored.astype(np.float64) * (1.0 if slope is None else slope) + (intercept or 0.0)
     if dataset.get("VOILUTSequence"):
         # What a LUT calls white is its largest entry: its descriptor often claims more bits than it uses.
         values, table = _looked_up(dataset, dataset.VOILUTSequence[0], np.rint(values))
-        return (values - table.min()) / max(1, int(table.max()) - int(table.min()))
+        return np.asarray(values - table.min()) / max(1, int(table.max()) - int(table.min()))
     center, width = _first(dataset.get("WindowCenter")), _first(dataset.get("WindowWidth"))
     if center is None or width is None:
         lowest, highest = values.min(), values.max()

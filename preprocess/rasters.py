@@ -65,13 +65,15 @@ def decode(content: bytes, size: int) -> NDArray[np.uint8]:
         raise ValueError("one that does not decode") from error
     if decoded_HW is None:
         raise ValueError("one that does not decode")
-    return stretched(decoded_HW) if decoded_HW.dtype == np.uint16 else np.asarray(decoded_HW, np.uint8)
+    if decoded_HW.dtype == np.uint16:
+        return stretched(np.asarray(decoded_HW, np.uint16))
+    return np.asarray(decoded_HW, np.uint8)
 
 
 def stretched(values_HW: NDArray[np.uint16]) -> NDArray[np.uint8]:
     """Return the values (H, W) with their smallest as 0 and their largest as 255; all equal become 0."""
     low, high = int(values_HW.min()), int(values_HW.max())
-    shades = np.rint(np.arange(high - low + 1) * (255 / max(1, high - low))).astype(np.uint8)
+    shades: NDArray[np.uint8] = np.rint(np.arange(high - low + 1) * (255 / max(1, high - low))).astype(np.uint8)
     return shades[values_HW - low]
 
 

@@ -64,8 +64,18 @@ def write_mimic_cxr(
     num_patients: int = 20,
     seed: int = 0,
     change: Callable[[dict[str, Rows]], dict[str, Rows]] = lambda tables: tables,
+    write_image: Callable[[Path, int], None] = write_jpeg,
+    suffix: str = "jpg",
 ) -> Path:
-    """Write the three gzipped tables with images of 1 or 2 studies of 1 to 4 images a patient; return `root`."""
+    """Write the three gzipped tables with images of 1 or 2 studies of 1 to 4 images a patient; return `root`.
+
+    Args:
+        root: the folder to hold files/ and the tables.
+        num_patients: three of five are in the train split.
+        seed: of labels, counts and pixels.
+        change: given all tables by kind, returns those to write.
+        write_image: called with a path and a seed. suffix: of the images' names.
+    """
     rng = np.random.default_rng(seed)
     alphabetical = sorted(LABELS)
     tables: dict[str, Rows] = {
@@ -83,11 +93,19 @@ def write_mimic_cxr(
                 view = ("PA", "LATERAL", "", "LL")[image]
                 tables["metadata"].append([dicom, str(patient), exam, view, "37", ""])
                 tables["split"].append([dicom, exam, str(patient), split])
-                path = root / f"files/p{str(patient)[:2]}/p{patient}/s{exam}/{dicom}.jpg"
-                write_jpeg(path, seed + 10 * int(exam) + image)
+                path = root / f"files/p{str(patient)[:2]}/p{patient}/s{exam}/{dicom}.{suffix}"
+                write_image(path, seed + 10 * int(exam) + image)
     for kind, rows in change(tables).items():
         write_csv(root / f"mimic-cxr-2.0.0-{kind}.csv.gz", rows)
     return root
+
+
+def write_dicom(path: Path, seed: int, view: str | None = None) -> None:
+    """Write a 12-bit DICOM file of smooth noise that depends on the seed, with a patient's data in it."""
+    coarse = np.random.default_rng(seed).integers(0, 4096, (5, 4)).astype(np.uint16)
+    values = cv2.resize(coarse, (29, 37), interpolation=cv2.INTER_LINEAR)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(dicom_bytes(values, BitsStored=12, ViewPosition=view))
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[str]]) -> None:

@@ -256,7 +256,7 @@ def test_bad_files_are_refused_and_nobody_is_named(
 
 
 def test_an_absurd_header_is_refused_before_pixels_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pydicom.pixels.pixel_array", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr("pydicom.pixels.utils.pixel_array", lambda *_: pytest.fail("decoded"))
     for make in (BAD["absurd size"][0], BAD["absurd frame"][0]):
         with pytest.raises(ValueError, match=r"size|pixels"):
             decode_voi(make(), 1)
