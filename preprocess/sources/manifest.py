@@ -46,10 +46,8 @@ def studies(table: Path, options: SourceOptions) -> StudyListing:
     columns = load_columns(source)
     root = table if columns.tables else table.parent
     if columns.tables and not table.is_dir():
-        raise UsageError(
-            f"{table}: {source.name} names {len(columns.tables)} tables: give the folder that holds them"
-        )
-    tables = {root / name: about for name, about in columns.tables.items()} or {table: Table()}
+        raise UsageError(f"{table}: expected the folder of the tables that {source.name} names, found no folder")
+    tables = {_inside(root, name): about for name, about in columns.tables.items()} or {table: Table()}
     reader = _Reader(root, columns)
     gathering = Gathering()
     for path, about in tables.items():

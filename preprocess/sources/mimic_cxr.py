@@ -77,7 +77,9 @@ def _tables(root: Path, kind: str) -> list[Path]:
     try:
         return sorted(path for path in root.iterdir() if form.fullmatch(path.name))
     except OSError as error:
-        raise DataError(f"{root}: expected a readable folder, found none ({type(error).__name__}); check ROOT") from error
+        raise DataError(
+            f"{root}: expected a readable folder, found none ({type(error).__name__}); check ROOT"
+        ) from error
 
 
 def _table(root: Path, kind: str) -> Path:
