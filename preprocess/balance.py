@@ -1,7 +1,6 @@
 """How often each label is present in what was drawn, split by split, beside the whole source."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray

@@ -57,16 +57,20 @@ def inspect(
 ) -> None:
     """Show what study files hold; side by side, how far apart the sites are."""
     from preprocess import inspection
-    from preprocess.distances import site_distances
+    from preprocess.distances import site_distances, traits
 
     if html is not None and html.exists() and not overwrite:
         raise UsageError(f"{html}: expected a new file, found one; choose another --html or add --overwrite")
-    described = [inspection.describe(path) for path in files]
-    apart = site_distances(files)
+    sites = [traits(path, seed) for path in files]
+    described = [
+        {**inspection.describe(path), "shades": inspection.shade_statistics(site.shades_MS.mean(axis=0))}
+        for path, site in zip(files, sites, strict=True)
+    ]
+    apart = site_distances(sites, seed)
     if html is not None:
         from preprocess import page
 
-        page.write_page(html, files, described, apart, seed)
+        page.write_page(html, files, described, sites, apart, seed)
     if as_json:
         print(json.dumps({"files": described, "distances": apart}, indent=2))
         return

@@ -81,14 +81,19 @@ _OWN: dict[str, tuple[Any, Any]] = {
 }
 _SHARED: dict[str, tuple[Any, Any]] = {
     "out": (Annotated[Path, typer.Option("--out", help="The study file to write.")], ...),
-    "site": (Annotated[str | None, typer.Option("--site", help="The site's name, as in the training config.")], None),
+    "site": (
+        Annotated[str | None, typer.Option("--site", help="The site's name, as in the training config.")],
+        None,
+    ),
     "train": (Annotated[int | None, typer.Option("--train", help="Training studies to draw.")], None),
     "validate": (Annotated[int | None, typer.Option("--validate", help="Validation studies to draw.")], None),
     "test": (Annotated[int | None, typer.Option("--test", help="Test studies to draw.")], None),
     "split": (
         Annotated[
             Literal["official", "random"] | None,
-            typer.Option("--split", help="Keep the source's splits or draw; default: keep where it has all three."),
+            typer.Option(
+                "--split", help="Keep the source's splits or draw; default: keep where it has all three."
+            ),
         ],
         None,
     ),
@@ -123,9 +128,7 @@ def add_verbs(app: typer.Typer) -> None:
 
 
 def _command(verb: Verb) -> Any:
-    root = Annotated[
-        Path, typer.Argument(metavar="TABLE" if verb.name == "manifest" else "ROOT", help=verb.root)
-    ]
+    root = Annotated[Path, typer.Argument(metavar="TABLE" if verb.name == "manifest" else "ROOT", help=verb.root)]
     options = {"root": (root, ...), **{name: _OWN[name] for name in verb.options}, **_SHARED}
 
     def command(**said: Any) -> None:
@@ -195,9 +198,7 @@ def _job(
     if keep_ids and key is not None:
         raise UsageError("--keep-ids: expected it without --key, found both; choose one")
     site = site or verb.name
-    counts = {
-        part: count for part, count in zip(Split, (train, validate, test), strict=True) if count is not None
-    }
+    counts = {part: count for part, count in zip(Split, (train, validate, test), strict=True) if count is not None}
     pipeline = pixels or ("dicom-voi" if verb.name == "mimic-cxr-dicom" else PIXELS)
     return Job(
         source=verb.name,

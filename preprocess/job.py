@@ -5,6 +5,7 @@ takes the next block of studies and loads its images, and the leader merges what
 same bytes for any number of ranks, and however often the job was killed and started again.
 """
 
+import resource
 import sys
 import time
 from contextlib import nullcontext
@@ -39,6 +40,7 @@ class Outcome:
         num_unlabelled: studies without labels. num_bad: images that were left out. num_left_out: studies
             without a good image. num_images: in the file. num_resumed: blocks taken over from an earlier run.
         load_s: seconds of reading images and merging. total_s: with tables, without the start of Python.
+        peak_mib: the leader's most memory so far.
     """
 
     rule: str
@@ -51,6 +53,7 @@ class Outcome:
     num_resumed: int
     load_s: float
     total_s: float
+    peak_mib: float
 
 
 def preprocess(job: Job, ranks: Ranks, progress: Progress) -> Outcome | None:
@@ -69,13 +72,13 @@ def preprocess(job: Job, ranks: Ranks, progress: Progress) -> Outcome | None:
     started = time.monotonic()
     is_leader = ranks.rank == 0
     with stopping_on_request():
-        # Leader only: the key, before hours of work that would want it.
         together(ranks, lambda: _check(job) if is_leader else None)
-        hashed = together(ranks, lambda: _hash_of(job, is_leader))
-        # Every rank: read the tables, and see that all have read the same.
-        plan = together(ranks, lambda: build_plan(job, hashed))
+        # Every rank: read the tables, and see that all have read the same. A list of hashes wants the key.
+        plan = together(ranks, lambda: build_plan(job, _hash_of(job) if job.drawn else identifiers.kept))
         digests = ranks.digests(bytes.fromhex(plan.digest))
         together(ranks, lambda: _check_same(digests))
+        # Leader only: the key, before hours of work that would want it.
+        hashed = together(ranks, lambda: _hash_of(job) if is_leader else identifiers.kept)
         # Leader only: keep other jobs out of the output.
         folder = WorkFolder(job.out, plan.digest)
         together(ranks, folder.open if is_leader else lambda: None)
@@ -160,9 +163,6 @@ def _check(job: Job) -> None:
     # One that was killed between the file's name and the end of its work may come back without --overwrite.
     if job.out.exists() and not job.overwrite and not WorkFolder.may_be_published(job.out):
         raise _exists(job)
-    if job.key is not None and not job.key.exists() and job.drawn is None:
-        identifiers.create_key(job.key)
-        print(f"new secret key for this site's ids: {job.key} (keep it: equal ids need it)", file=sys.stderr)
 
 
 def _exists(job: Job) -> UsageError:
@@ -206,11 +206,14 @@ def _outcome(plan: Plan, merger: Merger | None, num_resumed: int, load_started: 
         num_resumed=num_resumed if merger else len(plan.blocks),
         load_s=now - load_started,
         total_s=now - started,
+        peak_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     )
 
 
-def _hash_of(job: Job, is_leader: bool) -> Hashed:
-    """Return how ids are written: the leader's business, and everybody's where a list of hashes is repeated."""
-    if job.key is None or not (is_leader or job.drawn):
+def _hash_of(job: Job) -> Hashed:
+    if job.key is None:
         return identifiers.kept
+    if not job.key.exists() and job.drawn is None:
+        identifiers.create_key(job.key)
+        print(f"new secret key for this site's ids: {job.key} (keep it: equal ids need it)", file=sys.stderr)
     return identifiers.keyed_hash(identifiers.load_key(job.key))

@@ -80,9 +80,7 @@ def build_plan(job: Job, hashed: Hashed) -> Plan:
     Raises:
         CxrHvdError: a table is not as published, or the choice cannot be met.
     """
-    import inspect as _i  # TEMPORARY until sources take options
-    source = SOURCES[job.source]
-    listing = source(job.root, job.options) if len(_i.signature(source).parameters) > 1 else source(job.root)
+    listing = SOURCES[job.source](job.root, job.options)
     if job.drawn is not None:
         selection = repeat_drawn(job.drawn, listing.studies, hashed)
     else:
@@ -103,7 +101,7 @@ def build_plan(job: Job, hashed: Hashed) -> Plan:
         selection=selection,
         header=header,
         blocks=plan_blocks(num_images),
-        digest=_digest(header, selection),
+        digest=_digest(job, header, selection),
         balance=label_balance(listing.studies, selection),
         num_images=sum(num_images),
         num_unlabelled=listing.num_unlabelled,
@@ -122,12 +120,17 @@ def check_job(job: Job) -> None:
         raise UsageError(f"{job.out}: expected a file's name, found a folder; name a file in it")
 
 
-def _digest(header: StudyFileHeader, selection: Selection) -> str:
-    """SHA-256 over header, studies, splits and the images' files, in hexadecimal."""
+def _digest(job: Job, header: StudyFileHeader, selection: Selection) -> str:
+    """SHA-256 over folder, header, studies and splits, in hexadecimal.
+
+    An image's row stands for its path, for the tables' bytes are in the header: a quarter of a million paths
+    as text would cost each rank 30 MB.
+    """
     said = {name: value for name, value in vars(header).items() if name != "created"}
+    said |= {"root": str(job.root.resolve()), "options": repr(job.options)}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for study, split in zip(selection.studies, selection.splits, strict=True):
         digest.update(f"{study.patient_id}\n{study.study_id}\n{int(split)}\n{study.labels}\n".encode())
         for image in study.images:
-            digest.update(f"{image.path}\n{int(image.view)}\n{image.where}\n".encode("utf-8", "surrogateescape"))
+            digest.update(f"{image.where}\n{int(image.view)}\n".encode())
     return digest.hexdigest()

@@ -48,7 +48,6 @@ class Ranks(Protocol):
     def digests(self, digest: bytes) -> list[bytes]:
         """Return the 32-byte digest of each rank. Collective: every rank. Blocking: until every rank calls it."""
 
-
     def open_pool(self, num_tasks: int) -> Pool:
         """Share out the tasks 0 to `num_tasks` - 1. Collective: every rank, with equal numbers."""
 

@@ -52,7 +52,7 @@ def main() -> None:
     rank, point, number = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     sys.argv = [cli.PROGRAM, *sys.argv[4:]]
     pixels.load_image = _counted(pixels.load_image, number / 1000 if point == "slow" else 0.0)
-    if RANK == rank:
+    if rank == RANK:
         if point == "load":
             pixels.load_image = _killed_at(number, pixels.load_image)
         elif point == "merge":

@@ -11,6 +11,7 @@ A study file is written once, by `StudyFileWriter` or `StudyFileAppender`, besid
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -256,6 +257,7 @@ class StudyFile:
         views: (N, 20) uint8 of `View`.
         splits: (N,) uint8 of `Split`.
         study_ids, patient_ids: (N,) str, keyed hashes.
+        digests: (images, 32) uint8, SHA-256 of each image, study by study.
         digest: SHA-256 over header, tables and, through the image digests, pixels, in hexadecimal.
 
     Raises:
@@ -323,13 +325,17 @@ class StudyFile:
         self.splits: NDArray[np.uint8] = tables["split"]
         self.study_ids: NDArray[np.object_] = tables["study_id"]
         self.patient_ids: NDArray[np.object_] = tables["patient_id"]
-        self._digests: NDArray[np.uint8] = tables["digests"]
+        self.digests: NDArray[np.uint8] = tables["digests"]
         self._check_tables(num_studies)
         self.digest = _content_digest(self.header, tables)
         stated = str(attributes["content_sha256"])
         if self.digest != stated:
             self._refuse(f"content with digest {stated[:12]}", f"{self.digest[:12]}: damaged")
         self._first_image = np.concatenate([[0], np.cumsum(self.num_images, dtype=np.int64)])
+        if self._file.userblock_size:
+            self._refuse("no user block", "one")
+        self._descriptor: int = self._file.id.get_vfd_handle()
+        self._offsets: NDArray[np.int64] | None = None
 
     def _own_dataset(self, name: str) -> h5py.Dataset:
         """Return a dataset that lies in this very file: links, virtual and external data could read any file."""
@@ -349,7 +355,7 @@ class StudyFile:
             "split": (self.splits, (num_studies,)),
             "study_id": (self.study_ids, (num_studies,)),
             "patient_id": (self.patient_ids, (num_studies,)),
-            "digests": (self._digests, (int(self.num_images.sum(dtype=np.int64)), 32)),
+            "digests": (self.digests, (int(self.num_images.sum(dtype=np.int64)), 32)),
         }
         for name, (table, shape) in shapes.items():
             if table.shape != shape:
@@ -380,8 +386,20 @@ class StudyFile:
         Raises:
             StudyFileError: the file cannot be read any more.
         """
+        index = range(len(self))[index]
+        size, first, num = self.header.image_size, int(self._first_image[index]), int(self.num_images[index])
+        images_NHW = np.empty((num, size, size), dtype=np.uint8)
         try:
-            images_NHW: NDArray[np.uint8] = self._images[index, : self.num_images[index]]
+            if self._offsets is None:
+                self._offsets = self._locate()
+            offsets = self._offsets[first : first + num].tolist()
+            start = 0
+            while start < num:
+                stop = start + 1
+                while stop < num and offsets[stop] == offsets[stop - 1] + size * size:
+                    stop += 1
+                self._read(images_NHW[start:stop], offsets[start])
+                start = stop
         except OSError as error:
             raise StudyFileError(
                 f"{self.path}: study {index} cannot be read ({type(error).__name__}); check the disk, "
@@ -389,10 +407,38 @@ class StudyFile:
             ) from error
         return images_NHW
 
+    def _locate(self) -> NDArray[np.int64]:
+        """Return where each image lies in the file, -1 for one that was never written: it reads as zeros.
+
+        HDF5 is asked once, 2 us an image. Reading past it takes 2/3 of its time, and other threads need not wait.
+        """
+        page_bytes = self.header.image_size**2
+        offsets = np.full(int(self._first_image[-1]), -1, dtype=np.int64)
+
+        def note(chunk: Any) -> None:
+            study, position = chunk.chunk_offset[:2]
+            if chunk.size != page_bytes or chunk.filter_mask:
+                raise OSError("a chunk is not one image")
+            if position < self.num_images[study]:
+                offsets[self._first_image[study] + position] = chunk.byte_offset
+
+        try:
+            self._images.id.chunk_iter(note)
+        except RuntimeError as error:  # So h5py tells of a damaged index.
+            raise OSError("the index of the images is damaged") from error
+        return offsets
+
+    def _read(self, images_NHW: NDArray[np.uint8], offset: int) -> None:
+        """Fill images that are neighbours in the file."""
+        if offset < 0:
+            images_NHW[:] = 0
+        elif os.preadv(self._descriptor, [images_NHW.data.cast("B")], offset) != images_NHW.nbytes:
+            raise OSError("the file ends early")
+
     def check_images(self, index: int, images_NHW: NDArray[np.uint8]) -> None:
         """Raise `StudyFileError` where the images (n, H, W) of study `index` are not those that were written."""
         for position, image_HW in enumerate(images_NHW):
-            if image_digest(image_HW) != self._digests[self._first_image[index] + position].tobytes():
+            if image_digest(image_HW) != self.digests[self._first_image[index] + position].tobytes():
                 raise StudyFileError(
                     f"{self.path}: image {position} of study {index} differs from its digest: the file was "
                     "damaged after it was written; write it again with cxr-preprocess"
@@ -403,6 +449,7 @@ class StudyFile:
         return np.flatnonzero(self.splits == split)
 
     def close(self) -> None:
+        self._descriptor = -1
         self._file.close()
 
     def __enter__(self) -> Self:

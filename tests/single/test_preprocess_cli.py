@@ -84,6 +84,24 @@ def test_counts_seed_and_json(tmp_path: Path) -> None:
     assert told[0]["digest"] == told[1]["digest"] != told[2]["digest"]
 
 
+def test_a_drawn_list_repeats_the_draw(tmp_path: Path) -> None:
+    write_chexpert(tmp_path / "data")
+    ids = []
+    draws = (("--train", 7, "--test", 4, "--seed", 3), ("--drawn", tmp_path / "a.h5.drawn.csv", "--seed", 8))
+    for name, more in zip("ab", draws, strict=True):
+        job = preprocess_here("chexpert", tmp_path / "data", "--out", tmp_path / f"{name}.h5", *more)
+        assert job.exit_code == 0, job.output
+        with StudyFile(tmp_path / f"{name}.h5") as file:
+            ids.append([*file.study_ids, *file.splits])
+    assert ids[0] == ids[1] and len(ids[0]) == 22
+    assert (tmp_path / "a.h5.drawn.csv").read_bytes() == (tmp_path / "b.h5.drawn.csv").read_bytes()
+    assert "balance of what was drawn" in job.output and "as drawn before (11 studies listed)" in job.output
+    assert "patient0" not in (tmp_path / "a.h5.drawn.csv").read_text()
+    more = ("--drawn", tmp_path / "a.h5.drawn.csv", "--key", tmp_path / "none.key")
+    other = preprocess_here("chexpert", tmp_path / "data", "--out", tmp_path / "c.h5", *more)
+    assert other.exit_code == 1 and "expected a key file" in other.output
+
+
 def test_inspect_and_verify(tmp_path: Path) -> None:
     write_mimic_cxr(tmp_path / "data")
     out = tmp_path / "out.h5"
@@ -92,7 +110,7 @@ def test_inspect_and_verify(tmp_path: Path) -> None:
     assert shown.exit_code == 0
     for word in ("validate", "images per study", "LATERAL", "Pleural Effusion", "uncertain"):
         assert word in shown.output
-    assert json.loads(preprocess_here("inspect", out, "--json").output)[0]["source"] == "mimic-cxr"
+    assert json.loads(preprocess_here("inspect", out, "--json").output)["files"][0]["source"] == "mimic-cxr"
     assert "all as they were written" in preprocess_here("verify", out).output
     content = bytearray(out.read_bytes())
     with StudyFile(out) as file:
@@ -135,7 +153,7 @@ def test_an_earlier_file_stays_until_overwrite_succeeds(tmp_path: Path) -> None:
     [
         (["--train", 0], 2, "expected 1 or more studies for train, found 0: empty split"),
         (["--train", 3, "--validate", 0, "--test", 3], 2, "empty split"),
-        (["--train", 300, "--validate", 2, "--test", 3], 1, "expected 305 studies"),
+        (["--train", 300, "--validate", 2, "--test", 3], 1, "expected 300 studies for train"),
         (["--site", "../up"], 2, "--site: expected letters"),
         (["--out", "/nowhere/at/all.h5"], 2, "expected an existing folder"),
         (["--train", "many"], 2, "not a valid integer|valid integer"),
