@@ -13,7 +13,7 @@ from cxr_hvd.errors import DataError
 from cxr_hvd.study.study_file import Split, View
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageRecord:
     """One image file.
 
@@ -28,7 +28,7 @@ class ImageRecord:
     where: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StudyRecord:
     """One exam of one patient.
 

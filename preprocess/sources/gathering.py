@@ -6,7 +6,6 @@ a study, an image that is named for two things, too many images.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cxr_hvd.errors import DataError
 from cxr_hvd.study.labels import LABELS
@@ -16,21 +15,26 @@ from preprocess.records import ImageRecord, StudyListing, StudyRecord
 Labels = tuple[float, ...]
 
 
-@dataclass
+@dataclass(slots=True)
 class _Study:
     patient_id: str
     split: Split | None
     labels: Labels
     where: str
-    images: dict[Path, ImageRecord] = field(default_factory=dict)
+    images: list[ImageRecord] = field(default_factory=list)
 
 
 class Gathering:
-    """The studies of a source while its rows are read."""
+    """The studies of a source while its rows are read.
+
+    A published table has hundreds of thousands of rows, and every rank holds them: equal labels are held once, and
+    paths are compared as strings, for a `Path` that was compared keeps a list of its parts.
+    """
 
     def __init__(self) -> None:
         self._studies: dict[str, _Study] = {}
-        self._study_of_image: dict[Path, str] = {}
+        self._study_of_image: dict[str, str] = {}
+        self._labels: dict[str, Labels] = {}
         self.num_duplicates = 0
 
     def add(self, patient_id: str, study_id: str, split: Split | None, labels: Labels, image: ImageRecord) -> None:
@@ -50,11 +54,14 @@ class Gathering:
             raise DataError(f"{where}: expected a patient and a study, found a blank cell; repair the table")
         study = self._studies.get(study_id)
         if study is None:
+            # repr, for NaN (blank) is not equal to itself.
+            labels = self._labels.setdefault(repr(labels), labels)
             study = self._studies[study_id] = _Study(patient_id, split, labels, where)
         _check_same(study, patient_id, split, labels, where)
-        known = study.images.get(image.path)
-        if known is None and self._study_of_image.setdefault(image.path, study_id) == study_id:
-            study.images[image.path] = image
+        path = str(image.path)
+        known = next((each for each in study.images if str(each.path) == path), None)
+        if known is None and self._study_of_image.setdefault(path, study_id) == study_id:
+            study.images.append(image)
         elif known is not None and known.view is image.view:
             self.num_duplicates += 1
         else:
@@ -79,7 +86,7 @@ class Gathering:
                     study_id=study_id,
                     split=study.split,
                     labels=study.labels,
-                    images=tuple(study.images[path] for path in sorted(study.images)),
+                    images=tuple(sorted(study.images, key=lambda image: str(image.path))),
                 )
                 for study_id, study in ordered
             ),
