@@ -1,4 +1,4 @@
-"""Labels agree, study by study, with torchxrayvision's own loaders on the same folders, where both define the same.
+"""Labels agree, study by study, with torchxrayvision's loaders on the same folders, where both define the same.
 
 What differs on purpose, and why, is listed in docs/data-format.md.
 """
