@@ -17,15 +17,25 @@ from cxr_hvd.study.study_file import Split, View
 class ImageRecord:
     """One image file.
 
+    There may be half a million of them in memory, so the path is kept as text: a `Path` weighs three times as much.
+
     Attributes:
-        path: resolved, inside the source's folder. It may hold a patient's identifier: never print it.
+        file: its path, resolved, inside the source's folder. It may hold a patient's identifier: never print it.
         view: from which side it was taken.
         where: the table and row that name it, for messages; for example `train.csv row 17`.
     """
 
-    path: Path
+    file: str | Path
     view: View
     where: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "file", str(self.file))
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.file)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from cxr_hvd.errors import DataError
 
+_MAX_RESOLVED = 4096
+
 
 class ImageFolder:
     """Turn relative paths that a table names into resolved paths that lie inside `root`.
@@ -34,6 +36,8 @@ class ImageFolder:
                 "repair the row, nothing outside ROOT is read"
             )
         if folder not in self._resolved:
+            if len(self._resolved) >= _MAX_RESOLVED:  # A folder's rows stand together.
+                self._resolved.clear()
             self._resolved[folder] = os.path.realpath(self.root / folder)
         path = f"{self._resolved[folder]}/{name}"
         if os.path.islink(path):  # noqa: PTH114  (no Path: this runs for every image)

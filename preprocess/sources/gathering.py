@@ -58,8 +58,8 @@ class Gathering:
             labels = self._labels.setdefault(repr(labels), labels)
             study = self._studies[study_id] = _Study(patient_id, split, labels, where)
         _check_same(study, patient_id, split, labels, where)
-        path = str(image.path)
-        known = next((each for each in study.images if str(each.path) == path), None)
+        path = str(image.file)
+        known = next((each for each in study.images if each.file == path), None)
         if known is None and self._study_of_image.setdefault(path, study_id) == study_id:
             study.images.append(image)
         elif known is not None and known.view is image.view:
@@ -86,7 +86,7 @@ class Gathering:
                     study_id=study_id,
                     split=study.split,
                     labels=study.labels,
-                    images=tuple(sorted(study.images, key=lambda image: str(image.path))),
+                    images=tuple(sorted(study.images, key=lambda image: str(image.file))),
                 )
                 for study_id, study in ordered
             ),

@@ -52,9 +52,7 @@ def _fill(folder: WorkFolder, selection: Selection, blocks: list[range]) -> None
 
 
 def _merger(folder: WorkFolder, selection: Selection, blocks: list[range], advance: list[int]) -> write.Merger:
-    return write.Merger(
-        folder, header(image_size=SIZE), selection, blocks, identifiers.kept, advance.append
-    )
+    return write.Merger(folder, header(image_size=SIZE), selection, blocks, identifiers.kept, advance.append)
 
 
 def test_the_merge_puts_every_good_image_where_it_belongs(tmp_path: Path) -> None:
