@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,13 +93,12 @@ def main() -> None:
         figures = []
         for size in SIZES:
             images = write_layout(folder / size.name, originals[size.name], size.num_in_job)
-            loop, bare_per_s = measure_loops(size, images, options.rounds)
-            figures += loop
-            figures += measure_jobs(folder, size, options.jobs, bare_per_s)
+            figures += measure_loops(size, images, options.rounds)
+            figures += measure_jobs(folder, size, options.jobs)
         figures += measure_file(folder / f"{SIZES[0].name}.h5", options.rounds)
     report = "\n".join(
         [
-            f"Command: `{' '.join(['python -m bench.preprocess', *sys.argv[1:]])}`. Machine: {describe_machine()}.",
+            f"Command: `python -m bench.preprocess {' '.join(sys.argv[1:])}`. Machine: {describe_machine()}.",
             "",
             "| what | median | least to greatest | wanted | | rates |",
             "|---|---|---|---|---|---|",
@@ -147,8 +147,8 @@ def write_layout(root: Path, originals: Sequence[Path], num_images: int) -> list
     return images
 
 
-def measure_loops(size: Size, images: Sequence[Path], num_rounds: int) -> tuple[list[Figure], float]:
-    """Time ours, the bare loop and Pillow in turn on one core; return ratios and the bare loop's median rate."""
+def measure_loops(size: Size, images: Sequence[Path], num_rounds: int) -> list[Figure]:
+    """Time ours, the bare loop and Pillow in turn on one core; return ratios."""
     chosen = list(images[: size.num_in_loop])
     records = [ImageRecord(path, View.AP, "row") for path in chosen]
 
@@ -157,9 +157,7 @@ def measure_loops(size: Size, images: Sequence[Path], num_rounds: int) -> tuple[
             pixels.load_image(record, IMAGE_SIZE)
 
     def bare() -> None:
-        for path in chosen:
-            decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), size.flag)
-            cv2.resize(decoded, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
+        decode_bare(chosen, size.flag)
 
     def pillow() -> None:
         for path in chosen:
@@ -175,33 +173,53 @@ def measure_loops(size: Size, images: Sequence[Path], num_rounds: int) -> tuple[
     return [
         Figure(f"{size.name}: one core, loading to the bare decode and resize", to_bare, 0.9, note),
         Figure(f"{size.name}: one core, loading to Pillow's open and resize", to_pillow, wanted, note),
-    ], rates["bare"]
+    ]
 
 
-def measure_jobs(folder: Path, size: Size, num_rounds: int, bare_per_s: float) -> list[Figure]:
-    """Run whole jobs on one and on two ranks in turn, the bare loop between them; return ratios."""
+def measure_jobs(folder: Path, size: Size, num_rounds: int) -> list[Figure]:
+    """Run whole jobs on one and on two ranks in turn, bare loops in one and in two processes between them.
+
+    Two bare loops at once show what a second core is worth today: no program gains more from it.
+    """
     root, out = folder / size.name, folder / f"{size.name}.h5"
-    images = sorted((root / NAME / "train").rglob("*.jpg"))[: size.num_in_loop]
-    rates: dict[str, list[float]] = {"one": [], "two": [], "bare": []}
+    rates: dict[str, list[float]] = {"one rank": [], "two ranks": [], "one bare": [], "two bare": []}
     peak_mib = 0.0
     for _ in range(num_rounds):
-        started = time.perf_counter()
-        for path in images:
-            decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), size.flag)
-            cv2.resize(decoded, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
-        rates["bare"].append(len(images) / (time.perf_counter() - started))
-        for name, num_ranks in (("one", 1), ("two", 2)):
-            told = run_job(root, out, num_ranks)
-            rates[name].append(told["num_images"] / told["load_s"])
+        for name, num in (("one", 1), ("two", 2)):
+            rates[f"{name} bare"].append(run_bare(root, size, num))
+            told = run_job(root, out, num)
+            rates[f"{name} rank{'s' * (num > 1)}"].append(told["num_images"] / told["load_s"])
             peak_mib = max(peak_mib, told["peak_mib"])
     note = ", ".join(f"{name} {statistics.median(rate):,.0f}/s" for name, rate in rates.items())
-    speedup = [two / one for one, two in zip(rates["one"], rates["two"], strict=True)]
-    pace = [one / bare for one, bare in zip(rates["one"], rates["bare"], strict=True)]
+    speedup, worth, pace = (
+        [one / other for one, other in zip(rates[to], rates[of], strict=True)]
+        for to, of in (("two ranks", "one rank"), ("two bare", "one bare"), ("one rank", "one bare"))
+    )
+    of_possible = [one / other for one, other in zip(speedup, worth, strict=True)]
     return [
         Figure(f"{size.name}: two ranks to one", speedup, 1.8, note),
+        Figure(f"{size.name}: that, to two bare loops to one", of_possible, 0.9, note),
         Figure(f"{size.name}: written, synced, one rank, to the bare decode and resize", pace, 0.8, note),
         Figure(f"{size.name}: peak memory of the leader, MiB", [peak_mib], 500, "", is_at_most=True),
     ]
+
+
+def run_bare(root: Path, size: Size, num_processes: int) -> float:
+    """Run bare loops over the job's images in so many processes at once; return images a second, all together."""
+    paths = sorted((root / NAME).rglob("*.jpg"))[: size.num_in_job // 2]
+    with ProcessPoolExecutor(num_processes) as processes:
+        list(processes.map(decode_bare, [paths[:1]] * num_processes, [size.flag] * num_processes))  # start them
+        started = time.perf_counter()
+        list(processes.map(decode_bare, [paths] * num_processes, [size.flag] * num_processes))
+    return num_processes * len(paths) / (time.perf_counter() - started)
+
+
+def decode_bare(paths: Sequence[Path], flag: int) -> None:
+    """Decode and resize, and nothing else."""
+    cv2.setNumThreads(1)
+    for path in paths:
+        decoded = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), flag)
+        cv2.resize(decoded, (IMAGE_SIZE, IMAGE_SIZE), interpolation=cv2.INTER_AREA)
 
 
 def run_job(root: Path, out: Path, num_ranks: int) -> dict[str, float]:
@@ -217,7 +235,7 @@ def run_job(root: Path, out: Path, num_ranks: int) -> dict[str, float]:
 
 
 def measure_file(path: Path, num_rounds: int) -> list[Figure]:
-    """Return the file's size to its images', and the pace of random reads to copies in memory of the same bytes."""
+    """Return the file's size to its images', and random reads to copies in memory of the same bytes."""
     with StudyFile(path) as file:
         real_bytes = int(file.num_images.sum(dtype=np.int64)) * PAGE_BYTES
         order = np.random.default_rng(0).permutation(len(file)).tolist()

@@ -105,7 +105,7 @@ def compare(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Study files of one pixel pipeline.")],
     as_json: AsJson = False,
 ) -> None:
-    """Find images that occur twice, within and across study files: the same patient at two sites. Exit 1: found."""
+    """Find images that occur twice, within and across study files: one patient at two sites. Exit 1: found."""
     from preprocess import comparison
 
     found = comparison.compare(files)

@@ -6,8 +6,8 @@ count, for a labeler's habits shift a model as patients do; `prevalence` is the 
 absent alone, that is, of the patients. The total is the mean over the labels.
 
 Per pixel: between the histograms of gray shades of a random sample of images, the same divergence, and
-Wasserstein's distance (earth mover's, Rubner et al., 2000): by how many of 256 shades the pixels of one site have to
-move, on average, to look like the other's.
+Wasserstein's distance (earth mover's, Rubner et al., 2000): by how many of 256 shades the pixels of one site have
+to move, on average, to look like the other's.
 
 `chance` is the mean over random redistributions of the same studies over two groups of the same sizes: a distance
 near it says nothing.

@@ -66,8 +66,8 @@ def repeat_drawn(path: Path, studies: Iterable[StudyRecord], hashed: Callable[[s
         raise DataError(f"{path}: not a readable list ({type(error).__name__}); check --drawn") from error
     if unknown or not chosen:
         raise DataError(
-            f"{path}: expected studies of this source, found {unknown:,} of {unknown + len(chosen):,} that it does "
-            "not have under this site's key; use the key (or --keep-ids) that the list was made with"
+            f"{path}: expected studies of this source, found {unknown:,} of {unknown + len(chosen):,} that it "
+            "does not have under this site's key; use the key (or --keep-ids) that the list was made with"
         )
     return Selection(
         tuple(study for study, _ in chosen.values()),

@@ -49,8 +49,8 @@ def write_page(
         "<h2>Labels</h2>" + _labels(described, apart),
         "<h2>Gray shades</h2>" + _shades(described, sites, apart),
         *[_distances(pair, described) for pair in apart],
-        "<h2>Contact sheets</h2><p>Random studies of each split: the first image of each, its views, and the labels "
-        f"that are present. Seed {seed}.</p>",
+        "<h2>Contact sheets</h2><p>Random studies of each split: the first image of each, its views, and the "
+        f"labels that are present. Seed {seed}.</p>",
         *[
             _sheets(number, file, one, seed)
             for number, (file, one) in enumerate(zip(files, described, strict=True))
@@ -60,8 +60,8 @@ def write_page(
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         f'content="width=device-width,initial-scale=1"><title>{names}</title><style>{style}</style></head><body>'
-        f"<main>{''.join(parts)}<footer>Written by cxr-preprocess inspect. It shows images of patients: keep it as "
-        "you keep the study files.</footer></main></body></html>\n"
+        f"<main>{''.join(parts)}<footer>Written by cxr-preprocess inspect. It shows images of patients: keep it "
+        "as you keep the study files.</footer></main></body></html>\n"
     )
     try:
         write_text(path, page)
@@ -123,7 +123,8 @@ def _labels(described: Sequence[dict[str, Any]], apart: Sequence[dict[str, Any]]
             cells += _far_cell(pair["labels"].get(name), "js_bits", "chance", 3)
         rows.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
     key = "".join(f'<span><i class="{state}" style="{_color(0)}"></i>{state}</span>' for state in _SHOWN)
-    return f'<div class="card"><div class="key">{key}</div><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
+    table = f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+    return f'<div class="card"><div class="key">{key}</div>{table}</div>'
 
 
 def _stack(number: int, one: dict[str, Any], name: str) -> str:
@@ -135,7 +136,8 @@ def _stack(number: int, one: dict[str, Any], name: str) -> str:
         f'<i class="{state}" style="width:{shares[state]:.3%}" title="{state} {shares[state]:.1%}"></i>'
         for state in _SHOWN
     )
-    return f'<td><div class="stack" style="{_color(number)}">{parts}</div></td><td class="n">{shares["present"]:.1%}</td>'
+    bar = f'<div class="stack" style="{_color(number)}">{parts}</div>'
+    return f'<td>{bar}</td><td class="n">{shares["present"]:.1%}</td>'
 
 
 def _far_cell(found: dict[str, Any] | None, name: str, chance: str, digits: int) -> str:
@@ -190,21 +192,21 @@ def _distances(pair: dict[str, Any], described: Sequence[dict[str, Any]]) -> str
                 f'<td class="n">{found[chance]:.{digits}f}</td><td class="n">{unit}</td></tr>'
             )
     return (
-        f"<h2>How far apart: {' and '.join(names)}</h2><p>0 means alike. Beside each distance stands what chance gives "
-        f"where the same studies are dealt out at random; in bold what is more than {_FAR:.0f} times that.</p>"
-        '<div class="card"><table><tr><th></th><th class="n">distance</th><th class="n">by chance</th><th></th></tr>'
-        f"{rows}</table></div>"
+        f"<h2>How far apart: {' and '.join(names)}</h2><p>0 means alike. Beside each distance stands what chance "
+        f"gives where the same studies are dealt out at random; in bold what exceeds {_FAR:.0f} times that.</p>"
+        '<div class="card"><table><tr><th></th><th class="n">distance</th><th class="n">by chance</th>'
+        f"<th></th></tr>{rows}</table></div>"
     )
 
 
 def _sheets(number: int, path: Path, one: dict[str, Any], seed: int) -> str:
-    parts = []
     with StudyFile(path) as file:
-        for split in Split:
-            if tiles := draw_tiles(file, split, seed):
-                parts.append(
-                    f"<h3>{split.name.lower()}</h3><div class='tiles'>{''.join(map(_figure, tiles))}</div>"
-                )
+        tiles = {split: draw_tiles(file, split, seed) for split in Split}
+    parts = [
+        f"<h3>{split.name.lower()}</h3><div class='tiles'>{''.join(map(_figure, drawn))}</div>"
+        for split, drawn in tiles.items()
+        if drawn
+    ]
     return (
         f'<div class="card site" style="{_color(number)};margin-bottom:18px"><h2>{escape(one["site"])}</h2>'
         f'<div style="margin-top:12px">{"".join(parts)}</div></div>'

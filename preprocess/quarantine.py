@@ -1,4 +1,4 @@
-"""Images that cannot be used: listed beside the output, left out of it, and the end of the job where they are many.
+"""Images that cannot be used: listed beside the output, left out of it, and where they are many, the job fails.
 
 A row of `NAME.quarantine.csv` is the table and row that name the image, and the reason. It holds no identifier.
 """

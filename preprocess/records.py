@@ -17,7 +17,7 @@ from cxr_hvd.study.study_file import Split, View
 class ImageRecord:
     """One image file.
 
-    There may be half a million of them in memory, so the path is kept as text: a `Path` weighs three times as much.
+    There may be half a million of them in memory, so the path is kept as text: a `Path` weighs three times that.
 
     Attributes:
         file: its path, resolved, inside the source's folder. It may hold a patient's identifier: never print it.

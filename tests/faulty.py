@@ -1,4 +1,4 @@
-"""`cxr-preprocess` that is killed, delayed or watched at a chosen point: `python -m tests.faulty RANK POINT N VERB ...`.
+"""`cxr-preprocess` that is killed, delayed or watched: `python -m tests.faulty RANK POINT N VERB ...`.
 
 POINT is where, N the how-manieth time: `load` (an image), `merge` (a block), `complete` (tables and attributes),
 `named` (the file has got its name). `slow` sleeps N milliseconds for each image; `watch` does nothing. Each rank

@@ -5,7 +5,8 @@ padding after a study's last image is never written and reads as zeros, so it co
 the pixels are read straight from the page cache. The layout is a contract (docs/data-format.md), and this is
 the only module that knows HDF5.
 
-A study file is written once, by `StudyFileWriter` or `StudyFileAppender`, beside its name, and gets the attribute `complete` last.
+A study file is written once, by `StudyFileWriter` or `StudyFileAppender`, beside its name, and gets the attribute
+`complete` last.
 `StudyFile` reads it and refuses whatever does not keep the contract: such files come from many hands.
 """
 
