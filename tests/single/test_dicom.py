@@ -16,11 +16,12 @@ from pydicom import Dataset, uid
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-from cxr_hvd.study.study_file import View
+from cxr_hvd.study.study_file import StudyFile, View
 from preprocess import pixels, rasters
 from preprocess.dicom import decode_mimic, decode_voi, view_position
 from preprocess.records import BadImageError, ImageRecord
-from tests.synthetic import SECRETS, dicom_bytes
+from tests.preprocessing import preprocess_here
+from tests.synthetic import SECRETS, dicom_bytes, write_dicom, write_mimic_cxr
 
 RNG = np.random.default_rng(3)
 DEEP = np.sort(RNG.integers(0, 4096, (48, 64)), axis=None).astype(np.uint16).reshape(48, 64)
@@ -306,3 +307,28 @@ def test_limits_are_those_of_rasters() -> None:
     rasters.check_size(10_000, 10_000)
     with pytest.raises(ValueError):
         rasters.check_size(10_000, 10_001)
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_no_bytes_of_the_patient_reach_a_file_or_the_screen(tmp_path: Path, pipeline: str) -> None:
+    root = write_mimic_cxr(tmp_path / "data", 20, write_image=write_dicom, suffix="dcm")
+    damaged = min(root.rglob("*.dcm"))
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    out = tmp_path / "out"
+    out.mkdir()
+    options = ("--pixels", pipeline, "--max-bad", "5%", "--key", tmp_path / "site.key")
+    done = preprocess_here("mimic-cxr-dicom", root, "--out", out / "a.h5", *options)
+    assert done.exit_code == 0, done.output
+    with StudyFile(out / "a.h5") as file:
+        assert file.header.pixels == pipeline
+        pages = [page.tobytes() for index in range(len(file)) for page in file.images(index)]
+    written = b"".join(path.read_bytes() for path in out.iterdir()) + done.output.encode()
+    # A ramp of shades from 49 to 48 and back spells 10000001.
+    for page in pages:
+        assert page in written
+        written = written.replace(page, b"")
+    assert b"row" in written
+    # The patients, studies and images of the tables, too.
+    names = {part for path in root.rglob("*.dcm") for part in (path.parts[-3], path.parts[-2][1:], path.stem)}
+    for secret in {*SECRETS.values(), *names, *(name.lstrip("p") for name in names)}:
+        assert secret.encode() not in written
