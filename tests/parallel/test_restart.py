@@ -53,11 +53,11 @@ def _hidden(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("point", "number", "rank", "num_ranks", "then"),
     [
-        ("load", 110, 0, 1, 1),
-        ("load", 70, 0, 2, 3),
+        pytest.param("load", 110, 0, 1, 1, marks=pytest.mark.slow),
+        pytest.param("load", 70, 0, 2, 3, marks=pytest.mark.slow),
         ("load", 70, 1, 2, 1),
         ("merge", 2, 0, 2, 2),
-        ("complete", 1, 0, 2, 1),
+        pytest.param("complete", 1, 0, 2, 1, marks=pytest.mark.slow),
         ("named", 1, 0, 2, 2),
     ],
 )
@@ -101,18 +101,24 @@ def test_a_damaged_block_and_a_changed_image_are_done_again(tmp_path: Path) -> N
     content[1000] ^= 1
     blocks[1].write_bytes(content)
     blocks[2].write_bytes(blocks[2].read_bytes()[:-20])
-    image = sorted((tmp_path / "data" / NAME / "train").rglob("*.jpg"))[3]
-    write_jpeg(image, seed=99)
+    images = sorted((tmp_path / "data" / NAME / "train").rglob("*.jpg"))
+    # Somewhere in the blocks that are whole, too.
+    for image in images[3:60:14]:
+        write_jpeg(image, seed=99)
     for one in (whole, out):
         assert _faulty(1, 0, "watch", 0, tmp_path, _arguments(tmp_path / "data", one)).exit_code == 0
     assert out.read_bytes() == whole.read_bytes()
-    # Two or three blocks, for the changed image may lie in one of the damaged.
-    assert 2 * IMAGES_PER_BLOCK <= _num_loaded(tmp_path) <= 3 * (IMAGES_PER_BLOCK + 3)
+    assert _num_loaded(tmp_path) >= 2 * IMAGES_PER_BLOCK
 
 
-@pytest.mark.parametrize("kib", [1000, 3000, 14900])
-def test_a_full_disk_leaves_nothing_that_looks_whole(site: Path, tmp_path: Path, kib: int) -> None:
+@pytest.mark.parametrize(
+    "kib", [1000, pytest.param(3000, marks=pytest.mark.slow), pytest.param(14850, marks=pytest.mark.slow), None]
+)
+def test_a_full_disk_leaves_nothing_that_looks_whole(site: Path, tmp_path: Path, kib: int | None) -> None:
     out = tmp_path / "out.h5"
+    if kib is None:
+        # The last bytes do not fit.
+        kib = ((site / "whole.h5").stat().st_size - 1) // 1024
     command = preprocess_command(*_arguments(site / "data", out))
     script = f"ulimit -f {kib}; exec " + " ".join(map(str, command))
     full = run(["bash", "-c", script], LIMIT_S, **_settings(tmp_path))
