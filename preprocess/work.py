@@ -10,6 +10,7 @@ the kernel lets go when the process ends, however it ends.
 
 import fcntl
 import os
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -143,7 +144,9 @@ class WorkFolder:
 
 def not_written(out: Path, error: OSError) -> DataError:
     """Return the error of one line for a disk that refuses."""
-    reason = error.strerror or type(error).__name__
+    # HDF5 wraps the number in a long story.
+    wrapped = re.search(r"errno = (\d+)", str(error))
+    reason = os.strerror(int(wrapped[1])) if wrapped else error.strerror or type(error).__name__
     return DataError(
         f"{out.parent}: cannot write the study file here ({reason}); check space, limits and permissions, "
         "then run again: finished work is kept"

@@ -118,7 +118,7 @@ class Merger:
         try:
             return self._file.close()
         except (OSError, RuntimeError) as error:  # HDF5 tells of a full disk by either.
-            raised = error if isinstance(error, OSError) else OSError(0, "HDF5 could not write")
+            raised = error if isinstance(error, OSError) else OSError(str(error))
             raise not_written(self._folder.out, raised) from error
 
     def __enter__(self) -> Self:

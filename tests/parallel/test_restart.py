@@ -123,7 +123,7 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(site: Path, tmp_path: Path,
     script = f"ulimit -f {kib}; exec " + " ".join(map(str, command))
     full = run(["bash", "-c", script], LIMIT_S, **_settings(tmp_path))
     assert full.exit_code == 1, full.output
-    assert "Traceback" not in full.output and len(full.lines("cannot write the study file here")) == 1
+    assert "Traceback" not in full.output and len(full.lines("study file here (File too large)")) == 1
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".h5", ".csv")] == []
     again = run(command, LIMIT_S, **_settings(tmp_path))
     assert again.exit_code == 0, again.output
