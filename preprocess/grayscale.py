@@ -55,7 +55,11 @@ def _looked_up(
 
 
 def _first(value: Any) -> float | None:
-    """Return the first of one or several decimal strings, or None."""
-    if value is None or isinstance(value, str) or not np.size(value):
+    """Return the first of one or several decimal strings, or None where there is none.
+
+    Raises:
+        ValueError: it is text, and not a number.
+    """
+    if value is None or value == "" or not np.size(value):
         return None
     return float(np.ravel(np.asarray(value, np.float64))[0])

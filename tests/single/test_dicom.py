@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pydicom
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset, uid
 from pydicom.encaps import encapsulate
@@ -18,7 +18,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from cxr_hvd.study.study_file import StudyFile, View
 from preprocess import pixels, rasters
-from preprocess.dicom import decode_mimic, decode_voi, view_position
+from preprocess.dicom import _quiet, decode_mimic, decode_voi, view_position
 from preprocess.records import BadImageError, ImageRecord
 from tests.preprocessing import preprocess_here
 from tests.synthetic import SECRETS, dicom_bytes, write_dicom, write_mimic_cxr
@@ -118,6 +118,7 @@ def test_mimic_says_the_same_as_its_description(kind: type, photometric: str) ->
     assert (decode_mimic(content, 1) != expected).mean() < 0.02
 
 
+@settings(deadline=None)
 @given(bits=st.integers(8, 16), is_signed=st.booleans(), seed=st.integers(0, 99))
 def test_all_depths_span_all_shades(bits: int, is_signed: bool, seed: int) -> None:
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if is_signed else (0, 2**bits - 1)
@@ -232,6 +233,12 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: dicom_bytes(DEEP, WindowCenter=1, WindowWidth=9, VOILUTFunction="CUBIC"),
         "no number",
     ),
+    "a name as a number": (
+        lambda: _replaced(b"DS\x08\x0012345678", b"DS\x08\x00DOE^JOHN")(
+            dicom_bytes(DEEP, WindowCenter="12345678", WindowWidth=9)
+        ),
+        "look-up tables|damaged",
+    ),
     "empty LUT": (lambda: dicom_bytes(DEEP, VOILUTSequence=[Dataset()]), "look-up tables"),
     "a JPEG": (lambda: b"\xff\xd8\xff\xe0" + bytes(300), "another format"),
 }
@@ -264,6 +271,7 @@ def test_an_absurd_header_is_refused_before_pixels_are_decoded(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("syntax", ["ExplicitVRLittleEndian", "RLELossless", "JPEG2000Lossless"])
+@settings(deadline=None)
 @given(data=st.data())
 def test_damaged_files_are_refused_or_read_and_never_crash(syntax: str, data: st.DataObject) -> None:
     content = bytearray(dicom_bytes(DEEP, syntax, WindowCenter=2000, WindowWidth=1000))
@@ -332,3 +340,14 @@ def test_no_bytes_of_the_patient_reach_a_file_or_the_screen(tmp_path: Path, pipe
     names = {part for path in root.rglob("*.dcm") for part in (path.parts[-3], path.parts[-2][1:], path.stem)}
     for secret in {*SECRETS.values(), *names, *(name.lstrip("p") for name in names)}:
         assert secret.encode() not in written
+
+
+def test_what_pydicom_says_is_not_heard(caplog: pytest.LogCaptureFixture) -> None:
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with _quiet():
+            logging.getLogger("pydicom").warning("DOE^JOHN")
+            warnings.warn("DOE^JOHN", stacklevel=1)
+    assert not warned and "DOE" not in caplog.text
+    logging.getLogger("pydicom").warning("heard again")
+    assert "heard again" in caplog.text

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -51,6 +51,7 @@ def test_reduced_decoding_says_the_same_as_full_decoding(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("progressive", [0, 1])
 @pytest.mark.parametrize("restart", [0, 4])
+@settings(deadline=None)
 @given(cut=st.integers(1, 4000))
 def test_every_truncation_is_noticed(progressive: int, restart: int, cut: int) -> None:
     content = _encoded(
@@ -187,6 +188,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, form: str, orientation: int
     assert np.abs(found - np.rot90(quarters, turn).astype(int)).max() <= 2
 
 
+@settings(deadline=None)
 @given(cut=st.integers(1, 3000))
 def test_every_truncated_png_is_noticed(cut: int) -> None:
     content = _saved(Image.fromarray(SMOOTH, "RGBA"))
@@ -195,12 +197,13 @@ def test_every_truncated_png_is_noticed(cut: int) -> None:
         rasters.png_size(content[: max(0, len(content) - cut)])
 
 
+@settings(deadline=None)
 @given(place=st.integers(0, 5000), bit=st.integers(0, 7))
 def test_every_flipped_bit_of_a_png_is_noticed(place: int, bit: int) -> None:
     content = bytearray(_saved(Image.fromarray(SMOOTH[..., 0])))
     content[place % len(content)] ^= 1 << bit
     with pytest.raises(ValueError):
-        rasters.decode(bytes(content), 64)
+        rasters.png_size(bytes(content))
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
