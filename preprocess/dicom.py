@@ -161,8 +161,9 @@ def _check_syntax(dataset: "Dataset", syntax: Any) -> None:
 
 def _claimed_size(frame: bytes) -> tuple[int, int] | None:
     """Return the (height, width) that a JPEG 2000, JPEG or JPEG-LS frame claims, or None."""
-    start = frame.find(b"\xff\x4f\xff\x51")
-    if start >= 0:
+    # The codestream stands at the start, or in the boxes of a JP2 file; elsewhere these bytes are chance.
+    start = frame.find(b"\xff\x4f\xff\x51") if frame[4:8] == b"jP  " else 0
+    if frame[start : start + 4] == b"\xff\x4f\xff\x51":
         siz = np.frombuffer(frame[start + 8 : start + 24].ljust(16, b"\0"), ">u4")
         width, height, left, top = map(int, siz)
         return height - top, width - left

@@ -141,6 +141,13 @@ def test_compression_changes_nothing(values: np.ndarray, syntax: str) -> None:
         np.testing.assert_array_equal(decode(content, 1), decode(plain, 1))
 
 
+def test_bytes_that_look_like_a_codestream_are_read_all_the_same() -> None:
+    values = np.tile(np.array([0xFF, 0x4F, 0xFF, 0x51, 3, 1, 4], np.uint8), (9, 2))
+    np.testing.assert_array_equal(
+        decode_voi(dicom_bytes(values, "RLELossless"), 1), decode_voi(dicom_bytes(values), 1)
+    )
+
+
 def _as_jpeg(values: np.ndarray, syntax: uid.UID = uid.JPEGBaseline8Bit) -> bytes:
     dataset = pydicom.dcmread(BytesIO(dicom_bytes(values)))
     dataset.PixelData = encapsulate([cv2.imencode(".jpg", values, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()])
