@@ -134,7 +134,7 @@ def test_a_full_disk_leaves_nothing_that_looks_whole(site: Path, tmp_path: Path,
 def test_two_jobs_do_not_write_one_output_and_a_request_to_stop_is_kept(site: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.h5"
     arguments = _arguments(site / "data", out)
-    slow = [sys.executable, "-m", "tests.faulty", "0", "slow", "15", *map(str, arguments)]
+    slow = [sys.executable, "-m", "tests.faulty", "0", "slow", "100", *map(str, arguments)]
     with subprocess.Popen(
         slow, env=environment(**_settings(tmp_path)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as first:
