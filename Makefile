@@ -4,9 +4,9 @@
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 DATA    ?=
 INSTALL ?=
-SOURCES := cxr_hvd preprocess tests
+SOURCES := cxr_hvd preprocess bench tests
 
-.PHONY: help setup demo test test-slow lint format constraints clean
+.PHONY: help setup demo test test-slow bench lint format constraints clean
 
 help:            ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -22,6 +22,9 @@ test: setup      ## run the tests that take seconds
 
 test-slow: setup ## run the tests that take minutes
 	@python -m pytest -m slow tests
+
+bench: setup     ## measure preprocessing beside its peers; writes the table in docs/performance.md
+	@python -m bench.preprocess --out docs/performance.md
 
 lint: setup      ## check style, imports and types; change nothing
 	@ruff check $(SOURCES)

@@ -1,11 +1,12 @@
-"""What is in a study file: counts and prevalences, never a study or a patient; and whether it is undamaged."""
+"""What is in a study file, and how far apart two are: counts and shares, never a study or a patient."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cxr_hvd.study.study_file import Split, StudyFile, View
 
@@ -68,6 +69,13 @@ def print_tables(described: dict[str, Any]) -> None:
         f"digest {described['digest'][:16]}",
         soft_wrap=True,
     )
+    if shades := described.get("shades"):
+        console.print(
+            f"gray shades of a sample: mean {shades['mean']:.0f}, standard deviation {shades['std']:.0f}, "
+            f"5th, 50th and 95th percentile {shades['p5']}, {shades['p50']}, {shades['p95']}, "
+            f"{shades['black']:.1%} black, {shades['white']:.1%} white",
+            soft_wrap=True,
+        )
     splits = Table("split", *[_right(name) for name in ("patients", "studies", "images")])
     for split, counts in described["splits"].items():
         splits.add_row(split, *[f"{count:,}" for count in counts.values()])
@@ -85,24 +93,44 @@ def print_tables(described: dict[str, Any]) -> None:
     console.print(labels)
 
 
-def verify(path: Path, advance: Callable[[int], None]) -> tuple[int, int]:
-    """Read every image of a study file and compare it with its digest.
+def print_distances(apart: Sequence[dict[str, Any]]) -> None:
+    """Print what `distances.site_distances` returned as tables on standard output."""
+    from rich.console import Console
+    from rich.table import Table
 
-    Args:
-        path: the study file; opening it checks its tables.
-        advance: called with the number of images of each study that was found whole.
+    console = Console(highlight=False)
+    for pair in apart:
+        one, other = pair["files"]
+        console.print(f"[bold]how far apart[/bold]: A {one}, B {other}", soft_wrap=True)
+        table = Table("label", *[_right(name) for name in ("present in A", "in B", "JS bits", "by chance")])
+        for name, label in pair["labels"].items():
+            shares = ["never assessed" if share is None else f"{share:.1%}" for share in label["prevalence"]]
+            table.add_row(name, *shares, f"{label['js_bits']:.4f}", f"{label['chance']:.4f}")
+        if pair["labels"]:
+            total = pair["labels_total"]
+            table.add_section()
+            table.add_row("mean", "", "", f"{total['js_bits']:.4f}", f"{total['chance']:.4f}")
+        console.print(table)
+        shades = pair["pixels"]
+        console.print(
+            f"pixels: Wasserstein {shades['wasserstein_shades']:.1f} of 256 shades (by chance "
+            f"{shades['wasserstein_chance']:.1f}), JS {shades['js_bits']:.4f} bits (by chance "
+            f"{shades['js_chance']:.4f})"
+        )
 
-    Returns:
-        Numbers of studies and of images.
 
-    Raises:
-        StudyFileError: the file is refused, or an image is damaged; the message names the study by its index.
-    """
-    with StudyFile(path) as file:
-        for index in range(len(file)):
-            file.check_images(index, file.images(index))
-            advance(int(file.num_images[index]))
-        return len(file), int(file.num_images.sum(dtype=np.int64))
+def shade_statistics(shades_S: NDArray[np.float64]) -> dict[str, float]:
+    """Return mean, standard deviation, percentiles and the shares of black and white of a histogram (256,)."""
+    shares = shades_S / shades_S.sum()
+    mean = float(shares @ np.arange(len(shares)))
+    found = {
+        "mean": mean,
+        "std": float(np.sqrt(shares @ (np.arange(len(shares)) - mean) ** 2)),
+        **{f"p{part}": int(np.searchsorted(np.cumsum(shares), part / 100)) for part in (5, 50, 95)},
+        "black": float(shares[0]),
+        "white": float(shares[-1]),
+    }
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def _right(name: str) -> Any:

@@ -10,8 +10,8 @@ _QUIET_S = 2.0
 class Progress(Protocol):
     """Told of each phase and of the images done in it."""
 
-    def start(self, phase: str, num_images: int, num_ranks: int = 1) -> None:
-        """Begin a phase of `num_images` on this rank; `num_ranks` do as much each."""
+    def start(self, phase: str, num_images: int) -> None:
+        """Begin a phase of `num_images`, of all ranks together."""
 
     def advance(self, num_images: int) -> None:
         """Count images as done."""
@@ -23,7 +23,7 @@ class Progress(Protocol):
 class Silence:
     """Says nothing: for ranks that do not lead, and for callers that want only the result."""
 
-    def start(self, phase: str, num_images: int, num_ranks: int = 1) -> None:
+    def start(self, phase: str, num_images: int) -> None:
         pass
 
     def advance(self, num_images: int) -> None:
@@ -36,8 +36,8 @@ class Silence:
 class Lines:
     """Plain lines on standard error, at most ten a phase, none in the first seconds."""
 
-    def start(self, phase: str, num_images: int, num_ranks: int = 1) -> None:
-        self._phase, self._total, self._done, self._tenth = _titled(phase, num_ranks), num_images, 0, 0
+    def start(self, phase: str, num_images: int) -> None:
+        self._phase, self._total, self._done, self._tenth = phase, num_images, 0, 0
         self._started = self._said = time.monotonic()
 
     def advance(self, num_images: int) -> None:
@@ -62,7 +62,7 @@ class Bar:
     def __init__(self) -> None:
         self._bar: Any = None
 
-    def start(self, phase: str, num_images: int, num_ranks: int = 1) -> None:
+    def start(self, phase: str, num_images: int) -> None:
         from rich import progress
         from rich.console import Console
 
@@ -70,7 +70,7 @@ class Bar:
         columns = (*progress.Progress.get_default_columns(), progress.MofNCompleteColumn())
         self._bar = progress.Progress(*columns, console=Console(stderr=True))
         self._bar.start()
-        self._task = self._bar.add_task(_titled(phase, num_ranks), total=num_images)
+        self._task = self._bar.add_task(phase, total=num_images)
 
     def advance(self, num_images: int) -> None:
         self._bar.advance(self._task, num_images)
@@ -86,7 +86,3 @@ def build_progress(is_leader: bool) -> Progress:
     if not is_leader:
         return Silence()
     return Bar() if sys.stderr.isatty() else Lines()
-
-
-def _titled(phase: str, num_ranks: int) -> str:
-    return phase if num_ranks == 1 else f"{phase} (this is 1 of {num_ranks} ranks)"

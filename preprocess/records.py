@@ -2,30 +2,43 @@
 
 A source (preprocess/sources) turns its tables into a `StudyListing`; everything after it (selection, pixels,
 write) knows these records only. A record holds identifiers as the hospital gave them: it stays in memory.
+An image that cannot be used is a `BadImageError`: the job sets it aside and goes on.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from cxr_hvd.errors import DataError
 from cxr_hvd.study.study_file import Split, View
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageRecord:
     """One image file.
 
+    There may be half a million of them in memory, so the path is kept as text: a `Path` weighs three times that.
+
     Attributes:
-        path: resolved, inside the source's folder. It may hold a patient's identifier: never print it.
+        file: its path, resolved, inside the source's folder. It may hold a patient's identifier: never print it.
         view: from which side it was taken.
         where: the table and row that name it, for messages; for example `train.csv row 17`.
     """
 
-    path: Path
+    file: str | Path
     view: View
     where: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "file", str(self.file))
 
-@dataclass(frozen=True)
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.file)
+
+
+@dataclass(frozen=True, slots=True)
 class StudyRecord:
     """One exam of one patient.
 
@@ -51,8 +64,38 @@ class StudyListing:
         studies: sorted by patient and study, so that the order of rows in the tables changes nothing.
         sha256: digest of the tables' names and bytes, in hexadecimal.
         num_unlabelled: studies that were left out because no label row names them.
+        num_duplicates: rows that said once more what an earlier row had said; they were dropped.
     """
 
     studies: tuple[StudyRecord, ...]
     sha256: str
     num_unlabelled: int = 0
+    num_duplicates: int = 0
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What the user may choose about a source, beside its folder. A source passes over what it does not know.
+
+    Attributes:
+        labels: which labeler's table to read, where the source publishes two (MIMIC-CXR).
+        columns: the YAML file that says what a table's columns mean (manifest).
+    """
+
+    labels: Literal["chexpert", "negbio"] = "chexpert"
+    columns: Path | None = None
+
+
+class BadImageError(DataError):
+    """One image file cannot be used; the others can.
+
+    Attributes:
+        where: the table and row that name the image.
+        reason: what was expected, what was found and what to do, without a path, an identifier or the file's
+            own text.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.where = where
+        self.reason = " ".join(reason.split())

@@ -8,6 +8,7 @@ runs code here.
 """
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from cxr_hvd.errors import CxrHvdError, PeerError, UsageError, leave, print_error
+from preprocess.pool import MpiPool, OnePool, Pool
 
 # Set by Open MPI, by MPICH and Intel MPI, and by Slurm with PMIx.
 LAUNCHER_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
@@ -46,6 +48,9 @@ class Ranks(Protocol):
     def digests(self, digest: bytes) -> list[bytes]:
         """Return the 32-byte digest of each rank. Collective: every rank. Blocking: until every rank calls it."""
 
+    def open_pool(self, num_tasks: int) -> Pool:
+        """Share out the tasks 0 to `num_tasks` - 1. Collective: every rank, with equal numbers."""
+
 
 class OneRank:
     """This process alone."""
@@ -63,6 +68,9 @@ class OneRank:
 
     def digests(self, digest: bytes) -> list[bytes]:
         return [digest]
+
+    def open_pool(self, num_tasks: int) -> Pool:
+        return OnePool(num_tasks)
 
 
 class MpiRanks:
@@ -110,6 +118,9 @@ class MpiRanks:
         self._comm.Allgather(np.frombuffer(digest, dtype=np.uint8), everybody)
         return [row.tobytes() for row in everybody]
 
+    def open_pool(self, num_tasks: int) -> Pool:
+        return MpiPool(self._mpi, self._comm, num_tasks)
+
     def say_last_words(self, program: str, error: CxrHvdError) -> None:
         """Print the error and end this process, once every rank has had the time to print its own."""
         print_error(program, error)
@@ -136,6 +147,32 @@ def opened_ranks(program: str) -> Iterator[Ranks]:
         yield ranks
     except CxrHvdError as error:
         ranks.say_last_words(program, error)
+
+
+def leader_says(ranks: Ranks, answer: bool) -> bool:
+    """Return the leader's answer. Collective: every rank. Blocking: until every rank calls it."""
+    return any(ranks.digests(bytes([answer]) * 32)[0])
+
+
+class StoppedError(CxrHvdError):
+    """Somebody asked the job to stop, and what it has done is kept."""
+
+    exit_code = 75
+
+
+@contextmanager
+def stopping_on_request() -> Iterator[None]:
+    """Raise `StoppedError` where SIGTERM or SIGINT asks this process to stop."""
+
+    def stop(number: int, frame: object) -> None:
+        raise StoppedError(f"stopped by {signal.Signals(number).name}; run the same again to go on")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def together(ranks: Ranks, work: Callable[[], Result]) -> Result:

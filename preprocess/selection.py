@@ -6,7 +6,7 @@ later moves nobody else. See docs/decisions/0007-patient-split.md.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cxr_hvd.errors import DataError, UsageError
@@ -15,6 +15,8 @@ from preprocess.records import StudyRecord
 
 # Train, validate, test, where neither counts nor the source's own split say otherwise.
 SHARES = {Split.TRAIN: 0.7, Split.VALIDATE: 0.1, Split.TEST: 0.2}
+# What --split says.
+WAYS = ("official", "random")
 
 
 @dataclass(frozen=True)
@@ -26,18 +28,26 @@ class Selection:
     rule: str
 
 
-def select(studies: Iterable[StudyRecord], seed: int, counts: dict[Split, int] | None = None) -> Selection:
+def select(
+    studies: Iterable[StudyRecord],
+    seed: int,
+    counts: dict[Split, int] | None = None,
+    way: str | None = None,
+) -> Selection:
     """Choose studies and give each a split.
 
     With counts: exactly so many studies a split, drawn patient by patient at random, and no study of a split
     without a count. The test split is filled first and the train split last, so that asking for more training
     studies leaves the others as they were.
     Without: all studies; by the source's own split where it has all three, else by patient in `SHARES`.
+    `official` keeps every patient in the split that the source publishes, with counts and without; splits that
+    it does not publish stay empty. `random` passes over what the source publishes.
 
     Args:
         studies: all studies of a source.
         seed: of the draw and of the order in the file.
         counts: studies wanted, by split, or None.
+        way: a name in `WAYS`, or None for the above.
 
     Raises:
         UsageError: a count is below 1.
@@ -50,16 +60,27 @@ def select(studies: Iterable[StudyRecord], seed: int, counts: dict[Split, int] |
         sorted(by_patient[patient], key=lambda study: study.study_id)
         for patient in sorted(by_patient, key=lambda patient: (_draw(seed, patient), patient))
     ]
-    if counts is not None:
+    published = {study.split for patient in patients for study in patient}
+    wanted = set(counts or Split)
+    if way == "official":
+        if not published <= set(Split):
+            raise DataError(
+                "expected a source with a split for every study, found studies without one; leave out --split"
+            )
+        wanted = set(counts) if counts is not None else {split for split in Split if split in published}
+        chosen = _by_source(patients, counts)
+        rule = "the source's own" if counts is None else "drawn by patient from the source's own"
+        rule += "".join(f", which has no {split.name.lower()}" for split in Split if split not in published)
+    elif counts is not None:
         chosen = _by_counts(patients, counts)
         rule = "drawn by patient"
-    elif {study.split for patient in patients for study in patient} == set(Split):
-        chosen = _by_source(patients)
+    elif published == set(Split) and way is None:
+        chosen = _by_source(patients, None)
         rule = "the source's own"
     else:
         chosen = _by_shares(patients)
         rule = "drawn by patient, " + "/".join(f"{share:.0%}" for share in SHARES.values())
-    for split in counts or Split:
+    for split in sorted(wanted):
         if not any(found is split for _, found in chosen):
             raise DataError(
                 f"expected studies in every split, found none for {split.name.lower()} "
@@ -72,38 +93,47 @@ def _draw(seed: int, patient_id: str) -> bytes:
     return hashlib.sha256(f"{seed}:{patient_id}".encode()).digest()
 
 
-def _by_counts(patients: list[list[StudyRecord]], counts: dict[Split, int]) -> list[tuple[StudyRecord, Split]]:
+def _by_counts(patients: Iterable[list[StudyRecord]], counts: dict[Split, int]) -> list[tuple[StudyRecord, Split]]:
+    """Fill the splits one after the other, the test split first, from one queue of patients."""
     chosen: list[tuple[StudyRecord, Split]] = []
     remaining = iter(patients)
     for split in sorted(counts, reverse=True):
-        if counts[split] < 1:
-            raise UsageError(
-                f"expected 1 or more studies for {split.name.lower()}, found {counts[split]}: empty split"
-            )
-        missing = counts[split]
-        while missing:
-            # The last patient of a split may give only some of their studies; the others are left out.
-            patient = next(remaining, None)
-            if patient is None:
-                total = sum(map(len, patients))
-                raise DataError(
-                    f"expected {sum(counts.values())} studies disjoint by patient, found {total} of "
-                    f"{len(patients)} patients: {missing} short for {split.name.lower()}; ask for fewer"
-                )
-            chosen += [(study, split) for study in patient[:missing]]
-            missing -= len(patient[:missing])
+        chosen += _drawn(remaining, split, counts[split])
     return chosen
 
 
-def _by_source(patients: list[list[StudyRecord]]) -> list[tuple[StudyRecord, Split]]:
-    chosen = []
+def _drawn(patients: Iterator[list[StudyRecord]], split: Split, count: int) -> list[tuple[StudyRecord, Split]]:
+    """Take patients until `count` studies are there; the last one may give only some of theirs."""
+    if count < 1:
+        raise UsageError(f"expected 1 or more studies for {split.name.lower()}, found {count}: empty split")
+    chosen: list[tuple[StudyRecord, Split]] = []
+    while missing := count - len(chosen):
+        patient = next(patients, None)
+        if patient is None:
+            raise DataError(
+                f"expected {count} studies for {split.name.lower()} of patients of its own, found "
+                f"{len(chosen)}: {missing} short; ask for fewer"
+            )
+        chosen += [(study, split) for study in patient[:missing]]
+    return chosen
+
+
+def _by_source(
+    patients: list[list[StudyRecord]], counts: dict[Split, int] | None
+) -> list[tuple[StudyRecord, Split]]:
+    """Keep every patient in the source's split; with counts, draw from each."""
     for patient in patients:
         if len({study.split for study in patient}) != 1:
             raise DataError(
                 f"{patient[0].images[0].where}: expected the source's splits to be disjoint by patient, found "
-                "this row's patient in two; repair the table, or set --train, --validate and --test to draw anew"
+                "this row's patient in two; repair the table, or add --split random"
             )
-        chosen += [(study, study.split) for study in patient if study.split is not None]
+    if counts is None:
+        return [(study, study.split) for patient in patients for study in patient if study.split is not None]
+    chosen: list[tuple[StudyRecord, Split]] = []
+    for split in sorted(counts, reverse=True):
+        own = (patient for patient in patients if patient[0].split is split)
+        chosen += _drawn(own, split, counts[split])
     return chosen
 
 

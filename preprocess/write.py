@@ -1,38 +1,24 @@
-"""From loaded images to one study file: each rank fills a shard, the leader merges them.
+"""From finished blocks to one study file: the leader's part.
 
-A shard is the raw pages of the rank's images, one after the other, in a hidden file beside the output. The
-merge walks the studies in the file's order and takes each study's pages from its owner's shard, so every shard
-is read from front to back, and the bytes of the study file do not depend on the number of ranks. See
-docs/decisions/0008-preprocess-shards.md.
+The leader merges blocks in the file's order, as far as they are finished, while other ranks still fill later
+ones; so the bytes of the study file depend neither on the number of ranks nor on who was faster. A study whose
+images are all bad is left out. See docs/decisions/0008-preprocess-shards.md.
 """
 
-import heapq
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cxr_hvd.atomic import replaced_file
 from cxr_hvd.errors import DataError, StudyFileError, UsageError
-from cxr_hvd.study.study_file import StudyFileHeader, StudyFileWriter, StudyRow
+from cxr_hvd.study.study_file import Split, StudyFileAppender, StudyFileHeader, StudyRow
+from preprocess.blocks import read_block
+from preprocess.quarantine import BadImage
 from preprocess.selection import Selection
-
-
-def partition(num_images: Sequence[int], num_ranks: int) -> list[int]:
-    """Return the rank that owns each study: the next one goes to the rank with the fewest images so far."""
-    least = [(0, rank) for rank in range(num_ranks)]
-    owners = []
-    for num in num_images:
-        images_of_rank, rank = least[0]
-        heapq.heapreplace(least, (images_of_rank + num, rank))
-        owners.append(rank)
-    return owners
+from preprocess.work import WorkFolder, not_written
 
 
 def created_now() -> str:
@@ -45,48 +31,95 @@ def created_now() -> str:
     return now.isoformat(timespec="seconds")
 
 
-def build_rows(selection: Selection, hashed: Callable[[str, str], str]) -> list[StudyRow]:
-    """Return the table rows of the chosen studies, with identifiers as `hashed(kind, identifier)` gives them."""
-    return [
-        StudyRow(
-            study_id=hashed("study", study.study_id),
-            patient_id=hashed("patient", study.patient_id),
-            split=split,
-            views=tuple(image.view for image in study.images),
-            labels=study.labels,
-        )
-        for study, split in zip(selection.studies, selection.splits, strict=True)
-    ]
+class Merger:
+    """Append finished blocks to the study file of a work folder; used as a context.
 
-
-def shard_path(out: Path, rank: int) -> Path:
-    """Return where a rank's shard lies until the merge."""
-    return out.with_name(f".{out.name}.shard-{rank}")
-
-
-class ShardWriter:
-    """Write one rank's images, study by study in the file's order; used as a context.
+    Attributes:
+        bad: the images that were left out, in the file's order.
+        num_images, num_studies: in the file so far. num_left_out: studies without any good image.
 
     Raises:
-        DataError: the shard cannot be written, for example for want of space.
+        DataError: the disk refuses.
     """
 
-    def __init__(self, out: Path, rank: int) -> None:
-        self._path = shard_path(out, rank)
+    def __init__(
+        self,
+        folder: WorkFolder,
+        header: StudyFileHeader,
+        selection: Selection,
+        blocks: Sequence[range],
+        hashed: Callable[[str, str], str],
+        advance: Callable[[int], None],
+    ) -> None:
+        self._folder, self._header, self._selection = folder, header, selection
+        self._blocks, self._hashed, self._advance = blocks, hashed, advance
+        self._next = 0
+        self._splits: set[Split] = set()
+        self.bad: list[BadImage] = []
+        self.num_images = self.num_studies = self.num_left_out = 0
         try:
-            # An interrupted run may have left one. Owner only: these are a hospital's images.
-            self._path.unlink(missing_ok=True)
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            self._file = os.fdopen(descriptor, "wb")
+            folder.merged.unlink(missing_ok=True)
+            self._file = StudyFileAppender(folder.merged, header, len(selection.studies))
         except OSError as error:
-            raise _not_written(out, error) from error
+            raise not_written(folder.out, error) from error
 
-    def add(self, images_NHW: NDArray[np.uint8]) -> None:
-        """Append all images (n, H, W) of the rank's next study."""
+    def merge_while(self, is_finished: Callable[[int], bool]) -> None:
+        """Append the next blocks as long as they are finished.
+
+        Raises:
+            DataError: the disk refuses. StudyFileError: a block is damaged.
+        """
+        while self._next < len(self._blocks) and is_finished(self._next):
+            try:
+                self._merge(self._next)
+            except OSError as error:
+                raise not_written(self._folder.out, error) from error
+            self._next += 1
+
+    def _merge(self, number: int) -> None:
+        size = self._header.image_size
+        trailer, content = read_block(self._folder.block(number), size * size)
+        pages = np.frombuffer(content, np.uint8, len(trailer.digests) * size * size).reshape(-1, size, size)
+        if trailer.job != self._folder.digest or len(trailer.kept) != len(self._blocks[number]):
+            raise StudyFileError(f"{self._folder.out}: a block of another job was found; run again")
+        first = 0
+        for index, kept in zip(self._blocks[number], trailer.kept, strict=True):
+            study, split = self._selection.studies[index], self._selection.splits[index]
+            self._advance(len(study.images))
+            if not kept:
+                self.num_left_out += 1
+                continue
+            row = StudyRow(
+                study_id=self._hashed("study", study.study_id),
+                patient_id=self._hashed("patient", study.patient_id),
+                split=split,
+                views=tuple(study.images[position].view for position in kept),
+                labels=study.labels,
+            )
+            last = first + len(kept)
+            self._file.append(row, pages[first:last], [bytes.fromhex(one) for one in trailer.digests[first:last]])
+            self._splits.add(split)
+            self.num_studies += 1
+            first = last
+        self.num_images += len(pages)
+        self.bad += [(where, reason) for where, reason in trailer.bad]
+
+    def complete(self) -> str:
+        """Write the tables and what makes the file complete; return the digest of its content.
+
+        Raises:
+            DataError: the disk refuses, or no study of a split is left.
+        """
+        if missing := sorted(set(self._selection.splits) - self._splits):
+            raise DataError(
+                f"expected studies in every split, found none with a good image for {missing[0].name.lower()}; "
+                "repair the images or draw more studies"
+            )
         try:
-            self._file.write(np.ascontiguousarray(images_NHW).data)
-        except OSError as error:
-            raise _not_written(self._path, error) from error
+            return self._file.close()
+        except (OSError, RuntimeError) as error:  # HDF5 tells of a full disk by either.
+            raised = error if isinstance(error, OSError) else OSError(str(error))
+            raise not_written(self._folder.out, raised) from error
 
     def __enter__(self) -> Self:
         return self
@@ -94,50 +127,4 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self._file.close()
-        except OSError as closing:
-            raise _not_written(self._path, closing) from closing
-
-
-def merge(
-    out: Path,
-    header: StudyFileHeader,
-    rows: Sequence[StudyRow],
-    owners: Sequence[int],
-    advance: Callable[[int], None],
-) -> None:
-    """Write the study file at `out` from the shards of all ranks. On any error an earlier file at `out` stays.
-
-    Args:
-        out: the study file's name; shards lie beside it.
-        header: what is true of the whole file.
-        rows: the studies, in the file's order.
-        owners: the rank that wrote each study.
-        advance: called with the number of images of each study that has been written.
-
-    Raises:
-        DataError: a shard is short, or the disk refuses.
-        StudyFileError: the study file cannot be written.
-    """
-    size = header.image_size
-    try:
-        with ExitStack() as stack:
-            shards = [stack.enter_context(shard_path(out, rank).open("rb")) for rank in range(max(owners) + 1)]
-            beside = stack.enter_context(replaced_file(out))
-            writer = StudyFileWriter(beside, header, rows)
-            for index, (row, owner) in enumerate(zip(rows, owners, strict=True)):
-                num_bytes = len(row.views) * size * size
-                pages = shards[owner].read(num_bytes)
-                if len(pages) != num_bytes:
-                    raise StudyFileError(f"{out}: rank {owner}'s shard ends early; run again on one shared disk")
-                writer.write_images(index, np.frombuffer(pages, np.uint8).reshape(-1, size, size))
-                advance(len(row.views))
-            writer.close()
-    except OSError as error:
-        raise _not_written(out, error) from error
-
-
-def _not_written(path: Path, error: OSError) -> DataError:
-    reason = error.strerror or type(error).__name__
-    return DataError(f"{path.parent}: cannot write the study file here ({reason}); check space and permissions")
+        self._file.abandon()

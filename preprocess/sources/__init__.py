@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from preprocess.records import StudyListing
-from preprocess.sources import chexpert, mimic_cxr
+from preprocess.records import SourceOptions, StudyListing
+from preprocess.sources import chexpert, manifest, mimic_cxr
 
-SOURCES: dict[str, Callable[[Path], StudyListing]] = {
+SOURCES: dict[str, Callable[[Path, SourceOptions], StudyListing]] = {
     "chexpert": chexpert.studies,
     "mimic-cxr": mimic_cxr.studies,
+    "mimic-cxr-dicom": mimic_cxr.dicom_studies,
+    "manifest": manifest.studies,
 }

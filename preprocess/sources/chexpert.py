@@ -10,9 +10,10 @@ from pathlib import Path
 
 from cxr_hvd.errors import DataError
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import MAX_IMAGES, Split, View
-from preprocess.records import ImageRecord, StudyListing, StudyRecord
+from cxr_hvd.study.study_file import Split, View
+from preprocess.records import ImageRecord, SourceOptions, StudyListing
 from preprocess.sources.folder import ImageFolder
+from preprocess.sources.gathering import Gathering
 from preprocess.sources.tables import Row, labels_of, read_rows, tables_sha256
 
 FOLDERS = ("CheXpert-v1.0", "CheXpert-v1.0-small")
@@ -34,7 +35,7 @@ _VIEWS = {
 }
 
 
-def studies(root: Path) -> StudyListing:
+def studies(root: Path, options: SourceOptions) -> StudyListing:
     """Read the tables of the CheXpert folder in (or at) `root`; no image is opened.
 
     Raises:
@@ -43,39 +44,12 @@ def studies(root: Path) -> StudyListing:
     data = _data_folder(root)
     folder = ImageFolder(data)
     tables = [data / name for name in TABLES if name in ("train.csv", "valid.csv") or (data / name).exists()]
-    images: dict[tuple[str, str], list[ImageRecord]] = {}
-    first: dict[tuple[str, str], tuple[Split, tuple[float, ...]]] = {}
+    gathering = Gathering()
     for table in tables:
         for row in read_rows(table, COLUMNS):
             patient, study, image = _read(row, data.name, folder)
-            key, said = (patient, study), (TABLES[table.name], labels_of(row))
-            # repr, for NaN (blank) is not equal to itself.
-            if repr(first.setdefault(key, said)) != repr(said):
-                raise DataError(
-                    f"{row.where}: expected the labels and the table of the study's earlier rows, found others; "
-                    "repair the table"
-                )
-            if any(image.path == known.path for known in images.setdefault(key, [])):
-                raise DataError(f"{row.where}: expected each image once, found it a second time; repair the table")
-            images[key].append(image)
-            if len(images[key]) > MAX_IMAGES:
-                raise DataError(
-                    f"{row.where}: expected at most {MAX_IMAGES} images in a study, found more; "
-                    "split the study or leave images out"
-                )
-    return StudyListing(
-        studies=tuple(
-            StudyRecord(
-                patient_id=patient,
-                study_id=f"{patient}/{study}",
-                split=first[patient, study][0],
-                labels=first[patient, study][1],
-                images=tuple(sorted(images[patient, study], key=lambda image: image.path)),
-            )
-            for patient, study in sorted(images)
-        ),
-        sha256=tables_sha256(tables),
-    )
+            gathering.add(patient, f"{patient}/{study}", TABLES[table.name], labels_of(row), image)
+    return gathering.listing(tables_sha256(tables))
 
 
 def _data_folder(root: Path) -> Path:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from cxr_hvd.errors import DataError
 
+_MAX_RESOLVED = 4096
+
 
 class ImageFolder:
     """Turn relative paths that a table names into resolved paths that lie inside `root`.
@@ -28,20 +30,17 @@ class ImageFolder:
             DataError: the path leaves the folder, or no file is there.
         """
         folder, _, name = relative.rpartition("/")
-        if (
-            relative.startswith("/")
-            or "\\" in relative
-            or "\0" in relative
-            or {"..", ""} & {*folder.split("/"), name}
-        ):
+        if relative.startswith("/") or {"\\", "\0"} & {*relative} or {"..", ""} & {*relative.split("/")}:
             raise DataError(
                 f"{where}: expected a path inside the data folder, found one that leaves it; "
                 "repair the row, nothing outside ROOT is read"
             )
         if folder not in self._resolved:
+            if len(self._resolved) >= _MAX_RESOLVED:  # A folder's rows stand together.
+                self._resolved.clear()
             self._resolved[folder] = os.path.realpath(self.root / folder)
         path = f"{self._resolved[folder]}/{name}"
-        if Path(path).is_symlink():
+        if os.path.islink(path):  # noqa: PTH114  (no Path: this runs for every image)
             path = os.path.realpath(path)
         if not path.startswith(f"{self.root}/"):
             raise DataError(

@@ -1,4 +1,4 @@
-"""The CSV tables of a source: plain or gzipped, columns bound by name, rows numbered for messages.
+"""The tables of a source: CSV or TSV, plain or gzipped, columns bound by name, rows numbered for messages.
 
 Rows are numbered as a spreadsheet shows them: the header is row 1. Messages quote a table's name, a row and a
 column, and a cell only where it cannot identify anybody (labels, views, splits).
@@ -25,8 +25,14 @@ class Row(NamedTuple):
     where: str
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def read_rows(path: Path, columns: Sequence[str], delimiter: str | None = None) -> Iterator[Row]:
     """Yield each row of the table at `path`, with the given columns; others are passed over.
+
+    A byte order mark, line ends of any kind and quotes are as they may be; blank lines are passed over.
+
+    Args:
+        path: the table; read in UTF-8, unpacked where its name ends in `.gz`.
+        columns: names of the wanted columns. delimiter: None stands for a tab in `.tsv` and a comma elsewhere.
 
     Raises:
         DataError: the table is missing or damaged, or lacks one of the columns, or a row is cut short.
@@ -34,8 +40,10 @@ def read_rows(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="") as text:
-            reader = csv.reader(text)
-            header = next(reader, [])
+            if delimiter is None:
+                delimiter = "\t" if ".tsv" in path.suffixes[-2:] else ","
+            reader = csv.reader(text, delimiter=delimiter)
+            header = [cell.strip() for cell in next(reader, [])]
             positions = {column: _position(path, header, column) for column in columns}
             for number, row in enumerate(reader, start=2):
                 where = f"{path.name} row {number}"

@@ -1,11 +1,13 @@
 """Preprocessing on several ranks: the same bytes as on one, and one rank's failure ends all."""
 
+import csv
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cxr_hvd.study.study_file import StudyFile
 from tests.launch import Finished, launch
 from tests.preprocessing import preprocess_command
 from tests.synthetic import NAME, Rows, write_chexpert, write_mimic_cxr
@@ -33,11 +35,46 @@ def test_any_number_of_ranks_writes_the_same_bytes(tmp_path: Path, source: str, 
         assert job.exit_code == 0, job.output
         contents.append(out.read_bytes())
     assert len(set(contents)) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".csv") == [
         *[f"{num}.h5" for num in numbers],
         "config",
         "data",
     ]
+    assert {path.read_bytes() for path in tmp_path.glob("*.drawn.csv")} == {
+        (tmp_path / f"{numbers[0]}.h5.drawn.csv").read_bytes()
+    }
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_bad_images_are_set_aside_alike_on_any_number_of_ranks(tmp_path: Path, num_ranks: int) -> None:
+    write_chexpert(tmp_path / "data", num_patients=40)
+    images = sorted((tmp_path / "data" / NAME / "train").rglob("*.jpg"))
+    bad = [image for image in images if "study1/view1" in str(image)][3:20:4]
+    for image in bad[:-1]:
+        image.write_bytes(image.read_bytes()[:-40])
+    bad[-1].unlink()
+    out, whole = tmp_path / "out.h5", tmp_path / "whole.h5"
+    arguments = ("--keep-ids", "--max-bad", "10%", "--json")
+    job = _preprocess(num_ranks, tmp_path, "chexpert", tmp_path / "data", out, *arguments)
+    assert job.exit_code == 0, job.output
+    # The bytes of a table that never named them.
+    table = tmp_path / "data" / NAME / "train.csv"
+    lines = table.read_text().splitlines(keepends=True)
+    names = [str(image.relative_to(tmp_path / "data")) for image in bad]
+    rows = [number for number, line in enumerate(lines, start=1) if any(line.startswith(name) for name in names)]
+    table.write_text("".join(line for number, line in enumerate(lines, start=1) if number not in rows))
+    assert _preprocess(1, tmp_path, "chexpert", tmp_path / "data", whole, *arguments).exit_code == 0
+    with StudyFile(out) as one, StudyFile(whole) as other:
+        assert one.study_ids.tolist() == other.study_ids.tolist()
+        for index in range(len(one)):
+            assert one.num_images[index] == other.num_images[index]
+            assert one.views[index].tolist() == other.views[index].tolist()
+            assert (one.images(index) == other.images(index)).all()
+    told = list(csv.reader((tmp_path / "out.h5.quarantine.csv").open()))
+    assert told[0] == ["where", "reason"]
+    assert sorted(where for where, _ in told[1:]) == sorted(f"train.csv row {row}" for row in rows)
+    assert not (tmp_path / "whole.h5.quarantine.csv").exists()
+    assert "patient0" not in (tmp_path / "out.h5.quarantine.csv").read_text()
 
 
 def _truncate(data: Path) -> None:
@@ -71,8 +108,13 @@ BAD: dict[str, tuple[Callable[[Path], object], list[object], int, str]] = {
         "train.csv row 5: expected a path in",
     ),
     "21 images": (lambda root: write_chexpert(root, change=_many), [], 1, "expected at most 20 images"),
-    "truncated image": (lambda root: _truncate(write_chexpert(root)), [], 1, "a truncated one"),
-    "missing image": (lambda root: _remove(write_chexpert(root)), [], 1, "expected a readable image file"),
+    "truncated image": (
+        lambda root: _truncate(write_chexpert(root)),
+        [],
+        1,
+        "images to be bad, found 1, the first: train.csv row ",
+    ),
+    "missing image": (lambda root: _remove(write_chexpert(root)), ["--max-bad", "0"], 1, "images to be bad"),
     "empty split": (write_chexpert, ["--train", 5, "--validate", 0, "--test", 5], 2, "empty split"),
     "no such folder": (lambda root: None, [], 1, "check ROOT"),
 }
@@ -92,7 +134,9 @@ def test_a_bad_input_ends_every_rank_with_one_line(tmp_path: Path, what: str) ->
     assert [message in line for line in told].count(True) == 1
     assert ["failed and said why" in line for line in told].count(True) == 1
     assert out.read_bytes() == b"an earlier file"
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    # Where images were read, what is done is kept for the run after the repair; else nothing is left.
+    hidden = [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+    assert hidden == ([".out.h5.work"] if what.endswith(" image") else [])
 
 
 ONE_FAILS = """

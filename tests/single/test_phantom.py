@@ -9,6 +9,7 @@ import pytest
 from cxr_hvd.errors import UsageError
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.study_file import View
+from preprocess.records import SourceOptions
 from preprocess.sources import SOURCES, phantom_findings
 from preprocess.sources.phantom import STYLES, write_phantom
 from preprocess.sources.phantom_anatomy import Body
@@ -27,7 +28,7 @@ def test_a_phantom_is_read_like_a_hospital(tmp_path: Path, layout: str) -> None:
     num_images = write_phantom(tmp_path / "a", layout, 40, seed=3)
     write_phantom(tmp_path / "b", layout, 40, seed=3)
     assert _digests(tmp_path / "a") == _digests(tmp_path / "b")
-    studies = SOURCES[layout](tmp_path / "a").studies
+    studies = SOURCES[layout](tmp_path / "a", SourceOptions()).studies
     assert (len(studies), sum(len(study.images) for study in studies)) == (40, num_images)
     assert {View.PA, View.AP, View.LATERAL} <= {image.view for study in studies for image in study.images}
     assert len({study.patient_id for study in studies}) < 40

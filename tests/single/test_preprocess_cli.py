@@ -10,6 +10,8 @@ import pytest
 
 from cxr_hvd.study.study_file import StudyFile
 from preprocess import pixels
+from preprocess.cli_sources import VERBS
+from preprocess.records import SourceOptions
 from preprocess.sources import SOURCES
 from tests.launch import run
 from tests.preprocessing import preprocess_command, preprocess_here
@@ -30,7 +32,7 @@ def test_the_file_holds_the_folder(tmp_path: Path, source: str) -> None:
     out = tmp_path / "out.h5"
     job = preprocess_here(source, tmp_path / "data", "--out", out, "--keep-ids", "--site", "north")
     assert job.exit_code == 0, job.output
-    studies = {study.study_id: study for study in SOURCES[source](tmp_path / "data").studies}
+    studies = {study.study_id: study for study in SOURCES[source](tmp_path / "data", SourceOptions()).studies}
     with StudyFile(out) as file:
         assert (file.header.site, file.header.source, file.header.pixels) == ("north", source, pixels.PIXELS)
         assert sorted(file.study_ids) == sorted(studies)
@@ -82,6 +84,24 @@ def test_counts_seed_and_json(tmp_path: Path) -> None:
     assert told[0]["digest"] == told[1]["digest"] != told[2]["digest"]
 
 
+def test_a_drawn_list_repeats_the_draw(tmp_path: Path) -> None:
+    write_chexpert(tmp_path / "data")
+    ids = []
+    draws = (("--train", 7, "--test", 4, "--seed", 3), ("--drawn", tmp_path / "a.h5.drawn.csv", "--seed", 8))
+    for name, more in zip("ab", draws, strict=True):
+        job = preprocess_here("chexpert", tmp_path / "data", "--out", tmp_path / f"{name}.h5", *more)
+        assert job.exit_code == 0, job.output
+        with StudyFile(tmp_path / f"{name}.h5") as file:
+            ids.append([*file.study_ids, *file.splits])
+    assert ids[0] == ids[1] and len(ids[0]) == 22
+    assert (tmp_path / "a.h5.drawn.csv").read_bytes() == (tmp_path / "b.h5.drawn.csv").read_bytes()
+    assert "balance of what was drawn" in job.output and "as drawn before (11 studies listed)" in job.output
+    assert "patient0" not in (tmp_path / "a.h5.drawn.csv").read_text()
+    more = ("--drawn", tmp_path / "a.h5.drawn.csv", "--key", tmp_path / "none.key")
+    other = preprocess_here("chexpert", tmp_path / "data", "--out", tmp_path / "c.h5", *more)
+    assert other.exit_code == 1 and "expected a key file" in other.output
+
+
 def test_inspect_and_verify(tmp_path: Path) -> None:
     write_mimic_cxr(tmp_path / "data")
     out = tmp_path / "out.h5"
@@ -90,7 +110,7 @@ def test_inspect_and_verify(tmp_path: Path) -> None:
     assert shown.exit_code == 0
     for word in ("validate", "images per study", "LATERAL", "Pleural Effusion", "uncertain"):
         assert word in shown.output
-    assert json.loads(preprocess_here("inspect", out, "--json").output)[0]["source"] == "mimic-cxr"
+    assert json.loads(preprocess_here("inspect", out, "--json").output)["files"][0]["source"] == "mimic-cxr"
     assert "all as they were written" in preprocess_here("verify", out).output
     content = bytearray(out.read_bytes())
     with StudyFile(out) as file:
@@ -113,12 +133,19 @@ def test_an_earlier_file_stays_until_overwrite_succeeds(tmp_path: Path) -> None:
     image = sorted((data / NAME / "train").rglob("*.jpg"))[-1]
     image.write_bytes(image.read_bytes()[:-9])
     failed = preprocess_here("chexpert", data, "--out", out, "--overwrite")
-    assert failed.exit_code == 1 and len(failed.lines("error:")) == 1 and "truncated" in failed.output
+    assert failed.exit_code == 1 and len(failed.lines("error:")) == 1 and "to be bad, found 1" in failed.output
     assert out.read_bytes() == before
+    whole = image.read_bytes()
     image.unlink()
     assert preprocess_here("chexpert", data, "--out", out, "--overwrite").exit_code == 1
     assert out.read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config", "data", "out.h5"]
+    image.write_bytes(whole)
+    assert preprocess_here("chexpert", data, "--out", out, "--overwrite", "--max-bad", "5%").exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".csv")) == [
+        "config",
+        "data",
+        "out.h5",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +153,7 @@ def test_an_earlier_file_stays_until_overwrite_succeeds(tmp_path: Path) -> None:
     [
         (["--train", 0], 2, "expected 1 or more studies for train, found 0: empty split"),
         (["--train", 3, "--validate", 0, "--test", 3], 2, "empty split"),
-        (["--train", 300, "--validate", 2, "--test", 3], 1, "expected 305 studies"),
+        (["--train", 300, "--validate", 2, "--test", 3], 1, "expected 300 studies for train"),
         (["--site", "../up"], 2, "--site: expected letters"),
         (["--out", "/nowhere/at/all.h5"], 2, "expected an existing folder"),
         (["--train", "many"], 2, "not a valid integer|valid integer"),
@@ -156,7 +183,7 @@ def test_an_error_of_the_process_is_one_line_and_its_exit_code(tmp_path: Path) -
 
 
 def test_help_has_an_example_for_each_verb() -> None:
-    for verb in ("chexpert", "mimic-cxr", "phantom", "inspect", "verify"):
+    for verb in (*(verb.name for verb in VERBS), "phantom", "inspect", "verify", "compare"):
         job = preprocess_here(verb, "--help")
         assert job.exit_code == 0 and "Example:" in job.output
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 
 from cxr_hvd.errors import DataError, UsageError
 from cxr_hvd.study.study_file import Split, View
+from preprocess.blocks import IMAGES_PER_BLOCK, plan_blocks
+from preprocess.drawn import drawn_path, repeat_drawn, write_drawn
+from preprocess.identifiers import keyed_hash
 from preprocess.records import ImageRecord, StudyRecord
 from preprocess.selection import SHARES, select
-from preprocess.write import partition
 
 
 def _studies(studies_of_patient: list[int], split: Split | None = None) -> list[StudyRecord]:
@@ -97,7 +100,7 @@ def test_the_sources_own_split_is_kept_where_it_has_all_three() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(DataError, match=r"expected 30 studies .*, found 20 of 10 patients: 10 short"):
+    with pytest.raises(DataError, match="expected 10 studies for train of patients of its own, found 0: 10 short"):
         select(_studies([2] * 10), 0, _counts(10, 10, 10))
     with pytest.raises(DataError, match="none for validate"):
         select(_studies([1]), 0)
@@ -108,13 +111,54 @@ def test_refusals() -> None:
         select(mixed, 0)
 
 
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=200), st.integers(1, 9))
-def test_the_partition_covers_every_study_once_and_evenly(num_images: list[int], num_ranks: int) -> None:
-    owners = partition(num_images, num_ranks)
-    assert len(owners) == len(num_images)
-    loads = [
-        sum(num for num, owner in zip(num_images, owners, strict=True) if owner == rank)
-        for rank in range(num_ranks)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=200))
+def test_blocks_cover_every_study_once_in_order_and_are_small(num_images: list[int]) -> None:
+    blocks = plan_blocks(num_images)
+    assert [index for block in blocks for index in block] == list(range(len(num_images)))
+    held = [sum(num_images[index] for index in block) for block in blocks]
+    assert all(IMAGES_PER_BLOCK <= images < IMAGES_PER_BLOCK + 20 for images in held[:-1])
+    assert held[-1] < IMAGES_PER_BLOCK + 20
+
+
+@pytest.mark.parametrize("counts", [None, _counts(4, 2, 3)])
+def test_official_keeps_the_sources_split_and_random_does_not(counts: dict[Split, int] | None) -> None:
+    studies = [
+        replace(study, patient_id=f"{split}{study.patient_id}", study_id=f"{split}{study.study_id}")
+        for split in Split
+        for study in _studies([2] * 10, split)
     ]
-    assert sum(loads) == sum(num_images)
-    assert max(loads) - min(loads) <= max(num_images)
+    chosen = select(studies, 3, counts, "official")
+    assert all(study.split is split for study, split in zip(chosen.studies, chosen.splits, strict=True))
+    if counts is not None:
+        assert {split: chosen.splits.count(split) for split in Split} == counts
+    drawn = select(studies, 3, counts, "random")
+    assert any(study.split is not split for study, split in zip(drawn.studies, drawn.splits, strict=True))
+
+
+def test_official_without_a_test_split_says_so_and_wants_a_split_for_each_study() -> None:
+    studies = [*_studies([1] * 5, Split.TRAIN), *[replace(_studies([1])[0], patient_id="v", split=Split.VALIDATE)]]
+    chosen = select(studies, 0, None, "official")
+    assert chosen.rule == "the source's own, which has no test" and set(chosen.splits) == {0, 1}
+    with pytest.raises(DataError, match="leave out --split"):
+        select(_studies([1] * 5), 0, None, "official")
+
+
+def test_a_list_of_drawn_studies_gives_the_same_draw(tmp_path: Path) -> None:
+    studies = _studies([2] * 20)
+    hashed = keyed_hash(b"k" * 32)
+    chosen = select(studies, 4, _counts(5, 3, 4))
+    write_drawn(tmp_path / "a.h5", chosen, hashed)
+    path = drawn_path(tmp_path / "a.h5")
+    again = repeat_drawn(path, studies, hashed)
+    assert (again.studies, again.splits) == (chosen.studies, chosen.splits)
+    with pytest.raises(DataError, match="found 12 of 12 that it does not have under this site's key"):
+        repeat_drawn(path, studies, keyed_hash(b"o" * 32))
+    lines = path.read_text().splitlines()
+    for text, message in (
+        ("study,split\n", "expected the columns"),
+        ("\n".join([*lines, lines[1]]), "row 14: expected each study once"),
+        ("\n".join([lines[0], "a,b"]), "row 2: expected a study, a patient and a split"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=message):
+            repeat_drawn(path, studies, hashed)

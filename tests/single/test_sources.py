@@ -10,12 +10,21 @@ import pytest
 from cxr_hvd.errors import DataError
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.study_file import Split, View
+from preprocess.records import SourceOptions, StudyListing
 from preprocess.sources import SOURCES, chexpert, mimic_cxr
-from tests.synthetic import NAME, Rows, write_chexpert, write_csv, write_jpeg, write_mimic_cxr
+from tests.synthetic import NAME, Rows, write_chexpert, write_csv, write_dicom, write_jpeg, write_mimic_cxr
+
+
+def _chexpert(root: Path) -> StudyListing:
+    return chexpert.studies(root, SourceOptions())
+
+
+def _mimic_cxr(root: Path) -> StudyListing:
+    return mimic_cxr.studies(root, SourceOptions())
 
 
 def test_chexpert_reads_every_row_once(tmp_path: Path) -> None:
-    listing = chexpert.studies(write_chexpert(tmp_path))
+    listing = _chexpert(write_chexpert(tmp_path))
     images = [image.path for study in listing.studies for image in study.images]
     assert sorted(images) == sorted(tmp_path.resolve().rglob("*.jpg"))
     assert len({study.study_id for study in listing.studies}) == len(listing.studies)
@@ -29,14 +38,14 @@ def test_chexpert_reads_every_row_once(tmp_path: Path) -> None:
 
 def test_chexpert_root_may_be_the_folder_itself(tmp_path: Path) -> None:
     write_chexpert(tmp_path)
-    assert chexpert.studies(tmp_path / NAME) == chexpert.studies(tmp_path)
+    assert _chexpert(tmp_path / NAME) == _chexpert(tmp_path)
 
 
 def test_chexpert_refuses_two_folders(tmp_path: Path) -> None:
     write_chexpert(tmp_path)
     write_csv(tmp_path / "CheXpert-v1.0" / "train.csv", [["Path"]])
     with pytest.raises(DataError, match="found 2 of them"):
-        chexpert.studies(tmp_path)
+        _chexpert(tmp_path)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -51,7 +60,7 @@ def test_order_of_rows_and_columns_changes_nothing(tmp_path: Path, seed: int) ->
     told = [
         [
             (study.study_id, repr(study.labels), [(image.path.name, image.view) for image in study.images])
-            for study in chexpert.studies(root).studies
+            for study in _chexpert(root).studies
         ]
         for root in (plain, shuffled)
     ]
@@ -65,7 +74,7 @@ def test_mimic_labels_are_bound_by_name(tmp_path: Path) -> None:
             row[2:] = ["1.0" if name == "Fracture" else "" for name in header[2:]]
         return tables
 
-    for study in mimic_cxr.studies(write_mimic_cxr(tmp_path, 5, change=only_fracture)).studies:
+    for study in _mimic_cxr(write_mimic_cxr(tmp_path, 5, change=only_fracture)).studies:
         assert [name for name, label in zip(LABELS, study.labels, strict=True) if label == 1] == ["Fracture"]
         assert sum(map(math.isnan, study.labels)) == len(LABELS) - 1
 
@@ -74,7 +83,7 @@ def test_mimic_views_splits_and_unlabelled_studies(tmp_path: Path) -> None:
     def drop_a_label_row(tables: dict[str, Rows]) -> dict[str, Rows]:
         return {**tables, "chexpert": tables["chexpert"][:-1]}
 
-    listing = mimic_cxr.studies(write_mimic_cxr(tmp_path, change=drop_a_label_row))
+    listing = _mimic_cxr(write_mimic_cxr(tmp_path, change=drop_a_label_row))
     assert listing.num_unlabelled == 1
     views = Counter(image.view for study in listing.studies for image in study.images)
     assert set(views) == {View.PA, View.LATERAL, View.UNKNOWN}
@@ -98,6 +107,10 @@ def _many_images(rows: Rows) -> Rows:
     return [rows[0], *[[f"{NAME}/train/patient00001/study1/view{n}_frontal.jpg", *first[1:]] for n in range(21)]]
 
 
+def _again(column: int, cell: str) -> object:
+    return lambda rows: [*rows, [*rows[1][:column], cell, *rows[1][column + 1 :]]]
+
+
 def _cut_row(rows: Rows) -> Rows:
     return [*rows[:4], rows[4][:7], *rows[5:]]
 
@@ -111,7 +124,7 @@ BAD_TABLES = {
     "view": (_with_cell(3, "Oblique"), r"train\.csv row 4: expected Frontal or Lateral .*'Oblique'"),
     "21 images": (_many_images, r"train\.csv row 22: expected at most 20 images"),
     "short row": (_cut_row, r"train\.csv row 5: expected 19 cells"),
-    "same image twice": (lambda rows: [*rows, rows[1]], r"train\.csv row \d+: expected each image once"),
+    "same image, two views": (_again(4, "RL"), r"train\.csv row \d+: expected each image once.*train\.csv row 2"),
 }
 
 
@@ -120,7 +133,7 @@ def test_chexpert_refuses(tmp_path: Path, what: str) -> None:
     change, message = BAD_TABLES[what]
     write_chexpert(tmp_path, change=change)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=message) as caught:
-        chexpert.studies(tmp_path)
+        _chexpert(tmp_path)
     assert "patient0" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -136,8 +149,11 @@ def test_chexpert_refuses_conflicting_labels(tmp_path: Path) -> None:
         return rows
 
     write_chexpert(tmp_path, change=conflict)
-    with pytest.raises(DataError, match=r"train\.csv row \d+: expected the labels"):
-        chexpert.studies(tmp_path)
+    with pytest.raises(
+        DataError,
+        match=r"train\.csv row \d+: expected the labels of train\.csv row \d+, .* found another 'No Finding'",
+    ):
+        _chexpert(tmp_path)
 
 
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
@@ -147,14 +163,14 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     image.unlink()
     image.symlink_to(tmp_path / "elsewhere.jpg")
     with pytest.raises(DataError, match="symbolic link that leads out"):
-        chexpert.studies(root)
+        _chexpert(root)
 
 
 def test_a_link_of_the_whole_folder_is_fine(tmp_path: Path) -> None:
     root = write_chexpert(tmp_path / "data")
     (tmp_path / "view").mkdir()
     (tmp_path / "view" / NAME).symlink_to(root / NAME)
-    assert len(chexpert.studies(tmp_path / "view").studies) == len(chexpert.studies(root).studies)
+    assert len(_chexpert(tmp_path / "view").studies) == len(_chexpert(root).studies)
 
 
 def _mimic(kind: str, row: int, column: int, cell: str) -> object:
@@ -179,7 +195,7 @@ def test_mimic_refuses(tmp_path: Path, what: str) -> None:
     change, message = BAD_MIMIC[what]
     write_mimic_cxr(tmp_path, change=change)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=message) as caught:
-        mimic_cxr.studies(tmp_path)
+        _mimic_cxr(tmp_path)
     assert "1000000" not in str(caught.value)
 
 
@@ -188,7 +204,7 @@ def test_a_damaged_gzip_is_refused(tmp_path: Path) -> None:
     table = tmp_path / "mimic-cxr-2.0.0-split.csv.gz"
     table.write_bytes(table.read_bytes()[:-20])
     with pytest.raises(DataError, match="not a readable table"):
-        mimic_cxr.studies(tmp_path)
+        _mimic_cxr(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -198,5 +214,103 @@ def test_a_damaged_gzip_is_refused(tmp_path: Path) -> None:
 def test_real_sites_are_read_whole(
     real_data: Path, source: str, folder: str, num_studies: int, num_images: int
 ) -> None:
-    studies = SOURCES[source](real_data / folder).studies
+    studies = SOURCES[source](real_data / folder, SourceOptions()).studies
     assert (len(studies), sum(len(study.images) for study in studies)) == (num_studies, num_images)
+
+
+def test_duplicate_rows_are_dropped_and_counted(tmp_path: Path) -> None:
+    plain = _chexpert(write_chexpert(tmp_path / "a"))
+    twice = _chexpert(write_chexpert(tmp_path / "b", change=lambda rows: [*rows, rows[1], rows[4], rows[1]]))
+    assert (plain.num_duplicates, twice.num_duplicates) == (0, 3)
+    assert [len(study.images) for study in twice.studies] == [len(study.images) for study in plain.studies]
+
+    def doubled(tables: dict[str, Rows]) -> dict[str, Rows]:
+        return {kind: [*rows, rows[1]] for kind, rows in tables.items()}
+
+    # A label row and an image row; the split table only answers questions.
+    assert _mimic_cxr(write_mimic_cxr(tmp_path / "c", change=doubled)).num_duplicates == 2
+
+
+@pytest.mark.parametrize("form", ["bom", "crlf", "cr", "quotes", "blank lines", "spaces"])
+def test_how_a_table_is_written_changes_nothing(tmp_path: Path, form: str) -> None:
+    root = write_chexpert(tmp_path)
+    before = _chexpert(root).studies
+    table = root / NAME / "train.csv"
+    text = table.read_text().replace("\r\n", "\n")
+    content = {
+        "bom": "\ufeff" + text,
+        "crlf": text.replace("\n", "\r\n"),
+        "cr": text.replace("\n", "\r"),
+        "quotes": "\n".join(",".join(f'"{cell}"' for cell in line.split(",")) for line in text.splitlines()),
+        "blank lines": text.replace("\n", "\n\n"),
+        "spaces": text.replace(",", " , "),
+    }[form]
+    table.write_bytes(content.encode())
+    after = _chexpert(root).studies
+    assert [(study.study_id, repr(study.labels), study.split) for study in after] == [
+        (study.study_id, repr(study.labels), study.split) for study in before
+    ]
+    assert [[image.path for image in study.images] for study in after] == [
+        [image.path for image in study.images] for study in before
+    ]
+
+
+def test_chexpert_test_table_is_the_test_split(tmp_path: Path) -> None:
+    root = write_chexpert(tmp_path) / NAME
+    (root / "valid.csv").rename(root / "test.csv")
+    text = (root / "test.csv").read_text()
+    write_csv(root / "valid.csv", [text.splitlines()[0].split(",")])
+    assert {study.split for study in _chexpert(tmp_path).studies} == {Split.TRAIN, Split.TEST}
+
+
+@pytest.mark.parametrize("version", ["2.0.0", "2.1.0"])
+def test_mimic_versions_and_labelers(tmp_path: Path, version: str) -> None:
+    def with_negbio(tables: dict[str, Rows]) -> dict[str, Rows]:
+        negbio = [[cell if cell != "1.0" else "-1.0" for cell in row] for row in tables["chexpert"]]
+        return {**tables, "negbio": negbio}
+
+    root = write_mimic_cxr(tmp_path, change=with_negbio)
+    for table in root.glob("*.csv.gz"):
+        table.rename(root / table.name.replace("2.0.0", version))
+    # 2.1.0 adds a table of hand-labelled studies, which is none of the three.
+    write_csv(root / "mimic-cxr-2.1.0-test-set-labeled.csv", [["study_id", "Edema"]])
+    by_labeler = {name: mimic_cxr.studies(root, SourceOptions(labels=name)) for name in ("chexpert", "negbio")}
+    for ours, other in zip(by_labeler["chexpert"].studies, by_labeler["negbio"].studies, strict=True):
+        assert ours.images == other.images
+        expected = tuple(-1.0 if label == 1 else label for label in ours.labels)
+        assert repr(other.labels) == repr(expected)
+    assert by_labeler["chexpert"].sha256 != by_labeler["negbio"].sha256
+
+
+def test_mimic_dicom_without_metadata_reads_views_from_the_files(tmp_path: Path) -> None:
+    def write(path: Path, seed: int) -> None:
+        write_dicom(path, seed, ("PA", "LATERAL", None, "LL")[seed % 10])
+
+    root = write_mimic_cxr(tmp_path, write_image=write, suffix="dcm")
+    told = mimic_cxr.dicom_studies(root, SourceOptions())
+    (root / "mimic-cxr-2.0.0-metadata.csv.gz").unlink()
+    read = mimic_cxr.dicom_studies(root, SourceOptions())
+    assert [[(image.path, image.view) for image in study.images] for study in told.studies] == [
+        [(image.path, image.view) for image in study.images] for study in read.studies
+    ]
+    assert all(image.path.is_file() for study in read.studies for image in study.images)
+
+
+def test_mimic_refuses_conflicting_label_rows(tmp_path: Path) -> None:
+    def conflict(tables: dict[str, Rows]) -> dict[str, Rows]:
+        rows = tables["chexpert"]
+        return {
+            **tables,
+            "chexpert": [*rows, [*rows[1][:2], "0.0" if rows[1][2] != "0.0" else "1.0", *rows[1][3:]]],
+        }
+
+    with pytest.raises(
+        DataError, match=r"chexpert.csv.gz row \d+: expected the labels of .* row 2.*'Atelectasis'"
+    ):
+        _mimic_cxr(write_mimic_cxr(tmp_path, change=conflict))
+
+
+def test_a_missing_root_is_one_line(tmp_path: Path) -> None:
+    for source in ("chexpert", "mimic-cxr", "mimic-cxr-dicom"):
+        with pytest.raises(DataError, match="expected"):
+            SOURCES[source](tmp_path / "nowhere", SourceOptions())

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from cxr_hvd.errors import StudyFileError
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.study_file import MAX_IMAGES, Split, StudyFile, StudyFileWriter, StudyRow, View
-from preprocess import inspection
+from preprocess.progress import Silence
+from preprocess.verification import verify
 from tests.study_files import header, write_study_file
 
 SIZE = 16
@@ -183,14 +184,14 @@ def test_a_truncated_or_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_flipped_bit_in_the_pixels_is_found_and_the_study_named(tmp_path: Path) -> None:
     path = write_study_file(tmp_path / "a.h5")
-    assert inspection.verify(path, lambda num_images: None)[0] == 24
+    assert verify(path, Silence())[0] == 24
     with StudyFile(path) as file:
         page = file.images(5)[0].tobytes()
     content = bytearray(path.read_bytes())
     content[content.index(page) + 1000] ^= 1
     path.write_bytes(content)
     with pytest.raises(StudyFileError, match="image 0 of study 5 differs from its digest"):
-        inspection.verify(path, lambda num_images: None)
+        verify(path, Silence())
 
 
 def test_the_digest_knows_the_content_and_not_the_time(tmp_path: Path) -> None:

@@ -1,65 +1,153 @@
-"""Shards and identifiers: what the ranks leave behind, and what the merge makes of it."""
+"""Blocks, their folder and identifiers: what the ranks leave behind, and what the merge makes of it."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cxr_hvd.errors import CxrHvdError, DataError, StudyFileError, UsageError
-from cxr_hvd.study.study_file import Split, StudyFile, StudyRow, View
+from cxr_hvd.errors import DataError, StudyFileError, UsageError
+from cxr_hvd.study.study_file import Split, StudyFile, View
 from preprocess import identifiers, write
+from preprocess.blocks import fill_block, is_whole, plan_blocks
+from preprocess.quarantine import parse_share
+from preprocess.records import BadImageError, ImageRecord, StudyRecord
+from preprocess.selection import Selection
+from preprocess.work import WorkFolder
 from tests.study_files import header
 
 SIZE = 8
+NUM_IMAGES = [3, 1, 20, 2, 2, 7, 1, 20, 20, 4]
 
 
-def _rows(num_images: list[int]) -> list[StudyRow]:
-    return [
-        StudyRow(f"s{index}", f"p{index}", Split(index % 3), (View.PA,) * num, (0.0,) * 14)
+def _selection(num_images: list[int]) -> Selection:
+    """Studies whose images are named by number, `bad` where the number is divisible by 27."""
+    numbers = iter(range(1, 1000))
+    studies = [
+        StudyRecord(
+            patient_id=f"p{index}",
+            study_id=f"s{index}",
+            split=None,
+            labels=(0.0,) * 14,
+            images=tuple(
+                ImageRecord(Path(str(number)), View(number % 5), f"row {number}")
+                for _, number in zip(range(num), numbers, strict=False)
+            ),
+        )
         for index, num in enumerate(num_images)
     ]
+    return Selection(tuple(studies), tuple(Split(index % 3) for index in range(len(studies))), "all")
 
 
-def _write_shards(out: Path, images: list[np.ndarray], owners: list[int]) -> None:
-    for rank in range(max(owners) + 1):
-        with write.ShardWriter(out, rank) as shard:
-            for one, owner in zip(images, owners, strict=True):
-                if owner == rank:
-                    shard.add(one)
+def _load(image: ImageRecord) -> np.ndarray:
+    number = int(str(image.path))
+    if number % 27 == 0:
+        raise BadImageError(image.where, "torn")
+    return np.random.default_rng(number).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 5])
-def test_the_merge_puts_every_image_where_it_belongs(tmp_path: Path, num_ranks: int) -> None:
-    num_images = [3, 1, 20, 2, 2, 7, 1]
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 256, (num, SIZE, SIZE), dtype=np.uint8) for num in num_images]
-    owners, out = write.partition(num_images, num_ranks), tmp_path / "out.h5"
-    _write_shards(out, images, owners)
-    assert write.shard_path(out, 0).stat().st_mode & 0o777 == 0o600
-    advanced: list[int] = []
-    write.merge(out, header(image_size=SIZE), _rows(num_images), owners, advanced.append)
-    assert advanced == num_images
-    with StudyFile(out) as file:
-        for index, one in enumerate(images):
-            np.testing.assert_array_equal(file.images(index), one)
+def _fill(folder: WorkFolder, selection: Selection, blocks: list[range]) -> None:
+    for number, block in enumerate(blocks):
+        studies = [selection.studies[index] for index in block]
+        fill_block(folder.block(number), folder.digest, studies, _load, lambda: None)
 
 
-def test_a_short_or_missing_shard_leaves_the_earlier_file(tmp_path: Path) -> None:
+def _merger(folder: WorkFolder, selection: Selection, blocks: list[range], advance: list[int]) -> write.Merger:
+    return write.Merger(folder, header(image_size=SIZE), selection, blocks, identifiers.kept, advance.append)
+
+
+def test_the_merge_puts_every_good_image_where_it_belongs(tmp_path: Path) -> None:
+    selection, advanced = _selection([*NUM_IMAGES, 1]), list[int]()
+    blocks = plan_blocks([*NUM_IMAGES, 1])
+    folder = WorkFolder(tmp_path / "out.h5", "a" * 64).open()
+    _fill(folder, selection, blocks)
+    assert folder.block(0).stat().st_mode & 0o777 == 0o600 and folder.path.stat().st_mode & 0o777 == 0o700
+    with _merger(folder, selection, blocks, advanced) as merger:
+        merger.merge_while(lambda block: block < 1)
+        assert merger.num_studies == len(blocks[0])
+        merger.merge_while(lambda block: True)
+        folder.publish(merger.complete())
+        folder.remove()
+    assert advanced == [*NUM_IMAGES, 1]
+    # Images 27 and 54 are bad, and the last study's only image, the 81st.
+    assert merger.bad == [(f"row {number}", "torn") for number in range(27, 82, 27)]
+    assert merger.num_left_out == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["out.h5"]
+    with StudyFile(tmp_path / "out.h5") as file:
+        assert len(file) == len(NUM_IMAGES) == merger.num_studies
+        for index, study in enumerate(selection.studies[:-1]):
+            good = [image for image in study.images if int(str(image.path)) % 27]
+            assert file.num_images[index] == len(good)
+            assert file.views[index, : len(good)].tolist() == [image.view for image in good]
+            images_NHW = file.images(index)
+            file.check_images(index, images_NHW)
+            np.testing.assert_array_equal(images_NHW, np.stack([_load(image) for image in good]))
+
+
+def test_a_block_is_used_again_only_where_it_is_whole_and_of_this_job(tmp_path: Path) -> None:
+    selection = _selection(NUM_IMAGES)
+    block = plan_blocks(NUM_IMAGES)[0]
+    studies = [selection.studies[index] for index in block]
+    path = tmp_path / "one.block"
+    assert not is_whole(path, "job", studies, SIZE * SIZE)
+    fill_block(path, "job", studies, _load, lambda: None)
+    assert is_whole(path, "job", studies, SIZE * SIZE)
+    assert not is_whole(path, "other job", studies, SIZE * SIZE)
+    assert not is_whole(path, "job", studies[:-1], SIZE * SIZE)
+    content = path.read_bytes()
+    for position in (0, SIZE * SIZE * 5 + 3, len(content) - 30, len(content) - 3):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        assert not is_whole(path, "job", studies, SIZE * SIZE)
+    for length in (0, 7, 1000, len(content) - 1):
+        path.write_bytes(content[:length])
+        assert not is_whole(path, "job", studies, SIZE * SIZE)
+
+
+def test_a_missing_or_foreign_block_leaves_the_earlier_file(tmp_path: Path) -> None:
     out = tmp_path / "out.h5"
     out.write_bytes(b"earlier")
-    _write_shards(out, [np.zeros((2, SIZE, SIZE), np.uint8)], [0])
-    for num_images, error in (([3], StudyFileError), ([1, 1], CxrHvdError)):
-        with pytest.raises(error):
-            write.merge(
-                out, header(image_size=SIZE), _rows(num_images), list(range(len(num_images))), lambda num: None
-            )
-        assert out.read_bytes() == b"earlier"
-        assert sorted(path.name for path in tmp_path.iterdir()) == [".out.h5.shard-0", "out.h5"]
+    selection, blocks = _selection(NUM_IMAGES), plan_blocks(NUM_IMAGES)
+    folder = WorkFolder(out, "a" * 64).open()
+    other = WorkFolder(out, "b" * 64)
+    _fill(other, selection, blocks)
+    other.block(0).rename(folder.block(0))
+    for number, error in ((0, StudyFileError), (1, DataError)):
+        with _merger(folder, selection, blocks, []) as merger, pytest.raises(error):
+            merger._next = number
+            merger.merge_while(lambda block: True)
+    assert folder.leave()
+    assert out.read_bytes() == b"earlier"
+
+
+def test_the_lock_is_one_jobs_alone_and_ends_with_it(tmp_path: Path) -> None:
+    first = WorkFolder(tmp_path / "out.h5", "a" * 64).open()
+    with pytest.raises(UsageError, match=r"expected to write it alone, found another job at it \(process \d+ on"):
+        WorkFolder(tmp_path / "out.h5", "b" * 64).open()
+    WorkFolder(tmp_path / "other.h5", "b" * 64).open().remove()
+    assert not first.leave()
+    assert list(tmp_path.iterdir()) == []
+    (second := WorkFolder(tmp_path / "out.h5", "b" * 64).open()).block(0).touch()
+    assert second.leave()
+    third = WorkFolder(tmp_path / "out.h5", "c" * 64).open()
+    assert not second.block(0).exists()
+    third.remove()
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot write the study file here"):
-        write.ShardWriter(tmp_path / "none" / "out.h5", 0)
+        WorkFolder(tmp_path / "none" / "out.h5", "a" * 64).open()
+
+
+@pytest.mark.parametrize(("text", "share"), [("1%", 0.01), ("0.02", 0.02), ("0", 0.0), ("100%", 1.0)])
+def test_shares(text: str, share: float) -> None:
+    assert parse_share(text) == share
+
+
+@pytest.mark.parametrize("text", ["", "%", "one", "1%%", "2", "-1%", "nan", "101%"])
+def test_no_shares(text: str) -> None:
+    with pytest.raises(UsageError, match="--max-bad: expected a share"):
+        parse_share(text)
 
 
 def test_the_time_of_writing_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:

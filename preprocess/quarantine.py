@@ -1,0 +1,58 @@
+"""Images that cannot be used: listed beside the output, left out of it, and where they are many, the job fails.
+
+A row of `NAME.quarantine.csv` is the table and row that name the image, and the reason. It holds no identifier.
+"""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from cxr_hvd.atomic import replaced_file
+from cxr_hvd.errors import DataError, UsageError
+
+COLUMNS = ("where", "reason")
+
+BadImage = tuple[str, str]
+
+
+def quarantine_path(out: Path) -> Path:
+    """Return where the list of an output's bad images lies."""
+    return out.with_name(f"{out.name}.quarantine.csv")
+
+
+def write_quarantine(out: Path, bad: Sequence[BadImage]) -> None:
+    """Write the list beside the output; where nothing is bad, an earlier list goes."""
+    path = quarantine_path(out)
+    if not bad:
+        path.unlink(missing_ok=True)
+        return
+    with replaced_file(path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(COLUMNS)
+        rows.writerows(bad)
+
+
+def check_bad(out: Path, bad: Sequence[BadImage], num_images: int, max_bad: float) -> None:
+    """Raise `DataError` where more than the share `max_bad` of all images was bad."""
+    if len(bad) > max_bad * num_images:
+        where, reason = bad[0]
+        raise DataError(
+            f"expected at most {max_bad:.3g} of {num_images:,} images to be bad, found {len(bad):,}, the first: "
+            f"{where}: {reason}; all are in {quarantine_path(out)}: repair them and run again, or set --max-bad"
+        )
+
+
+def parse_share(text: str) -> float:
+    """Return the share that `1%` or `0.01` says, of 0 to 1.
+
+    Raises:
+        UsageError: it says something else.
+    """
+    number, percent, rest = text.strip().partition("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = -1.0
+    if rest or not 0 <= share <= 1:
+        raise UsageError(f"--max-bad: expected a share such as 1% or 0.01, found '{text[:20]}'")
+    return share

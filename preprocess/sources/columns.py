@@ -1,0 +1,229 @@
+"""What a hospital's own table means: the YAML file that `cxr-preprocess manifest TABLE --columns YAML` reads.
+
+Everything in it is text: `0`, `No` and `null` stay what the table writes, and a key that is not named here, or
+comes twice, is an error. docs/data-format.md explains the keys; preprocess/manifests/ holds files to start from.
+"""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from cxr_hvd.errors import ConfigError, UsageError, nearest
+from cxr_hvd.study.labels import LABELS
+
+SHIPPED = Path(__file__).parents[1] / "manifests"
+_MAX_BYTES = 1_000_000
+NOTHING = "none"
+
+
+def _label(name: str) -> str:
+    if name not in LABELS:
+        raise ValueError(f"expected one of the 14 labels, found '{name}'{nearest(name, list(LABELS))}")
+    return name
+
+
+def _label_or_nothing(name: str) -> str:
+    return name if name == NOTHING else _label(name)
+
+
+def _list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Label = Annotated[str, AfterValidator(_label)]
+Column = Annotated[str, Field(min_length=1)]
+OneOrMore = Annotated[list[Column], BeforeValidator(_list), Field(min_length=1)]
+SplitName = Literal["train", "validate", "test"]
+ViewName = Literal["PA", "AP", "LATERAL", "OTHER", "UNKNOWN"]
+Meaning = Literal["present", "absent", "uncertain", "blank"]
+
+STANDARD: dict[str, Meaning] = {
+    **dict.fromkeys(("1", "1.0"), "present"),
+    **dict.fromkeys(("0", "0.0"), "absent"),
+    **dict.fromkeys(("-1", "-1.0"), "uncertain"),
+    "": "blank",
+}
+
+
+class Section(BaseModel):
+    """A part of the file: frozen, and nothing in it that is not named here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Images(Section):
+    """Where a row's image lies: `file` is a path with columns in braces, in one of `folders` (`*` allowed)."""
+
+    file: Column
+    folders: OneOrMore = ["."]
+
+
+class Views(Section):
+    """From which side: the values of a column; `otherwise` is for all others, which else are errors."""
+
+    column: Column
+    values: dict[str, ViewName]
+    otherwise: ViewName | None = None
+
+
+class Splits(Section):
+    """The published split: the values of a column, or files that list `images.file`, one a line."""
+
+    column: Column | None = None
+    values: dict[str, SplitName] = {}
+    lists: dict[str, SplitName] = {}
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> Self:
+        if bool(self.lists) == (self.column is not None) or bool(self.values) != (self.column is not None):
+            raise ValueError("expected either column with values, or lists")
+        return self
+
+
+class LabelColumns(Section):
+    """A column (or several, of which any counts) for each label, and what their values mean."""
+
+    columns: dict[Label, OneOrMore]
+    values: dict[str, Meaning] = STANDARD
+
+
+class Findings(Section):
+    """One column that lists the findings of an image, such as `Edema|Pneumonia`.
+
+    Labels in `assessed` are absent where no term names them; all others are blank. A cell that is one of `blank`
+    leaves all blank.
+    """
+
+    column: Column
+    separator: Annotated[str, Field(min_length=1)]
+    strip: str = ""
+    terms: dict[str, Annotated[str, AfterValidator(_label_or_nothing)]]
+    otherwise: Literal["ignore", "error"] = "error"
+    assessed: list[Label]
+    blank: list[str] = [""]
+
+    @model_validator(mode="after")
+    def _assesses_what_it_finds(self) -> Self:
+        for label in self.terms.values():
+            if label not in (*self.assessed, NOTHING):
+                raise ValueError(f"expected '{label}', which terms name, in assessed too")
+        return self
+
+
+class Table(Section):
+    """One of several tables: the split of all its rows; `readers: majority` where an image has a row a reader."""
+
+    split: SplitName | None = None
+    readers: Literal["majority"] | None = None
+
+
+class Join(Section):
+    """A second table whose row has the same value in the column `on`."""
+
+    table: Column
+    on: Column
+
+
+class Columns(Section):
+    """The whole file."""
+
+    delimiter: Literal[",", ";", "|", "\t"] | None = None
+    tables: dict[str, Table] = {}
+    join: Join | None = None
+    patient: OneOrMore
+    study: OneOrMore
+    images: Images
+    view: Views | None = None
+    split: Splits | None = None
+    labels: LabelColumns | None = None
+    findings: Findings | None = None
+
+    @model_validator(mode="after")
+    def _has_labels_once(self) -> Self:
+        if (self.labels is None) == (self.findings is None):
+            raise ValueError("expected either labels or findings")
+        return self
+
+
+class _Loader(yaml.BaseLoader):
+    """Text, lists and mappings only; a key that comes twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        if len({*map(str, keys)}) != len(keys):
+            raise yaml.YAMLError("a key that comes twice")
+        return super().construct_mapping(node, deep)
+
+
+def find_columns(path: Path | None) -> Path:
+    """Return the YAML file that `--columns` means: a file, or the name of one that ships with this program.
+
+    Raises:
+        UsageError: there is none.
+    """
+    shipped = sorted(each.stem for each in SHIPPED.glob("*.yaml"))
+    if path is None:
+        raise UsageError(f"--columns: expected a YAML file, or one of {', '.join(shipped)}; found none")
+    if path.is_file():
+        return path
+    if path.name == str(path) and path.stem in shipped:
+        return SHIPPED / f"{path.stem}.yaml"
+    raise UsageError(f"--columns {path}: expected a YAML file or one of {', '.join(shipped)}; found none")
+
+
+def load_columns(path: Path) -> Columns:
+    """Read a YAML file of columns.
+
+    Raises:
+        ConfigError: it is no YAML, or a key or a value in it is not as `Columns` says.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ConfigError(f"{path}: expected a YAML file of at most {_MAX_BYTES} bytes, found more")
+        tree = yaml.load(content.decode("utf-8-sig"), _Loader)  # noqa: S506  (a BaseLoader: text only)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        found = getattr(error, "problem", None) or (error.args[0] if error.args else type(error).__name__)
+        raise ConfigError(f"{path}: expected a YAML file in UTF-8, found an error: {found}") from error
+    try:
+        return Columns.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(error)}") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """Say the first error in one line; the nearest valid key where one is misspelt."""
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    parts = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
+    dotted = ".".join(parts) or "columns"
+    if first["type"] == "extra_forbidden":
+        section: type[BaseModel] = _SECTIONS.get(parts[0], Columns) if len(parts) > 1 else Columns
+        keys = list(section.model_fields)
+        close = get_close_matches(parts[-1], keys, 1, 0.4)
+        return f"unknown key '{dotted}'" + (f"; did you mean '{close[0]}'?" if close else f"; expected {keys}")
+    if first["type"] == "missing":
+        return f"expected a key '{dotted}', found none"
+    return f"{dotted}: {first['msg'].removeprefix('Value error, ')}"
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "tables": Table,
+    "join": Join,
+    "images": Images,
+    "view": Views,
+    "split": Splits,
+    "labels": LabelColumns,
+    "findings": Findings,
+}
