@@ -14,7 +14,8 @@ from typing import Self
 import numpy as np
 
 from cxr_hvd.errors import DataError, StudyFileError, UsageError
-from cxr_hvd.study.study_file import Split, StudyFileAppender, StudyFileHeader, StudyRow
+from cxr_hvd.study.study_file import Split, StudyFileHeader, StudyRow
+from cxr_hvd.study.study_writer import StudyFileWriter
 from preprocess.blocks import read_block
 from preprocess.quarantine import BadImage
 from preprocess.selection import Selection
@@ -59,7 +60,7 @@ class Merger:
         self.num_images = self.num_studies = self.num_left_out = 0
         try:
             folder.merged.unlink(missing_ok=True)
-            self._file = StudyFileAppender(folder.merged, header, len(selection.studies))
+            self._file = StudyFileWriter(folder.merged, header, len(selection.studies))
         except OSError as error:
             raise not_written(folder.out, error) from error
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import Split, StudyFileHeader, StudyFileWriter, StudyRow, View
+from cxr_hvd.study.study_file import Split, StudyFileHeader, StudyRow, View
+from cxr_hvd.study.study_writer import StudyFileWriter
 
 SIZE = 64
 
@@ -47,8 +48,8 @@ def write_study_file(
         )
         for index in range(num_studies)
     ]
-    writer = StudyFileWriter(path, said, rows)
-    for index, row in enumerate(rows):
-        writer.write_images(index, rng.integers(0, 256, (len(row.views), SIZE, SIZE), dtype=np.uint8))
+    writer = StudyFileWriter(path, said, len(rows))
+    for row in rows:
+        writer.append(row, rng.integers(0, 256, (len(row.views), SIZE, SIZE), dtype=np.uint8))
     writer.close()
     return path

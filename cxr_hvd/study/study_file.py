@@ -2,19 +2,17 @@
 
 `images` reads as (N, 20, 256, 256) uint8 in any HDF5 program. Image j of study i is the chunk `[i, j]`; the
 padding after a study's last image is never written and reads as zeros, so it costs no disk. No filter is used:
-the pixels are read straight from the page cache. The layout is a contract (docs/data-format.md), and this is
-the only module that knows HDF5.
+the pixels are read straight from the page cache. The layout is a contract (docs/data-format.md), and the
+two modules here are the only ones that know HDF5.
 
-A study file is written once, by `StudyFileWriter` or `StudyFileAppender`, beside its name, and gets the attribute
-`complete` last.
-`StudyFile` reads it and refuses whatever does not keep the contract: such files come from many hands.
+A study file is written once, by `StudyFileWriter` (study_writer.py), beside its name, and gets the attribute
+`complete` last. `StudyFile` reads it and refuses whatever does not keep the contract: such files come
+from many hands.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -25,7 +23,6 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_hvd.atomic import sync
 from cxr_hvd.errors import StudyFileError
 
 SCHEMA = 1
@@ -94,7 +91,7 @@ def image_digest(image_HW: NDArray[np.uint8]) -> bytes:
     return hashlib.sha256(np.ascontiguousarray(image_HW).data).digest()
 
 
-def _content_digest(header: StudyFileHeader, tables: dict[str, NDArray[Any]]) -> str:
+def content_digest(header: StudyFileHeader, tables: dict[str, NDArray[Any]]) -> str:
     """SHA-256 over header and tables, in hexadecimal; `digests` stands for the pixels.
 
     The time of writing and the writer's version are left out: equal studies give equal digests.
@@ -107,143 +104,6 @@ def _content_digest(header: StudyFileHeader, tables: dict[str, NDArray[Any]]) ->
         content = "\n".join(table).encode() if is_text else np.ascontiguousarray(table).tobytes()
         digest.update(f"{name}{table.shape}".encode() + content)
     return digest.hexdigest()
-
-
-class StudyFileWriter:
-    """Write a study file of known tables; pixels come afterwards, study by study, in any order.
-
-    The caller gives a path beside the final name and renames it after `close` (see `cxr_hvd.atomic`): a file
-    that was not closed has no `complete` attribute and is refused by `StudyFile`.
-
-    Args:
-        path: a file that does not exist yet.
-        header: what is true of the whole file.
-        rows: the studies, in the file's order.
-    """
-
-    def __init__(self, path: Path, header: StudyFileHeader, rows: Sequence[StudyRow]) -> None:
-        num_studies, size = len(rows), header.image_size
-        self._num_images = np.array([len(row.views) for row in rows], dtype=np.uint8)
-        if num_studies == 0 or self._num_images.min() < 1 or self._num_images.max() > MAX_IMAGES:
-            raise StudyFileError(f"{path}: a study file holds 1 or more studies of 1 to {MAX_IMAGES} images")
-        self._first_image = np.concatenate([[0], np.cumsum(self._num_images, dtype=np.int64)])
-        self._digests = np.zeros((self._first_image[-1], 32), dtype=np.uint8)
-        self._rows = rows
-        self._header = header
-        self._file = h5py.File(path, "x")
-        self._images = self._file.create_dataset(
-            "images", (num_studies, MAX_IMAGES, size, size), np.uint8, chunks=(1, 1, size, size), fillvalue=0
-        )
-
-    def write_images(self, index: int, images_NHW: NDArray[np.uint8]) -> None:
-        """Write all images (n, H, W) of the study at `index`, where n is the number of its views."""
-        if images_NHW.shape[0] != self._num_images[index]:
-            raise ValueError(f"study {index} has {self._num_images[index]} images, not {images_NHW.shape[0]}")
-        for position, image_HW in enumerate(images_NHW):
-            self._images.id.write_direct_chunk((index, position, 0, 0), np.ascontiguousarray(image_HW))
-            digest = np.frombuffer(image_digest(image_HW), np.uint8)
-            self._digests[self._first_image[index] + position] = digest
-
-    def close(self) -> None:
-        """Write the tables, then the attributes, then `complete`, and wait until all is on the disk."""
-        views = np.zeros((len(self._rows), MAX_IMAGES), dtype=np.uint8)
-        for index, row in enumerate(self._rows):
-            views[index, : len(row.views)] = row.views
-        tables: dict[str, NDArray[Any]] = {
-            "num_images": self._num_images,
-            "views": views,
-            "labels": np.array([row.labels for row in self._rows], dtype=np.float32),
-            "study_id": np.array([row.study_id for row in self._rows], dtype=object),
-            "patient_id": np.array([row.patient_id for row in self._rows], dtype=object),
-            "split": np.array([row.split for row in self._rows], dtype=np.uint8),
-            "digests": self._digests,
-        }
-        _complete(self._file, self._header, tables)
-
-
-class StudyFileAppender:
-    """Write a study file study by study, in its order, where nobody knows beforehand how many there will be.
-
-    As `StudyFileWriter` otherwise. Tables are kept as arrays: about 0.3 KB a study and 32 bytes an image.
-
-    Args:
-        path: a file that does not exist yet.
-        header: what is true of the whole file.
-        max_studies: as many studies as there may be.
-    """
-
-    def __init__(self, path: Path, header: StudyFileHeader, max_studies: int) -> None:
-        size, shape = header.image_size, (max_studies, MAX_IMAGES, header.image_size, header.image_size)
-        self._header = header
-        self._count = 0
-        self._num_images = np.zeros(max_studies, dtype=np.uint8)
-        self._views = np.zeros((max_studies, MAX_IMAGES), dtype=np.uint8)
-        self._labels = np.zeros((max_studies, len(header.label_names)), dtype=np.float32)
-        self._splits = np.zeros(max_studies, dtype=np.uint8)
-        self._ids: dict[str, list[str]] = {"study_id": [], "patient_id": []}
-        self._digests = bytearray()
-        self._file = h5py.File(path, "x")
-        images = self._file.create_dataset(
-            "images", shape, np.uint8, maxshape=shape, chunks=(1, 1, size, size), fillvalue=0
-        )
-        self._images = images
-
-    def append(self, row: StudyRow, images_NHW: NDArray[np.uint8], digests: Sequence[bytes]) -> None:
-        """Write the next study: its images (n, H, W), one for each of its views, and their `image_digest`."""
-        num, index = len(row.views), self._count
-        if not 1 <= num <= MAX_IMAGES or len(images_NHW) != num or len(digests) != num:
-            raise ValueError(f"study {index} of {num} views has {len(images_NHW)} images, {len(digests)} digests")
-        write = self._images.id.write_direct_chunk
-        for position, image_HW in enumerate(images_NHW):
-            write((index, position, 0, 0), np.ascontiguousarray(image_HW))
-        self._num_images[index] = num
-        self._views[index, :num] = row.views
-        self._labels[index] = row.labels
-        self._splits[index] = row.split
-        self._ids["study_id"].append(row.study_id)
-        self._ids["patient_id"].append(row.patient_id)
-        self._digests += b"".join(digests)
-        self._count += 1
-
-    def close(self) -> str:
-        """Write tables, attributes and `complete`, wait for the disk, and return the digest of the content."""
-        num = self._count
-        if num == 0:
-            raise StudyFileError(f"{self._file.filename}: a study file holds 1 or more studies")
-        if num < len(self._num_images):
-            self._images.resize(num, axis=0)
-        tables: dict[str, NDArray[Any]] = {
-            "num_images": self._num_images[:num],
-            "views": self._views[:num],
-            "labels": self._labels[:num],
-            **{name: np.array(ids, dtype=object) for name, ids in self._ids.items()},
-            "split": self._splits[:num],
-            "digests": np.frombuffer(self._digests, dtype=np.uint8).reshape(-1, 32),
-        }
-        return _complete(self._file, self._header, tables)
-
-    def abandon(self) -> None:
-        """Let go of the unfinished file, whatever state it and the disk are in."""
-        with suppress(Exception):  # HDF5 tries to write what it holds; nobody will read it.
-            self._file.close()
-
-
-def _complete(file: h5py.File, header: StudyFileHeader, tables: dict[str, NDArray[Any]]) -> str:
-    """Write tables and attributes, `complete` last, close the file and wait until all is on the disk."""
-    for name in TABLES:
-        file.create_dataset(name, data=_stored(name, tables[name]))
-    attributes: dict[str, Any] = {"schema": SCHEMA, "max_images": MAX_IMAGES, **vars(header)}
-    attributes["label_names"] = list(header.label_names)
-    content_digest = _content_digest(header, tables)
-    attributes["content_sha256"] = content_digest
-    for name, value in attributes.items():
-        file.attrs[name] = value
-    file.flush()
-    file.attrs["complete"] = 1
-    path = Path(file.filename)
-    file.close()
-    sync(path)
-    return content_digest
 
 
 class StudyFile:
@@ -328,7 +188,7 @@ class StudyFile:
         self.patient_ids: NDArray[np.object_] = tables["patient_id"]
         self.digests: NDArray[np.uint8] = tables["digests"]
         self._check_tables(num_studies)
-        self.digest = _content_digest(self.header, tables)
+        self.digest = content_digest(self.header, tables)
         stated = str(attributes["content_sha256"])
         if self.digest != stated:
             self._refuse(f"content with digest {stated[:12]}", f"{self.digest[:12]}: damaged")
@@ -460,15 +320,3 @@ class StudyFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _stored(name: str, table: NDArray[Any]) -> NDArray[Any]:
-    """Give a table the type that it has on disk: named values for enums, fixed-length UTF-8 for text."""
-    enums: dict[str, type[IntEnum]] = {"views": View, "split": Split}
-    if name in enums:
-        members = {member.name: int(member) for member in enums[name]}
-        return table.astype(h5py.enum_dtype(members, basetype=np.uint8))
-    if table.dtype == object:
-        encoded = [text.encode() for text in table]
-        return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(map(len, encoded))))
-    return table

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from cxr_hvd.errors import DataError, StudyFileError
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import Split, StudyFile, StudyFileWriter, StudyRow, View
+from cxr_hvd.study.study_file import Split, StudyFile, StudyRow, View
+from cxr_hvd.study.study_writer import StudyFileWriter
 from preprocess.comparison import Place, compare
 from preprocess.distances import Traits, js_divergence, site_distances, traits, wasserstein
 from preprocess.progress import Silence
@@ -28,13 +29,13 @@ def _write(path: Path, images_of_study: list[list[int]], **changes: object) -> P
         StudyRow(f"s{index}", f"p{index // 2}", Split(index // 2 % 3), (View.PA,) * len(images), (0.0,) * 14)
         for index, images in enumerate(images_of_study)
     ]
-    writer = StudyFileWriter(path, header(**changes), rows)
-    for index, images in enumerate(images_of_study):
+    writer = StudyFileWriter(path, header(**changes), len(rows))
+    for row, images in zip(rows, images_of_study, strict=True):
         drawn = [
             np.random.default_rng(number).integers(0, 256, (SIZE, SIZE), dtype=np.uint8) * (number > 0)
             for number in images
         ]
-        writer.write_images(index, np.stack(drawn).astype(np.uint8))
+        writer.append(row, np.stack(drawn).astype(np.uint8))
     writer.close()
     return path
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cxr_hvd.errors import StudyFileError
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import MAX_IMAGES, Split, StudyFile, StudyFileWriter, StudyRow, View
+from cxr_hvd.study.study_file import MAX_IMAGES, Split, StudyFile, StudyRow, View
+from cxr_hvd.study.study_writer import StudyFileWriter
 from preprocess.progress import Silence
 from preprocess.verification import verify
 from tests.study_files import header, write_study_file
@@ -37,9 +38,9 @@ def test_written_then_read_is_the_same(
         for index, num in enumerate(num_images)
     ]
     images = [rng.integers(0, 256, (num, SIZE, SIZE), dtype=np.uint8) for num in num_images]
-    writer = StudyFileWriter(path, header(image_size=SIZE), rows)
-    for index in rng.permutation(len(rows)):
-        writer.write_images(int(index), images[index])
+    writer = StudyFileWriter(path, header(image_size=SIZE), len(rows) + 3)
+    for row, images_NHW in zip(rows, images, strict=True):
+        writer.append(row, images_NHW)
     writer.close()
     with StudyFile(path) as file:
         assert file.header == header(image_size=SIZE)
@@ -203,13 +204,10 @@ def test_the_digest_knows_the_content_and_not_the_time(tmp_path: Path) -> None:
 
 
 def test_the_writer_refuses_what_no_reader_would_take(tmp_path: Path) -> None:
-    row = StudyRow("s", "p", Split.TRAIN, (View.PA,) * 21, (0.0,) * 14)
-    with pytest.raises(StudyFileError, match="1 or more studies of 1 to 20 images"):
-        StudyFileWriter(tmp_path / "a.h5", header(), [row])
+    writer = StudyFileWriter(tmp_path / "a.h5", header(), 5)
+    for num_views, num_images in ((21, 21), (0, 0), (1, 2)):
+        row = StudyRow("s", "p", Split.TRAIN, (View.PA,) * num_views, (0.0,) * 14)
+        with pytest.raises(ValueError, match=f"of {num_views} views has {num_images} images"):
+            writer.append(row, np.zeros((num_images, 64, 64), np.uint8))
     with pytest.raises(StudyFileError, match="1 or more studies"):
-        StudyFileWriter(tmp_path / "a.h5", header(), [])
-    writer = StudyFileWriter(
-        tmp_path / "b.h5", header(), [StudyRow("s", "p", Split.TRAIN, (View.PA,), (0.0,) * 14)]
-    )
-    with pytest.raises(ValueError, match="has 1 images, not 2"):
-        writer.write_images(0, np.zeros((2, 64, 64), np.uint8))
+        writer.close()
