@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cxr_hvd.collective.comm import Communicator
 
 PROGRAM = "cxr-hvd"
+EVALUATION_LIMIT_S = 86_400.0  # ranks meet only at the end, and sites differ in size
 
 # Torch takes seconds to import: each verb imports what it needs, so that --help comes at once.
 
@@ -100,7 +101,7 @@ def evaluate(
 
     if split.upper() not in Split.__members__:
         raise UsageError(f"--split {split}: expected test, validate or train")
-    with joined_job() as comm:
+    with joined_job(EVALUATION_LIMIT_S) as comm:
         results = evaluation.evaluate(run, comm, Split[split.upper()], settings or [], site)
         if comm.rank == 0 and as_json:
             print(json.dumps(results))
@@ -123,7 +124,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 @contextmanager
-def joined_job() -> Iterator["Communicator"]:
+def joined_job(stall_limit_s: float | None = None) -> Iterator["Communicator"]:
     """Join the job that a launcher started, and leave it in order or, on an error, at once and for good.
 
     Collective: every rank. An error that all ranks know of is printed by all before the first one leaves, since
@@ -131,9 +132,9 @@ def joined_job() -> Iterator["Communicator"]:
     """
     import torch
 
-    from cxr_hvd.collective.comm import start_comm
+    from cxr_hvd.collective.comm import STALL_LIMIT_S, start_comm
 
-    comm = start_comm()
+    comm = start_comm(stall_limit_s or STALL_LIMIT_S)
     try:
         yield comm
         comm.close()

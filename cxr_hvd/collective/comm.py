@@ -5,7 +5,7 @@ shapes. All else is made of these, so that nothing is ever unpickled (decision 0
 that leaves a rank. `HorovodComm` talks to the other ranks; `LocalComm` is the same for one process.
 
 Every method below is collective: all ranks of the group call it, in the same order, or all wait. A wait that
-lasts longer than CXR_STALL_LIMIT_S seconds (from the environment; 600) ends this rank, and with it the job.
+lasts longer than a limit (CXR_STALL_LIMIT_S in the environment, in seconds) ends this rank, and with it the job.
 """
 
 import os
@@ -85,9 +85,12 @@ class HorovodComm:
     """The ranks of one Horovod job, under MPI or Gloo.
 
     Collective: all ranks create one. Creating it starts Horovod.
+
+    Args:
+        stall_limit_s: the longest wait for other ranks, in seconds, unless CXR_STALL_LIMIT_S says otherwise.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stall_limit_s: float = STALL_LIMIT_S) -> None:
         # Read when Horovod and MPI start: sites may be formed later; a waiting rank yields its core.
         os.environ.setdefault("HOROVOD_DYNAMIC_PROCESS_SETS", "1")
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
@@ -102,7 +105,7 @@ class HorovodComm:
         everybody = tuple(range(self.num_ranks))
         self._process_sets: dict[tuple[int, ...], Any] = {everybody: hvd.global_process_set}
         self._ranks_of_site = everybody
-        self._watchdog = Watchdog(float(os.environ.get("CXR_STALL_LIMIT_S", STALL_LIMIT_S)))
+        self._watchdog = Watchdog(float(os.environ.get("CXR_STALL_LIMIT_S", stall_limit_s)))
 
     def form_site_groups(self, site_of_rank: Sequence[int]) -> None:
         for site in sorted(set(site_of_rank)):
@@ -178,11 +181,11 @@ class Watchdog:
                 leave(error.exit_code)
 
 
-def start_comm() -> Communicator:
+def start_comm(stall_limit_s: float = STALL_LIMIT_S) -> Communicator:
     """Join the job that a launcher (horovodrun, mpirun, srun) started, or work alone where there is none."""
     sizes = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
     num_ranks = max(int(os.environ.get(name, "1")) for name in sizes)
-    return HorovodComm() if num_ranks > 1 or "PMIX_RANK" in os.environ else LocalComm()
+    return HorovodComm(stall_limit_s) if num_ranks > 1 or "PMIX_RANK" in os.environ else LocalComm()
 
 
 def gather_text(comm: Communicator, text: str, purpose: str) -> list[str]:
