@@ -201,7 +201,7 @@ def load_config(path: Path, settings: Sequence[str] = ()) -> Config:
         ConfigError: the file is missing, is not YAML, or something in it or in the settings is not valid.
     """
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506  (a SafeLoader)
+        tree = _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the config ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -230,7 +230,7 @@ def _lay_over(tree: dict[str, Any], setting: str) -> None:
     if not equals or not dotted:
         raise ConfigError(f"--set {setting}: expected section.key=value")
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506  (a SafeLoader)
+        value = _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {setting}: the value is not valid YAML") from error
     *sections, key = dotted.split(".")

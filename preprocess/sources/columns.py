@@ -193,7 +193,7 @@ def load_columns(path: Path) -> Columns:
             content = file.read(_MAX_BYTES + 1)
         if len(content) > _MAX_BYTES:
             raise ConfigError(f"{path}: expected a YAML file of at most {_MAX_BYTES} bytes, found more")
-        tree = yaml.load(content.decode("utf-8-sig"), _Loader)  # noqa: S506  (a BaseLoader: text only)
+        tree = _Loader(content.decode("utf-8-sig")).get_single_data()
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         found = getattr(error, "problem", None) or (error.args[0] if error.args else type(error).__name__)
         raise ConfigError(f"{path}: expected a YAML file in UTF-8, found an error: {found}") from error
