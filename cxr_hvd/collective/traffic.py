@@ -1,0 +1,110 @@
+"""Everything that may ever leave a rank, in one table.
+
+A collective is called with a purpose, `root` or `root.detail`; the root must stand below. The ledger notes by
+these names, the audit judges by them, and a hospital's IT department can read them. What is not in the table
+cannot be sent. How a thing travels is said in `comm`, which tensors do in `sharing`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cxr_hvd.errors import ContractError
+
+Group = Literal["all", "site"]
+"""Who takes part: all ranks, or the ranks of one's own site."""
+
+How = Literal["sum", "gather", "swap"]
+"""What a collective does: all get the sum, all get every rank's own, or each gets its part of every rank's."""
+
+NUMBER = 8
+HASH = 32
+TEXT = 1 << 20
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """One thing that a rank may hand to others.
+
+    Attributes:
+        said: what it is, in plain words.
+        when: how often, in plain words.
+        max_bytes: the most that a rank hands over per call; None where the sharing plan says how many.
+        calls_per_start: the most calls from one start of the program to its end, or None.
+        calls_per_step: the most calls in one step, for each name and way of travelling, or None.
+        is_site_only: whether it stays among the ranks of one site.
+    """
+
+    said: str
+    when: str
+    max_bytes: int | None
+    calls_per_start: int | None = None
+    calls_per_step: int | None = None
+    is_site_only: bool = False
+
+
+PER_AVERAGE = "at every average"
+
+TRAFFIC: dict[str, Traffic] = {
+    "site": Traffic("index of the site that the rank belongs to", "once at the start", NUMBER, 1),
+    "verdict": Traffic("whether a phase failed (an exit code)", "at the end of each phase", NUMBER),
+    "contract": Traffic(
+        "SHA-256 of what all sites must have alike (config, plan, label order, versions); "
+        "its text only where it differs",
+        "once at the start",
+        TEXT,
+        3,
+    ),
+    "key": Traffic(
+        "random numbers and proofs that all hold the common key, never the key", "once at the start", 64, 4
+    ),
+    "studies": Traffic("number of training studies", "once at the start", NUMBER, 1),
+    "steps": Traffic("number of steps of an epoch; number of the step to resume from", "at the start", NUMBER, 2),
+    "known": Traffic(
+        "number of known labels in a batch", "every step", NUMBER, calls_per_step=1, is_site_only=True
+    ),
+    "weights": Traffic("shared weights of the network", PER_AVERAGE, None, calls_per_step=1),
+    "statistics": Traffic("shared BatchNorm means and variances", PER_AVERAGE, None, calls_per_step=1),
+    "moments": Traffic("the optimizer's running means of shared weights", PER_AVERAGE, None, calls_per_step=1),
+    "gradients": Traffic("gradients of shared weights", "every step", None, calls_per_step=1),
+    "private": Traffic("private tensors of the network", PER_AVERAGE, None, calls_per_step=1, is_site_only=True),
+    "loss": Traffic("the loss of the batch, one number", "every step", NUMBER, calls_per_step=1),
+    "results": Traffic("metrics of `evaluate` for each label, no study's score", "once at the end", TEXT, 2),
+    "leaving": Traffic("a zero, when all leave together after an error", "once at the end", NUMBER, 1),
+    "head": Traffic("last hash of the rank's ledger", "when ledgers are witnessed", HASH),
+}
+
+MODEL_ROOTS = ("weights", "gradients", "statistics", "moments")
+"""Roots whose tensors may leave a site: each must be a buffer of the sharing plan."""
+
+
+def root_of(purpose: str) -> str:
+    """Return the part of a purpose that the table knows it by."""
+    return purpose.partition(".")[0]
+
+
+def traffic_of(purpose: str) -> Traffic:
+    """Return what the table says of a purpose.
+
+    Raises:
+        ValueError: the table does not foresee it: a defect of the caller.
+    """
+    traffic = TRAFFIC.get(root_of(purpose))
+    if traffic is None:
+        raise ValueError(f"'{purpose}' may not leave a rank: expected one of {', '.join(TRAFFIC)}")
+    return traffic
+
+
+def check_traffic(purpose: str, num_bytes: int, group: Group | None = None) -> None:
+    """Raise where a rank offers more than the table allows, or to more ranks.
+
+    Raises:
+        ContractError: too many bytes, or to all sites what must stay at its own.
+        ValueError: the table does not foresee the purpose: a defect of the caller.
+    """
+    traffic = traffic_of(purpose)
+    if traffic.max_bytes is not None and num_bytes > traffic.max_bytes:
+        raise ContractError(
+            f"{purpose}: {num_bytes} bytes were to leave this rank, at most {traffic.max_bytes} may; none did"
+        )
+    if traffic.is_site_only and group == "all":
+        raise ContractError(f"{purpose}: was to go to all sites, but must stay at its own; nothing was sent")
