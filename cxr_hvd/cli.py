@@ -29,6 +29,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+ledger_app = typer.Typer(help="What a site handed to others, and whether it was as planned.", no_args_is_help=True)
+app.add_typer(ledger_app, name="ledger")
+
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML config, the same at all sites.", metavar="CONFIG")]
 RunPath = Annotated[Path, typer.Argument(help="A run folder, as `train` makes.", metavar="RUN")]
 Settings = Annotated[
@@ -120,6 +123,29 @@ def doctor(as_json: JsonOption = False) -> None:
     else:
         Console().print(render(findings))
     if has_failed(findings):
+        raise typer.Exit(1)
+
+
+@ledger_app.command("verify", epilog="Example: cxr-hvd ledger verify runs/D, or one site's folder, runs/D/north")
+def verify_ledger(run: RunPath, as_json: JsonOption = False) -> None:
+    """Hold what left each site against its sharing plan; sum it up. Exit code 1 where anything does not hold."""
+    from cxr_hvd.collective import account
+    from cxr_hvd.collective.audit import audit
+    from cxr_hvd.collective.records import load_folders
+
+    judged = audit(load_folders(run))
+    accounts = account.accounts_of(judged)
+    if as_json:
+        print(json.dumps(account.to_json(judged, accounts)))
+    else:
+        console = Console() if Console().is_terminal else Console(width=100)
+        for each in accounts:
+            console.print(account.render(each), highlight=False)
+        for fault in judged.faults:
+            console.print(f"FAULT {fault}", style="red", highlight=False, soft_wrap=True, markup=False)
+        if not judged.faults:
+            console.print("All holds: chains, plan, amounts.", style="green")
+    if judged.faults:
         raise typer.Exit(1)
 
 
