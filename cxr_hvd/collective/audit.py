@@ -218,6 +218,6 @@ def head_faults(records: Sequence[Record]) -> Iterable[Fault]:
 
 
 def _without_moment(name: str, plan: Plan) -> str:
-    """Return the block of a buffer that may be named moment.block."""
+    """Return the block of a buffer that may be named moment.block or statistics.block."""
     moment, _, block = name.partition(".")
-    return block if block and moment in plan.moments else name
+    return block if block and moment in (*plan.moments, "statistics") else name

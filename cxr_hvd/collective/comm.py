@@ -1,58 +1,71 @@
 """The ranks' only line to each other, and the only module that imports Horovod.
 
-A `Communicator` offers two collectives on numeric tensors: a grouped sum in place, and a gather of equal
-shapes. All else is made of these, so that nothing is ever unpickled (decision 0002) and one place sees all
-that leaves a rank. `HorovodComm` talks to the other ranks; `LocalComm` is the same for one process.
+A `Communicator` offers three collectives on numeric tensors: a sum in place, a gather of equal shapes, and a swap
+of rows. All else is made of these, so that nothing is ever unpickled (decision 0002). What is handed to them must
+stand in the table of `traffic`, and is noted in the `ledger`, before Horovod is called: nothing goes round either.
+`HorovodComm` talks to the other ranks; `LocalComm` is the same for one process.
 
-Every method below is collective: all ranks of the group call it, in the same order, or all wait. A wait that
-lasts longer than a limit (CXR_STALL_LIMIT_S in the environment, in seconds) ends this rank, and with it the job.
+Every method below is collective: all ranks of the group call it, in the same order, or all wait. `begin_` starts
+one and returns a function that waits for its end. A wait that lasts longer than a limit (CXR_STALL_LIMIT_S in the
+environment, in seconds) ends this rank, and with it the job.
 """
 
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from cxr_hvd.collective.ledger import Ledger
+from cxr_hvd.collective.traffic import Group, How
 from cxr_hvd.errors import ContractError, CxrHvdError, PeerError, leave, print_error
-
-Group = Literal["all", "site"]
-"""Who takes part: all ranks, or the ranks of one's own site."""
 
 STALL_LIMIT_S = 600.0
 MAX_TEXT_BYTES = 1 << 20
 
 Result = TypeVar("Result")
+Wait = Callable[[], Result]
 
 
 class Communicator(Protocol):
     """What every rank needs of the others.
 
+    Purposes begin with a name from `traffic.TRAFFIC`, and tell what is sent.
+
     Attributes:
         rank: this process among all, from 0.
         num_ranks: how many processes take part.
         local_rank, ranks_per_node: the same on this machine alone.
+        ledger: what this rank has handed to others.
     """
 
     rank: int
     num_ranks: int
     local_rank: int
     ranks_per_node: int
+    ledger: Ledger
 
     def form_site_groups(self, site_of_rank: Sequence[int]) -> None:
         """Fix the ranks of each site for the group "site". Collective: all ranks."""
         ...
 
-    def sum_(self, tensors: Sequence[Tensor], purpose: str, group: Group = "all") -> None:
-        """Replace each tensor by its sum over the group. Collective: all ranks of the group. Blocking."""
+    def begin_sum(self, tensors: Mapping[str, Tensor], purpose: str, group: Group = "all") -> Wait[None]:
+        """Begin to replace each named tensor by its sum over the group. Collective: all ranks of the group.
+
+        Until the returned function has been called, the tensors must not be touched.
+        """
         ...
 
-    def gather(self, tensor: Tensor, purpose: str) -> Tensor:
-        """Return (num_ranks, *shape): every rank's tensor of one shape and type. Collective. Blocking."""
+    def begin_gather(self, tensor: Tensor, purpose: str) -> Wait[Tensor]:
+        """Begin to collect (num_ranks, *shape): every rank's tensor of one shape and type. Collective: all."""
+        ...
+
+    def begin_swap(self, rows: Tensor, purpose: str) -> Wait[Tensor]:
+        """Begin to give row r of (num_ranks, k) to rank r; the result holds the row from each. Collective: all."""
         ...
 
     def close(self) -> None:
@@ -68,14 +81,22 @@ class LocalComm:
     local_rank = 0
     ranks_per_node = 1
 
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+
     def form_site_groups(self, site_of_rank: Sequence[int]) -> None:
         pass
 
-    def sum_(self, tensors: Sequence[Tensor], purpose: str, group: Group = "all") -> None:
-        pass
+    def begin_sum(self, tensors: Mapping[str, Tensor], purpose: str, group: Group = "all") -> Wait[None]:
+        return lambda: None
 
-    def gather(self, tensor: Tensor, purpose: str) -> Tensor:
-        return tensor.unsqueeze(0).clone()
+    def begin_gather(self, tensor: Tensor, purpose: str) -> Wait[Tensor]:
+        row = tensor.unsqueeze(0).clone()
+        return lambda: row
+
+    def begin_swap(self, rows: Tensor, purpose: str) -> Wait[Tensor]:
+        own = rows.clone()
+        return lambda: own
 
     def close(self) -> None:
         pass
@@ -91,9 +112,11 @@ class HorovodComm:
     """
 
     def __init__(self, stall_limit_s: float = STALL_LIMIT_S) -> None:
-        # Read when Horovod and MPI start: sites may be formed later; a waiting rank yields its core.
+        # Read when Horovod and MPI start: sites may be formed later; a waiting rank yields its core; flat buffers
+        # are sent from where they lie, not copied into one of Horovod's own first (decision 0005).
         os.environ.setdefault("HOROVOD_DYNAMIC_PROCESS_SETS", "1")
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+        os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
         import horovod.torch as hvd
 
         self._hvd: Any = hvd
@@ -102,6 +125,7 @@ class HorovodComm:
         self.num_ranks: int = hvd.size()
         self.local_rank: int = hvd.local_rank()
         self.ranks_per_node: int = hvd.local_size()
+        self.ledger = Ledger()
         everybody = tuple(range(self.num_ranks))
         self._process_sets: dict[tuple[int, ...], Any] = {everybody: hvd.global_process_set}
         self._ranks_of_site = everybody
@@ -116,36 +140,68 @@ class HorovodComm:
             if self.rank in ranks:
                 self._ranks_of_site = ranks
 
-    def sum_(self, tensors: Sequence[Tensor], purpose: str, group: Group = "all") -> None:
+    def begin_sum(self, tensors: Mapping[str, Tensor], purpose: str, group: Group = "all") -> Wait[None]:
         ranks = self._ranks_of_site if group == "site" else tuple(range(self.num_ranks))
         if not tensors or len(ranks) == 1:  # Horovod fails on an empty list
-            return
-        self._guarded(
+            return lambda: None
+        for name, tensor in tensors.items():
+            self._account_for(tensor, purpose, name, group, len(ranks), "sum")
+        return self._started(
             purpose,
-            lambda: self._hvd.grouped_allreduce_(
-                list(tensors),
-                name=f"{purpose}.{group}",
+            lambda: self._hvd.grouped_allreduce_async_(
+                list(tensors.values()),
+                name=f"{purpose}.{group}.{next(iter(tensors))}",
                 op=self._hvd.Sum,
                 process_set=self._process_sets[ranks],
             ),
         )
 
-    def gather(self, tensor: Tensor, purpose: str) -> Tensor:
+    def begin_gather(self, tensor: Tensor, purpose: str) -> Wait[Tensor]:
         row = tensor.unsqueeze(0).contiguous()
-        gathered: Tensor = self._guarded(purpose, lambda: self._hvd.allgather(row, name=purpose))
-        return gathered
+        self._account_for(row, purpose, "", "all", self.num_ranks, "gather")
+        wait = self._started(purpose, lambda: self._hvd.allgather_async(_as_sent(row), name=f"{purpose}.gather"))
+        return lambda: wait().view(row.dtype)
+
+    def begin_swap(self, rows: Tensor, purpose: str) -> Wait[Tensor]:
+        self._account_for(rows, purpose, "", "all", self.num_ranks, "swap")
+        wait = self._started(purpose, lambda: self._hvd.alltoall_async(_as_sent(rows), name=f"{purpose}.swap"))
+        return lambda: wait().view(rows.dtype)
 
     def close(self) -> None:
+        self.ledger.close()
         self._hvd.shutdown()
 
-    def _guarded(self, purpose: str, collective: Callable[[], Result]) -> Result:
+    def _account_for(
+        self, tensor: Tensor, purpose: str, name: str, group: Group, group_size: int, how: How
+    ) -> None:
+        if not name:
+            purpose, _, name = purpose.partition(".")
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        self.ledger.note(purpose, name, tuple(tensor.shape), dtype, tensor.nbytes, group, group_size, how)
+
+    def _started(self, purpose: str, start: Callable[[], Any]) -> Wait[Any]:
+        with self._stops_told(purpose):
+            handle = start()
+
+        def wait() -> Any:
+            with self._stops_told(purpose), self._watchdog.watching(purpose):
+                return self._hvd.synchronize(handle)
+
+        return wait
+
+    @contextmanager
+    def _stops_told(self, purpose: str) -> Iterator[None]:
         from horovod.common.exceptions import HorovodInternalError
 
         try:
-            with self._watchdog.watching(purpose):
-                return collective()
+            yield
         except HorovodInternalError as error:
             raise PeerError(f"another rank stopped during {purpose}; its own last line says why") from error
+
+
+def _as_sent(tensor: Tensor) -> Tensor:
+    """Give bfloat16 another name: Horovod does not know it, and neither swap nor gather looks at values."""
+    return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
 
 
 class Watchdog:
@@ -188,17 +244,22 @@ def start_comm(stall_limit_s: float = STALL_LIMIT_S) -> Communicator:
     return HorovodComm(stall_limit_s) if num_ranks > 1 or "PMIX_RANK" in os.environ else LocalComm()
 
 
+def gather(comm: Communicator, tensor: Tensor, purpose: str) -> Tensor:
+    """Return (num_ranks, *shape): every rank's tensor. Collective: all ranks. Blocking."""
+    return comm.begin_gather(tensor, purpose)()
+
+
 def gather_text(comm: Communicator, text: str, purpose: str) -> list[str]:
     """Return every rank's text, in rank order, as UTF-8 bytes of bounded length. Collective: all ranks."""
     payload = text.encode()
-    lengths = comm.gather(torch.tensor([len(payload)], dtype=torch.int64), f"{purpose}.length").flatten()
+    lengths = gather(comm, torch.tensor([len(payload)], dtype=torch.int64), f"{purpose}.length").flatten()
     if int(lengths.max()) > MAX_TEXT_BYTES:
         raise ContractError(
             f"{purpose}: a rank offers {int(lengths.max())} bytes, at most {MAX_TEXT_BYTES} are read"
         )
     padded = torch.zeros(max(1, int(lengths.max())), dtype=torch.uint8)
     padded[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8) if payload else 0
-    rows = comm.gather(padded, purpose)
+    rows = gather(comm, padded, f"{purpose}.text")
     return [bytes(row[:length].tolist()).decode() for row, length in zip(rows, lengths.tolist(), strict=True)]
 
 
@@ -216,7 +277,7 @@ def together(comm: Communicator, doing: str) -> Iterator[None]:
         yield
     except CxrHvdError as error:
         failure = error
-    codes = comm.gather(torch.tensor([failure.exit_code if failure else 0]), f"together.{doing}").flatten()
+    codes = gather(comm, torch.tensor([failure.exit_code if failure else 0]), f"verdict.{doing}").flatten()
     if failure is not None:
         failure.is_agreed = True
         raise failure
