@@ -69,6 +69,7 @@ def audit(folders: Sequence[SiteFolder]) -> Audit:
         for record in records:
             faults += [fault for start in record.starts for fault in start_faults(record.file, start, plan)]
         sites.append(SiteAudit(folder.site, plan, records))
+    faults += site_faults(sites)
     faults += head_faults([record for site in sites for record in site.records])
     return Audit(sites, faults)
 
@@ -103,6 +104,14 @@ def rank_faults(site: str, records: Sequence[Record]) -> Iterable[Fault]:
         for rank in range(openings[0][1].opening.num_ranks_of_site):
             if f"{site}/{ledger_name(rank)}" not in there:
                 yield Fault(f"{site}/{ledger_name(rank)}", None, "is missing")
+
+
+def site_faults(sites: Sequence[SiteAudit]) -> Iterable[Fault]:
+    """Hold the plans that the sites' ledgers name against each other."""
+    firsts = [(record.file, record.starts[0]) for site in sites for record in site.records[:1] if record.starts]
+    for file, start in firsts[1:]:
+        if start.opening.plan_sha256 != firsts[0][1].opening.plan_sha256:
+            yield Fault(file, start.line, f"was opened with another plan than {firsts[0][0]}")
 
 
 def start_faults(file: str, start: Start, plan: Plan | None) -> Iterable[Fault]:
