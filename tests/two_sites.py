@@ -2,7 +2,7 @@
 
 What a rank of one site tells a rank of the other goes through a network interface whose counters can be read.
 Names are drawn anew for each pair, so that several test runs may stand side by side; all is taken down at the
-end, whatever happened. Needs root and `ip`. No sshd: mpirun reaches the other site through a script of a few lines.
+end, whatever happened. Needs root and `ip`. No sshd: mpirun reaches the other site through a small script.
 """
 
 import contextlib
