@@ -133,15 +133,16 @@ def measure_bytes(num_rounds: int) -> list[Figure]:
     """What leaves a site in a step by its interface, to theory and to the ledger."""
     names = [*OURS, "weights C bfloat16", "weights D bfloat16", "gradients C bfloat16"]
     with two_sites() as pair:
-        told = job("bytes", names, max(3, num_rounds // 3), pair)
+        told = job("bytes", names, num_rounds, pair)
     figures = []
     for name, each in told.items():
-        wire, theory, ledger = (each[key] for key in ("wire", "theory", "ledger"))
-        note = f"{wire / 1e6:.2f} MB a step each way; ledger to interface {ledger / wire:.4f}"
-        figures.append(Figure(f"bytes on the wire to theory, {name}", [wire / theory], 1.02, note, True))
+        to_theory = [wire / each["theory"][0] for wire in each["wire"]]
+        wire, ledger = statistics.median(each["wire"]), statistics.median(ratios(each["ledger"], each["wire"]))
+        note = f"{wire / 1e6:.2f} MB a step each way; ledger to interface {ledger:.4f}"
+        figures.append(Figure(f"bytes on the wire to theory, {name}", to_theory, 1.02, note, True))
     for name in ("weights C", "weights D", "gradients C"):
-        short, full = told[f"{name} bfloat16"]["wire"], told[f"{name} float32"]["wire"]
-        figures.append(Figure(f"bytes of bfloat16 to float32, {name}", [short / full], 0.51, "", True))
+        short_to_full = ratios(told[f"{name} bfloat16"]["wire"], told[f"{name} float32"]["wire"])
+        figures.append(Figure(f"bytes of bfloat16 to float32, {name}", short_to_full, 0.51, "", True))
     return figures
 
 

@@ -1,7 +1,7 @@
 """One rank of the job that `bench.averaging` starts: takes steps, or averages alone, by several ways in turn.
 
 `python -m bench.exchanges KIND --ways A,B --rounds N --out FILE`, under mpirun. Rank 0 writes a JSON object: for
-each way and each clock a list of seconds, round by round, of the slowest rank. A way is named as in `build_way`.
+each way and each clock a list of seconds, round by round. A way is named as in `build_step` and `build_alone`.
 """
 
 import argparse
@@ -29,7 +29,11 @@ from cxr_hvd.training.model import build_model, tensor_specs
 PRIVATE = {"C": (), "D": ("stem", "denseblock1", "denseblock4", "head")}
 BATCH, IMAGES, SIDE = 8, 2, 96
 INNER = 3
+UNCOUNTED = 3
 WORLD = MPI.COMM_WORLD
+# A step lasts as long as on the slowest rank. Who comes last to an exchange waits for nothing else than its end;
+# the other's wait holds what that one was late by too.
+CLOCKS = {"step": MPI.MAX, "exchange": MPI.MIN}
 
 
 class HeldComm:
@@ -94,7 +98,7 @@ class Step:
         return torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
 
     def loss(self) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()  # to None; Horovod takes no argument
         return masked_bce(forward(self.model, self.images, "bf16"), self.targets, self.known)
 
     def __call__(self) -> dict[str, float]:
@@ -235,30 +239,31 @@ def measure_in_turn(ways: Mapping[str, Callable[[], dict[str, float]]], num_roun
             for name in [*names[turn:], *names[:turn]]:
                 WORLD.Barrier()
                 for clock, seconds in ways[name]().items():
-                    slowest = WORLD.allreduce(seconds, MPI.MAX)
+                    told_by_all = WORLD.allreduce(seconds, CLOCKS[clock])
                     if number:
-                        told[name].setdefault(clock, []).append(slowest)
+                        told[name].setdefault(clock, []).append(told_by_all)
     return told
 
 
 def measure_bytes(names: list[str], comm: Communicator, topology: Topology, num_rounds: int) -> dict[str, Any]:
     """Count what leaves this rank by its site's interface: bytes of a step, of theory and of the ledger."""
     device = os.environ["BENCH_DEVICE"]
-    told = {}
+    told: dict[str, dict[str, list[float]]] = {}
     for name in names:
         model = build_model("densenet121", len(LABELS), seed=1)
         averager, plan = build_averager(name, comm, topology, model)
         step = OurStep(model, averager, None)
-        step()
-        WORLD.Barrier()
-        counted, noted = sent_bytes(device), comm.ledger.sent_bytes()
-        for _ in range(num_rounds):
+        for _ in range(UNCOUNTED):
             step()
-        WORLD.Barrier()
-        wire = sent_bytes(device) - counted
         theory = 2 * (comm.num_ranks - 1) / comm.num_ranks * plan.bytes_per_exchange()
-        ledger = comm.ledger.sent_bytes() - noted
-        told[name] = {"wire": wire / num_rounds, "theory": theory, "ledger": ledger / num_rounds}
+        told[name] = {"wire": [], "theory": [theory], "ledger": []}
+        for _ in range(num_rounds):
+            WORLD.Barrier()
+            counted, noted = sent_bytes(device), comm.ledger.sent_bytes()
+            step()
+            WORLD.Barrier()
+            told[name]["wire"].append(sent_bytes(device) - counted)
+            told[name]["ledger"].append(comm.ledger.sent_bytes() - noted)
     return told
 
 

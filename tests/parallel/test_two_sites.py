@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch import need_horovod
 from tests.two_sites import SlowLink, need_two_sites, two_sites
 
 SUM_BYTES = 32 << 20
@@ -53,3 +54,15 @@ def test_nothing_is_left_behind_after_a_failure() -> None:
     for site in pair.sites:
         assert not Path("/run/netns", site.name).exists()
         assert not Path("/etc/netns", site.name).exists()
+
+
+def test_the_ledger_agrees_with_the_interface() -> None:
+    need_horovod()
+    need_two_sites()
+    with two_sites() as pair:
+        job = pair.mpirun(1, [sys.executable, "-m", "tests.parallel.count_bytes", pair.device], limit_s=60)
+    assert job.exit_code == 0, job.output
+    [told] = [json.loads(line) for line in job.output.splitlines() if line.startswith("{")]
+    assert len(told) == 3
+    for way, ledger_to_interface in told.items():
+        assert ledger_to_interface == pytest.approx(1, rel=0.02), way
