@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch import need_horovod
-from tests.two_sites import SlowLink, need_two_sites, two_sites
+from tests.two_sites import SlowLink, TwoSites, need_two_sites, two_sites
 
 SUM_BYTES = 32 << 20
 SUM = f"""
@@ -23,13 +23,19 @@ assert (values == 2).all()
 def test_a_sum_moves_its_bytes_once_each_way() -> None:
     need_two_sites()
     with two_sites() as pair:
-        before = [pair.traffic(site) for site in (0, 1)]
-        job = pair.mpirun(1, [sys.executable, "-c", SUM], limit_s=25)
-        assert job.exit_code == 0, job.output
-        for site in (0, 1):
-            moved = pair.traffic(site).since(before[site])
-            assert moved.sent_bytes == pytest.approx(SUM_BYTES, rel=0.02)
-            assert moved.received_bytes == pytest.approx(SUM_BYTES, rel=0.02)
+        moved = [sum_once(pair) for _ in range(5)]
+    # On a busy machine TCP sends some packets twice, and the counters count them: the least has the fewest.
+    for each_way in zip(*moved, strict=True):
+        assert min(each_way) == pytest.approx(SUM_BYTES, rel=0.02)
+
+
+def sum_once(pair: TwoSites) -> tuple[int, ...]:
+    """Return the bytes that each site sent, and that each received, for one sum."""
+    before = [pair.traffic(site) for site in (0, 1)]
+    job = pair.mpirun(1, [sys.executable, "-c", SUM], limit_s=25)
+    assert job.exit_code == 0, job.output
+    after = [pair.traffic(site).since(before[site]) for site in (0, 1)]
+    return tuple(each.sent_bytes for each in after) + tuple(each.received_bytes for each in after)
 
 
 def test_the_slow_link_has_the_delay_and_the_rate_it_says() -> None:
