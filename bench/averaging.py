@@ -121,7 +121,8 @@ def hidden(told: Told, name: str, where: str) -> list[Figure]:
     compute = statistics.median(late["step"]) - statistics.median(late["exchange"])
     most = min(1.0, compute / statistics.median(late["exchange"]))
     note = (
-        f"all that a step computes could hide {most:.0%}; exchange after backward {statistics.median(late['exchange']) * 1e3:,.0f} ms, "
+        f"all that a step computes could hide {most:.0%}; "
+        f"exchange after backward {statistics.median(late['exchange']) * 1e3:,.0f} ms, "
         f"waited after an early start {statistics.median(early['exchange']) * 1e3:,.0f} ms; step "
         f"{statistics.median(late['step']) * 1e3:,.0f} and {statistics.median(early['step']) * 1e3:,.0f} ms"
     )
