@@ -140,7 +140,7 @@ class SharingPlan:
             ]
         travels += [("moments", f"{moment}.", "float32", (Kind.PARAMETER,)) for moment in self.moments]
         shared = [
-            Buffer(purpose, prefix + block, _num_elements(specs), dtype, Scope.SHARED)
+            Buffer(purpose, prefix.removeprefix("statistics.") + block, _num_elements(specs), dtype, Scope.SHARED)
             for purpose, prefix, dtype, kinds in travels
             for block, specs in self.blocks(Scope.SHARED, kinds).items()
         ]
