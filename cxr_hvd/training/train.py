@@ -255,7 +255,7 @@ def shared_digest(plan: SharingPlan, model: torch.nn.Module) -> str:
 def check_shared_weights(
     plan: SharingPlan, model: torch.nn.Module, comm: Communicator, topology: Topology, step: int
 ) -> None:
-    """Raise where sites resume from different shared weights; between averages they may. Collective: every rank."""
+    """Raise where sites resume from different shared weights; between averages they may. Collective: all."""
     if step % plan.every == 0:
         check_contract(comm, topology, {f"shared weights after {step} steps": shared_digest(plan, model)})
 

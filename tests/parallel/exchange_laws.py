@@ -28,8 +28,8 @@ from cxr_hvd.training.model import build_model, tensor_specs
 from cxr_hvd.training.train import contract_items, open_training_data, plan_of, train
 from tests.parallel.laws import (
     ENDS,
-    averager_of,
     average,
+    averager_of,
     config_for,
     digest,
     fails_with,
@@ -109,7 +109,7 @@ def weights_become_the_mean_over_sites_whatever_their_ranks(comm: HorovodComm, f
 
 
 def gradients_are_those_of_each_sites_whole_batch(comm: HorovodComm, folder: Path) -> None:
-    """N ranks of one site are one rank with the N-fold batch; a site weighs the same; private ones keep their scale.
+    """N ranks of one site are one rank with the N-fold batch; sites weigh alike; private ones keep their scale.
 
     BatchNorm is in evaluation mode: its batch statistics are each rank's own.
     """
