@@ -23,8 +23,9 @@ test: setup      ## run the tests that take seconds
 test-slow: setup ## run the tests that take minutes
 	@python -m pytest -m slow tests
 
-bench: setup     ## measure preprocessing beside its peers; writes the table in docs/performance.md
+bench: setup     ## measure preprocessing and averaging beside their peers; writes the tables in docs/performance.md
 	@python -m bench.preprocess --out docs/performance.md
+	@python -m bench.averaging --out docs/performance.md
 
 lint: setup      ## check style, imports and types; change nothing
 	@ruff check $(SOURCES)

@@ -8,14 +8,12 @@ images are phantoms, scaled to the two sizes that CheXpert comes in, with noise 
 import argparse
 import json
 import os
-import platform
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from bench.report import Figure, describe_machine, in_turn, table, write_report
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.study_file import StudyFile, View
 from preprocess import pixels
@@ -55,29 +54,6 @@ SIZES = (
 )
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A row of the table: what was measured, ratios round by round, and the least that was asked for."""
-
-    what: str
-    ratios: Sequence[float]
-    target: float
-    note: str
-    is_at_most: bool = False
-
-    def row(self) -> str:
-        """Return the row in Markdown."""
-        median = statistics.median(self.ratios)
-        spread = f"{min(self.ratios):.2f} to {max(self.ratios):.2f}" if len(self.ratios) > 1 else ""
-        is_met = median <= self.target if self.is_at_most else median >= self.target
-        digits = 3 if self.is_at_most and self.target < 10 else 2
-        sign = "≤" if self.is_at_most else "≥"
-        verdict = "met" if is_met else f"**missed by {abs(median / self.target - 1):.0%}**"
-        return (
-            f"| {self.what} | {median:.{digits}f} | {spread} | {sign} {self.target:g} | {verdict} | {self.note} |"
-        )
-
-
 def main() -> None:
     """Measure, print the table, and write it where `--out` says."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -96,18 +72,13 @@ def main() -> None:
             figures += measure_loops(size, images, options.rounds)
             figures += measure_jobs(folder, size, options.jobs)
         figures += measure_file(folder / f"{SIZES[0].name}.h5", options.rounds)
-    report = "\n".join(
-        [
-            f"Command: `python -m bench.preprocess {' '.join(sys.argv[1:])}`. Machine: {describe_machine()}.",
-            "",
-            "| what | median | least to greatest | wanted | | rates |",
-            "|---|---|---|---|---|---|",
-            *[figure.row() for figure in figures],
-        ]
+    machine = describe_machine("opencv-python-headless", "pillow")
+    report = (
+        f"Command: `python -m bench.preprocess {' '.join(sys.argv[1:])}`. Machine: {machine}.\n\n{table(figures)}"
     )
     print(report)
     if options.out:
-        write_report(options.out, report)
+        write_report(options.out, "bench/preprocess.py", report)
 
 
 def draw_originals(folder: Path) -> dict[str, list[Path]]:
@@ -261,40 +232,6 @@ def measure_file(path: Path, num_rounds: int) -> list[Figure]:
         ),
         Figure("random study read to a copy in memory", ratios, 0.3, note),
     ]
-
-
-def in_turn(peers: dict[str, Callable[[], None]], num_rounds: int) -> dict[str, list[float]]:
-    """Time each peer once a round, in an order that turns; the first round is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in peers}
-    names = list(peers)
-    for number in range(num_rounds + 1):
-        turn = number % len(names)
-        for name in [*names[turn:], *names[:turn]]:
-            started = time.perf_counter()
-            peers[name]()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def describe_machine() -> str:
-    """Return processor, cores, load, system and versions in words."""
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    model = models[0].partition(":")[2].strip() if models else platform.machine()
-    return (
-        f"{model}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}, Python "
-        f"{platform.python_version()}, OpenCV {cv2.__version__}, Pillow {Image.__version__}"
-    )
-
-
-def write_report(path: Path, report: str) -> None:
-    """Put the report between the marks of the document at `path`."""
-    begin, end = "<!-- bench/preprocess.py -->\n", "<!-- end -->"
-    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
-    _, _, after = rest.partition(end)
-    beside = path.with_suffix(".part")
-    beside.write_text(f"{before}{begin}\n{report}\n\n{end}{after}", encoding="utf-8")
-    shutil.move(beside, path)
 
 
 if __name__ == "__main__":

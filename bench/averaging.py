@@ -1,0 +1,217 @@
+"""How fast averaging is, and what it costs a training step, beside what a user would write instead: `make bench`.
+
+Two ranks with one thread each take all ways in turn, round after round, in one job; what counts are ratios, given
+as the median over rounds with the least and the greatest. Horovod's own ways run in a job of their own, with the
+fusion that Horovod has by default and our line to it turns off, beside a way that both jobs have. Bytes are those
+that the interfaces of two network namespaces count. Needs root for these; without, their rows are left out.
+"""
+
+import argparse
+import json
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.exchanges import PRIVATE
+from bench.report import Figure, describe_machine, ratios, table, write_report
+from cxr_hvd.collective.sharing import build_plan
+from cxr_hvd.study.labels import LABELS
+from cxr_hvd.training.model import build_model, tensor_specs
+from tests.launch import Finished, launch
+from tests.two_sites import SlowLink, TwoSites, two_sites, why_not
+
+Told = dict[str, dict[str, list[float]]]
+LIMIT_S = 400
+LINK = SlowLink(delay_ms=20, rate_mbit=100)
+HOROVODS_FUSION = {"HOROVOD_FUSION_THRESHOLD": str(128 << 20)}
+ALL_WIRES = ("float32", "bfloat16", "float16")
+OURS = ("weights C float32", "weights D float32", "gradients C float32", "gradients D float32")
+
+
+def main() -> None:
+    """Measure, print the table, and write it where `--out` says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15, help="rounds on the machine itself")
+    parser.add_argument("--link-rounds", type=int, default=3, help="rounds over the slow link")
+    parser.add_argument("--only", choices=tuple(SECTIONS), nargs="+", default=list(SECTIONS))
+    parser.add_argument("--out", type=Path, help="a Markdown file to write the table to, between its marks")
+    options = parser.parse_args()
+    figures: list[Figure] = []
+    for name in options.only:
+        reason = why_not(LINK) if name in ("bytes", "link") else None
+        if reason:
+            print(f"{name}: left out, {reason}", file=sys.stderr)
+            continue
+        started = time.monotonic()
+        figures += SECTIONS[name](options.link_rounds if name == "link" else options.rounds)
+        print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    machine = describe_machine("torch", "horovod", "mpi4py")
+    command = " ".join(["python -m bench.averaging", *sys.argv[1:]])
+    report = f"Command: `{command}`. Machine: {machine}.\n\n{table(figures)}"
+    print(report)
+    if options.out:
+        write_report(options.out, "bench/averaging.py", report)
+
+
+def measure_alone(num_rounds: int) -> list[Figure]:
+    """Averaging with no training around it, to one flat Allreduce of C's bytes."""
+    ours = [f"weights C {wire}" for wire in ALL_WIRES] + ["weights D float32"]
+    told = job("alone", ["flat", *ours, "gloo"], 2 * num_rounds)
+    others = job("alone", ["flat", "horovod grouped", "horovod each"], 2 * num_rounds, **HOROVODS_FUSION)
+    flat, full = told["flat"]["step"], told["weights C float32"]["step"]
+    share = bytes_of("D") / bytes_of("C")
+    note = said({**told, **{f"{name} (own job)": each for name, each in others.items()}}, 1e3, "ms")
+    to_flat = [
+        Figure("C averaged alone, to one flat Allreduce of its bytes", ratios(full, flat), 1.15, note, True),
+        Figure(
+            f"D to C; D has {share:.3f} of the bytes",
+            ratios(told["weights D float32"]["step"], full),
+            share + 0.1,
+            "",
+            True,
+        ),
+    ]
+    for wire in ALL_WIRES[1:]:
+        short = told[f"weights C {wire}"]["step"]
+        to_flat.append(Figure(f"C as {wire}, to float32", ratios(short, full), None, ""))
+    to_flat.append(Figure("torch.distributed over Gloo, flat, to C", ratios(told["gloo"]["step"], full), None, ""))
+    for name, said_as in (("horovod grouped", "Horovod, one group"), ("horovod each", "Horovod, each tensor")):
+        # Two jobs: what stands between them is the flat Allreduce, which both take in turn with their own.
+        to_own_flat = ratios(others[name]["step"], others["flat"]["step"])
+        ours_to_flat = statistics.median(ratios(full, flat))
+        to_flat.append(Figure(f"{said_as}, to C", [each / ours_to_flat for each in to_own_flat], None, ""))
+    return to_flat
+
+
+def measure_steps(num_rounds: int) -> list[Figure]:
+    """A whole training step, to one without any exchange."""
+    told = job("steps", ["none", *OURS, "ddp C", "ddp D"], num_rounds)
+    others = job("steps", ["none", "optimizer"], num_rounds, **HOROVODS_FUSION)
+    note = said({**told, "optimizer": others["optimizer"], "none beside it": others["none"]}, 1e3, "ms a step")
+    figures = []
+    for name, each in told.items():
+        if name != "none":
+            figures.append(
+                Figure(f"step, {name}, to none", ratios(each["step"], told["none"]["step"]), None, note)
+            )
+            note = ""
+    to_none = ratios(others["optimizer"]["step"], others["none"]["step"])
+    return [*figures, Figure("step, Horovod's DistributedOptimizer, to none", to_none, None, "")]
+
+
+def measure_overlap(num_rounds: int) -> list[Figure]:
+    """How much of the gradients exchange backward hides, on the machine itself."""
+    ways = ["gradients C float32", "late gradients C float32", "gradients D float32", "late gradients D float32"]
+    told = job("steps", ways, num_rounds)
+    return [figure for letter in "CD" for figure in hidden(told, f"gradients {letter} float32", "this machine")]
+
+
+def hidden(told: Told, name: str, where: str) -> list[Figure]:
+    """Compare an exchange begun during backward to the same one begun after it."""
+    early, late = told[name], told[f"late {name}"]
+    waits = ratios(early["exchange"], late["exchange"])
+    steps = [
+        (after - during) / exchange
+        for after, during, exchange in zip(late["step"], early["step"], late["exchange"], strict=True)
+    ]
+    note = (
+        f"exchange after backward {statistics.median(late['exchange']) * 1e3:,.0f} ms, "
+        f"waited after an early start {statistics.median(early['exchange']) * 1e3:,.0f} ms; step "
+        f"{statistics.median(late['step']) * 1e3:,.0f} and {statistics.median(early['step']) * 1e3:,.0f} ms"
+    )
+    return [
+        Figure(f"{where}: share of {name} hidden behind backward", [1 - each for each in waits], 0.7, note),
+        Figure(f"{where}: of {name}, by which the whole step is shorter", steps, None, ""),
+    ]
+
+
+def measure_bytes(num_rounds: int) -> list[Figure]:
+    """What leaves a site in a step by its interface, to theory and to the ledger."""
+    names = [*OURS, "weights C bfloat16", "weights D bfloat16", "gradients C bfloat16"]
+    with two_sites() as pair:
+        told = job("bytes", names, num_rounds, pair)
+    figures = []
+    for name, each in told.items():
+        to_theory = [wire / each["theory"][0] for wire in each["wire"]]
+        wire, ledger = statistics.median(each["wire"]), statistics.median(ratios(each["ledger"], each["wire"]))
+        note = f"{wire / 1e6:.2f} MB a step each way; ledger to interface {ledger:.4f}"
+        figures.append(Figure(f"bytes on the wire to theory, {name}", to_theory, 1.02, note, True))
+    for name in ("weights C", "weights D", "gradients C"):
+        short_to_full = ratios(told[f"{name} bfloat16"]["wire"], told[f"{name} float32"]["wire"])
+        figures.append(Figure(f"bytes of bfloat16 to float32, {name}", short_to_full, 0.51, "", True))
+    return figures
+
+
+def measure_link(num_rounds: int) -> list[Figure]:
+    """Steps over a slow link: seconds a step by how often and in which form, peers, and what is hidden."""
+    ours = [f"weights {letter} {wire}" for letter in "CD" for wire in ALL_WIRES[:2]]
+    early = "gradients C float32"
+    with two_sites(LINK) as pair:
+        told = job("steps", ["none", *ours, early, f"late {early}", "ddp C", "ddp D"], num_rounds, pair)
+        others = job("steps", ["none", "optimizer"], num_rounds, pair, **HOROVODS_FUSION)
+    where = f"{LINK.delay_ms:g} ms, {LINK.rate_mbit:g} Mbit/s"
+    figures = []
+    for name in ours:
+        for every in (1, 10, 100):
+            values = [
+                (plain * (every - 1) + exchanging) / every
+                for plain, exchanging in zip(told["none"]["step"], told[name]["step"], strict=True)
+            ]
+            note = "" if every == 1 else f"a sum: {every - 1} steps without and one with an exchange, over {every}"
+            figures.append(Figure(f"{where}: s a step, {name}, every {every}", values, None, note))
+    peers = {name: told[name] for name in (early, "ddp C", "ddp D")}
+    peers["Horovod's DistributedOptimizer"] = others["optimizer"]
+    figures += [Figure(f"{where}: s a step, {name}", each["step"], None, "") for name, each in peers.items()]
+    return [*figures, *hidden(told, early, where)]
+
+
+def job(kind: str, ways: list[str], num_rounds: int, pair: TwoSites | None = None, **more: str) -> dict:  # type: ignore[type-arg]
+    """Run one job of two ranks, on the machine itself or one at each site; return what it told."""
+    with tempfile.TemporaryDirectory(prefix="cxr-bench-") as folder, socket.socket() as free:
+        out = Path(folder, "told.json")
+        free.bind(("", 0))
+        settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        settings |= {"OMPI_MCA_mpi_yield_when_idle": "1", **more}
+        free.close()
+        command = [sys.executable, "-m", "bench.exchanges", kind, "--ways", ",".join(ways)]
+        command += ["--rounds", str(num_rounds), "--out", str(out)]
+        finished: Finished
+        if pair:
+            del settings["MASTER_ADDR"]
+            finished = pair.mpirun(1, command, LIMIT_S, BENCH_DEVICE=pair.device, **settings)
+        else:
+            finished = launch(2, command, limit_s=LIMIT_S, **settings)
+        if finished.exit_code:
+            raise SystemExit(f"the job {kind} failed: {finished.output[-3000:]}")
+        told: dict = json.loads(out.read_text())  # type: ignore[type-arg]
+        return told
+
+
+def bytes_of(letter: str) -> int:
+    """Return the bytes that an experiment shares."""
+    specs = tensor_specs(build_model("densenet121", len(LABELS), seed=1))
+    return build_plan(specs, PRIVATE[letter]).bytes_per_exchange()
+
+
+def said(told: Told, factor: float, unit: str) -> str:
+    """Say the medians."""
+    return ", ".join(f"{name} {statistics.median(each['step']) * factor:,.1f}" for name, each in told.items()) + (
+        f" {unit}"
+    )
+
+
+SECTIONS: dict[str, Callable[[int], list[Figure]]] = {
+    "alone": measure_alone,
+    "steps": measure_steps,
+    "overlap": measure_overlap,
+    "bytes": measure_bytes,
+    "link": measure_link,
+}
+
+
+if __name__ == "__main__":
+    main()

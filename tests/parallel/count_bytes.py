@@ -1,0 +1,65 @@
+"""One rank of each of two sites: exchanges DenseNet121 a few times, by each way, and compares two accounts.
+
+Run by mpirun as `python -m tests.parallel.count_bytes DEVICE`. Rank 0 prints a JSON object: for each way, what the
+ledger noted as sent to what the interface sent.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from cxr_hvd.collective.averaging import EXCHANGES
+from cxr_hvd.collective.comm import Communicator, gather, start_comm
+from cxr_hvd.collective.sharing import build_plan
+from cxr_hvd.collective.sites import Topology, bind
+from cxr_hvd.training.model import build_model, tensor_specs
+
+WAYS = (("weights", "float32"), ("weights", "bfloat16"), ("gradients", "float32"))
+UNCOUNTED, COUNTED = 2, 5
+
+
+def compare(exchange: str, wire: str, device: str, comm: Communicator, topology: Topology) -> float:
+    """Return bytes by the ledger to bytes by the interface, over some steps, once the first have gone by."""
+    model = build_model("densenet121", 14, seed=1)
+    plan = build_plan(tensor_specs(model), (), exchange=exchange, wire=wire)  # type: ignore[arg-type]
+    averager = EXCHANGES[exchange](model, plan, comm, topology, [0.5, 0.5])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    images = torch.rand(2, 1, 32, 32)
+    counted = noted = 0.0
+    for step in range(UNCOUNTED + COUNTED):
+        if step == UNCOUNTED:
+            gather(comm, torch.zeros(1), "loss")
+            counted, noted = sent_bytes(device), comm.ledger.sent_bytes()
+        optimizer.zero_grad()
+        loss = model(images).sum()
+        averager.begin(step, 28)
+        loss.backward()
+        averager.before_update()
+        optimizer.step()
+        averager.after_update(step, False, optimizer)
+    gather(comm, torch.zeros(1), "loss")
+    return (comm.ledger.sent_bytes() - noted) / (sent_bytes(device) - counted)
+
+
+def sent_bytes(device: str) -> int:
+    """Read how many bytes an interface of this rank's own namespace has sent."""
+    table = Path("/proc/net/dev").read_text().splitlines()
+    counters = next(line.partition(":")[2] for line in table if line.partition(":")[0].strip() == device)
+    return int(counters.split()[8])
+
+
+def main() -> None:
+    """Compare for all ways, in one job."""
+    torch.set_num_threads(1)
+    comm = start_comm()
+    topology = bind(comm, {"a": 1, "b": 1})
+    told = {" ".join(way): compare(*way, sys.argv[1], comm, topology) for way in WAYS}
+    if comm.rank == 0:
+        print(json.dumps(told))
+    comm.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""The laboratory of two sites tells the truth: its counters count, its slow link is as slow as it says."""
+
+import json
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.launch import need_horovod
+from tests.two_sites import SlowLink, need_two_sites, two_sites
+
+SUM_BYTES = 32 << 20
+SUM = f"""
+import numpy
+from mpi4py import MPI
+values = numpy.ones({SUM_BYTES // 4}, numpy.float32)
+MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, values)
+assert (values == 2).all()
+"""
+
+
+def test_a_sum_moves_its_bytes_once_each_way() -> None:
+    need_two_sites()
+    with two_sites() as pair:
+        before = [pair.traffic(site) for site in (0, 1)]
+        job = pair.mpirun(1, [sys.executable, "-c", SUM], limit_s=25)
+        assert job.exit_code == 0, job.output
+        for site in (0, 1):
+            moved = pair.traffic(site).since(before[site])
+            assert moved.sent_bytes == pytest.approx(SUM_BYTES, rel=0.02)
+            assert moved.received_bytes == pytest.approx(SUM_BYTES, rel=0.02)
+
+
+def test_the_slow_link_has_the_delay_and_the_rate_it_says() -> None:
+    link = SlowLink(delay_ms=20, rate_mbit=100)
+    need_two_sites(link)
+    with two_sites(link) as pair:
+        probe = [sys.executable, "-m", "tests.parallel.link_probe", pair.sites[1].address]
+        listener = threading.Thread(target=pair.run, args=(1, [*probe, "listen"], 25))
+        listener.start()
+        called = pair.run(0, [*probe, "call"], 25)
+        listener.join()
+    assert called.exit_code == 0, called.output
+    told = json.loads(called.output)
+    assert told["round_trip_s"] == pytest.approx(2 * link.delay_ms / 1e3, rel=0.15)
+    assert told["bytes_per_s"] == pytest.approx(link.rate_mbit * 1e6 / 8, rel=0.15)
+
+
+def test_nothing_is_left_behind_after_a_failure() -> None:
+    need_two_sites()
+    with pytest.raises(ZeroDivisionError), two_sites() as pair:
+        raise ZeroDivisionError
+    for site in pair.sites:
+        assert not Path("/run/netns", site.name).exists()
+        assert not Path("/etc/netns", site.name).exists()
+
+
+def test_the_ledger_agrees_with_the_interface() -> None:
+    need_horovod()
+    need_two_sites()
+    with two_sites() as pair:
+        job = pair.mpirun(1, [sys.executable, "-m", "tests.parallel.count_bytes", pair.device], limit_s=60)
+    assert job.exit_code == 0, job.output
+    [told] = [json.loads(line) for line in job.output.splitlines() if line.startswith("{")]
+    assert len(told) == 3
+    for way, ledger_to_interface in told.items():
+        assert ledger_to_interface == pytest.approx(1, rel=0.02), way
