@@ -1,9 +1,9 @@
 """Average the shared tensors of a model over all sites, and the private ones over a site's own ranks.
 
 The only code that decides when model tensors go to a collective, and it takes them from the plan. With site
-weights w (summing to 1) and R ranks at a site, what is shared becomes the sum over all ranks of w/R times the rank's
-own: each site weighs w however many ranks it has. What is private becomes the mean over the site's ranks; with one
-rank a site it enters no collective (decision 0003). Two exchanges:
+weights w (summing to 1) and R ranks at a site, what is shared becomes the sum over all ranks of w/R times their
+own: each site weighs w however many ranks it has. What is private becomes the mean over the site's ranks; with
+one rank a site it enters no collective (decision 0003). Two exchanges:
 
 - `WeightsExchange`, the published one: the weights themselves, after the optimizer's step.
 - `GradientsExchange`: the gradients, block by block from the last to the first, while backward still runs.

@@ -1,8 +1,8 @@
 """Proof, before anything else is said, that all ranks hold the same secret key.
 
 Every rank draws a fresh number and shows its HMAC, under the key, of all ranks' numbers and its own place. An
-answer cannot be used again, nor by another rank. It proves who takes part at the start; it does not encrypt or sign
-what travels afterwards (docs/privacy.md).
+answer cannot be used again, nor by another rank. It proves who takes part at the start; it does not encrypt or
+sign what travels afterwards (docs/privacy.md).
 """
 
 import hashlib
