@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from cxr_hvd.collective.sharing import Scope, SharingPlan
 from cxr_hvd.collective.sites import Topology
@@ -29,7 +30,7 @@ def console_for(num_ranks: int) -> Console:
     return Console() if Console().is_terminal else Console(width=WIDTH)
 
 
-def plan_table(plan: SharingPlan, num_steps: int | None = None) -> Table:
+def plan_table(plan: SharingPlan, num_steps: int | None = None) -> Group:
     """Build the table of what leaves a site: block, tensors, parameters, bytes a step, shared or private.
 
     Args:
@@ -42,7 +43,7 @@ def plan_table(plan: SharingPlan, num_steps: int | None = None) -> Table:
     if num_steps is not None:
         run_bytes = plan.bytes_per_exchange() * plan.num_exchanges(num_steps)
         title += f", {run_bytes / 1e9:,.2f} GB in a run of {num_steps:,} steps"
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for heading in ("block", "scope"):
         table.add_column(heading)
     for heading in ("tensors", "parameters", "bytes a step"):
@@ -57,7 +58,7 @@ def plan_table(plan: SharingPlan, num_steps: int | None = None) -> Table:
             f"{row.bytes_per_step:,.0f}",
             style=style,
         )
-    return table
+    return Group(Text(title), table)
 
 
 def traffic_table() -> Table:

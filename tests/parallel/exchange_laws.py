@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cxr_hvd.atomic import point_link
 from cxr_hvd.collective.audit import audit
+from cxr_hvd.collective.buffers import SharedMean
 from cxr_hvd.collective.comm import HorovodComm, LocalComm, together
 from cxr_hvd.collective.contract import check_contract
 from cxr_hvd.collective.key import prove_key
@@ -253,6 +254,20 @@ def what_rounding_takes_is_sent_later(comm: HorovodComm, folder: Path) -> None:
             total += buffer.double()
         one_rounding = 4 * comm.num_ranks * float(torch.finfo(dtype).eps)
         assert float((total - 64 * exact).abs().max()) < one_rounding
+
+
+def a_short_wire_rounds_the_last_step_and_not_the_whole_way(comm: HorovodComm, folder: Path) -> None:
+    """Each rank walks 64 steps of its own length; the mean stays within a few roundings of one step."""
+    for dtype in SHORT_DTYPES.values():
+        buffer, length = torch.ones(1001), 1e-2 * (comm.rank + 1)
+        mean = SharedMean({"block": buffer}, "weights", ShortWire(comm, dtype))
+        for _ in range(64):
+            buffer.add_(length)
+            for wait in mean.begin(1 / comm.num_ranks):
+                wait()
+        exact = 1 + 64 * 1e-2 * (comm.num_ranks + 1) / 2
+        off = float((buffer.double() - exact).abs().max())
+        assert off < 2 * float(torch.finfo(dtype).eps) * 1e-2 * comm.num_ranks + 1e-5, f"{dtype}: {off}"
 
 
 def what_16_bits_cannot_hold_goes_in_portions(comm: HorovodComm, folder: Path) -> None:

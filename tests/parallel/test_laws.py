@@ -38,6 +38,7 @@ EXCHANGES_BY_ALL = [
     "gradients_are_those_of_each_sites_whole_batch",
     "the_order_of_sites_changes_no_gradient",
     "what_rounding_takes_is_sent_later",
+    "a_short_wire_rounds_the_last_step_and_not_the_whole_way",
     "what_16_bits_cannot_hold_goes_in_portions",
     "ranks_prove_the_same_key_or_all_stop",
 ]
