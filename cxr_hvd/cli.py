@@ -57,36 +57,47 @@ def train(
     site: SiteOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run.")] = False,
+    key: Annotated[
+        Path | None, typer.Option("--key", help="A secret file; all ranks must prove that they hold it, too.")
+    ] = None,
 ) -> None:
     """Train one model over all sites of a config. Started by horovodrun, mpirun or srun, or alone for one site."""
     from cxr_hvd.collective.comm import together
+    from cxr_hvd.collective.key import load_key
     from cxr_hvd.config import load_config
     from cxr_hvd.training import train as training
 
     if resume and overwrite:
         raise UsageError("--resume goes on with a run and --overwrite replaces it: choose one")
     with joined_job() as comm:
-        with together(comm, "reading its config"):
+        with together(comm, "reading its config and key"):
             chosen = load_config(config, settings or [])
             chosen = chosen.alone(site) if site else chosen
-        training.train(chosen, run or Path("runs") / chosen.experiment, comm, resume, overwrite)
+            secret = load_key(key) if key else None
+        training.train(chosen, run or Path("runs") / chosen.experiment, comm, resume, overwrite, secret)
 
 
 @app.command(epilog=r"Example: cxr-hvd plan jobs/configs/D.yaml --set 'sharing.private=\[head, stem]'")
 def plan(config: ConfigPath, settings: Settings = None, as_json: JsonOption = False) -> None:
-    """Show before any launch which tensors leave a site, and how many bytes a step."""
+    """Show before any launch what will leave a site: block by block, bytes a step and a run, and all else."""
     from cxr_hvd.config import load_config
     from cxr_hvd.study.labels import LABELS
-    from cxr_hvd.training.display import console_for, plan_table
+    from cxr_hvd.training.display import complete_plan, console_for, plan_table, traffic_table
     from cxr_hvd.training.model import build_model
-    from cxr_hvd.training.train import plan_of
+    from cxr_hvd.training.train import num_steps_before_launch, plan_of
 
     chosen = load_config(config, settings or [])
     sharing_plan = plan_of(chosen, build_model(chosen.model.name, len(LABELS), chosen.seed))
+    num_steps = num_steps_before_launch(chosen)
     if as_json:
-        print(json.dumps([vars(row) for row in sharing_plan.summary()]))
-    else:
-        console_for(1).print(plan_table(sharing_plan))
+        print(json.dumps(complete_plan(sharing_plan, num_steps)))
+        return
+    console = console_for(1)
+    console.print(plan_table(sharing_plan, num_steps))
+    console.print(traffic_table())
+    if num_steps is None:
+        said = "Bytes of a whole run: set training.max_steps, or have the study files here that the config names."
+        console.print(said, highlight=False)
 
 
 @app.command(epilog="Example: horovodrun -np 2 cxr-hvd evaluate runs/D")
@@ -167,7 +178,7 @@ def joined_job(stall_limit_s: float | None = None) -> Iterator["Communicator"]:
     except CxrHvdError as error:
         print_error(PROGRAM, error)
         if error.is_agreed:
-            comm.gather(torch.zeros(1), "leaving")
+            comm.begin_gather(torch.zeros(1), "leaving")()
         leave(error.exit_code)
     except OSError as error:
         print_error(

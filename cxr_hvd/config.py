@@ -27,12 +27,20 @@ Positive = Annotated[int, Field(ge=1)]
 PRESETS: dict[str, tuple[str, ...]] = {
     "none": (),
     "ends": ("stem", "denseblock1", "denseblock4", "head"),
+    "stem+head": ("stem", "head"),
+    "norms": ("*.norm*",),
+    "head": ("head",),
     "all": ("*",),
 }
-"""Names for sets of private blocks; `ends` is the published study's experiment D."""
+"""Names for sets of private tensors: `ends` is the published study's experiment D, `norms` keeps every BatchNorm
+at its site (FedBN, Li et al., ICLR 2021), `head` the last layers (FedPer, Arivazhagan et al., 2019)."""
 
 PRIVATE_OF: dict[ExperimentName, str] = {"A": "all", "B": "none", "C": "none", "D": "ends"}
 """The private set that makes an experiment what it is."""
+
+
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+"""What an optimizer remembers of each parameter, by its name in torch."""
 
 
 class Section(BaseModel):
@@ -85,22 +93,44 @@ class Model(Section):
 class Sharing(Section):
     """What is averaged between sites and how (docs/architecture.md, "Averaging").
 
-    `private` is a preset (`none`, `ends`, `all`), or a list of block names and globs over blocks and tensors.
-    `every` counts steps. `weighting` is over sites: equal, or by their number of training studies.
+    `private` is a preset (`none`, `ends`, `stem+head`, `norms`, `head`, `all`), or a list of block names and globs
+    over blocks and tensors. `every` counts steps. `weighting` is over sites: equal, or by their number of training
+    studies. `wire` is the type that shared tensors travel in; `optimizer_state: shared` averages the optimizer's
+    running means, too (decision 0013).
     """
 
-    exchange: Literal["weights"] = "weights"
+    exchange: Literal["weights", "gradients"] = "weights"
     every: Positive = 1
     private: str | list[str] | None = None
     batchnorm: Literal["with-block", "private", "shared"] = "with-block"
     weighting: Literal["uniform", "studies"] = "uniform"
-    wire: Literal["float32"] = "float32"
+    wire: Literal["float32", "bfloat16", "float16"] = "float32"
+    optimizer_state: Literal["local", "shared"] = "local"
+
+    @model_validator(mode="after")
+    def _check_exchange(self) -> "Sharing":
+        if self.exchange == "gradients" and self.every > 1:
+            raise ValueError(
+                f"exchange: gradients averages in every step, found every: {self.every}; "
+                "leave `every` out, or exchange: weights"
+            )
+        if self.exchange == "gradients" and self.optimizer_state == "shared":
+            raise ValueError(
+                "optimizer_state: shared is for exchange: weights; equal gradients keep the optimizers equal "
+                "by themselves: leave it out"
+            )
+        return self
 
 
 class Training(Section):
-    """How each rank trains. `batch_size` counts studies of one rank; an epoch is one pass of the largest site."""
+    """How each rank trains. `batch_size` counts studies of one rank.
+
+    `steps_per_epoch`: as many as one pass over its studies takes the `largest` or `smallest` site, or a number.
+    A site that has seen all its studies starts a fresh shuffled pass.
+    """
 
     epochs: Positive = 10
+    steps_per_epoch: Literal["largest", "smallest"] | Positive = "largest"
     max_steps: Positive | None = None
     batch_size: Positive = 16
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -160,6 +190,11 @@ class Config(Section):
         if private is None:
             private = PRIVATE_OF[self.experiment]
         return PRESETS.get(private, (private,)) if isinstance(private, str) else tuple(private)
+
+    @property
+    def moments(self) -> tuple[str, ...]:
+        """Names in torch of the optimizer's running means that are averaged beside the weights."""
+        return MOMENTS[self.training.optimizer] if self.sharing.optimizer_state == "shared" else ()
 
     def shared_part(self) -> dict[str, Any]:
         """Return what all sites must have alike: everything but where each keeps its data."""

@@ -158,7 +158,9 @@ def render(account: Account) -> RenderableType:
     )
     parts: list[RenderableType] = [head]
     if left:
-        table = _table("The network's blocks that left the site", ("what", "block"), ("times", "bytes in all"))
+        table = _table(
+            "The network's blocks that left the site", ("what", "block"), ("times", "bytes handed over")
+        )
         for row in left:
             table.add_row(row.purpose, escape(row.name), f"{row.calls:,}", f"{row.bytes:,}")
         table.add_section()
@@ -167,7 +169,7 @@ def render(account: Account) -> RenderableType:
     else:
         parts.append("Nothing of the network left the site.")
     parts.append(_said_private(account, stayed))
-    table = _table("Everything else that was said", ("what",), ("times", "bytes in all"))
+    table = _table("Everything else that was said", ("what",), ("times", "bytes handed over"))
     for row in small:
         said = TRAFFIC[row.purpose].said if row.purpose in TRAFFIC else f"{row.purpose}: not declared"
         among = " (among the site's own ranks)" if row.reach == "site" else ""

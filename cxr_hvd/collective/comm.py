@@ -165,7 +165,7 @@ class HorovodComm:
     def begin_swap(self, rows: Tensor, purpose: str) -> Wait[Tensor]:
         self._account_for(rows, purpose, "", "all", self.num_ranks, "swap")
         wait = self._started(purpose, lambda: self._hvd.alltoall_async(_as_sent(rows), name=f"{purpose}.swap"))
-        return lambda: wait().view(rows.dtype)
+        return lambda: wait()[0].view(rows.dtype)  # beside the rows come their numbers
 
     def close(self) -> None:
         self.ledger.close()

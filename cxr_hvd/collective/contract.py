@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cxr_hvd.collective.comm import Communicator, gather_text
+from cxr_hvd.collective.comm import Communicator, gather, gather_text
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.errors import ContractError
 
@@ -30,7 +30,7 @@ def check_contract(comm: Communicator, topology: Topology, items: Mapping[str, s
     """
     statement = json.dumps(dict(items), sort_keys=True)
     digest = torch.frombuffer(bytearray(hashlib.sha256(statement.encode()).digest()), dtype=torch.uint8)
-    digests = comm.gather(digest, "contract.digest")
+    digests = gather(comm, digest, "contract.digest")
     if bool((digests == digests[0]).all()):
         return
     statements = [json.loads(text) for text in gather_text(comm, statement, "contract.statement")]

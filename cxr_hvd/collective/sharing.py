@@ -140,7 +140,7 @@ class SharingPlan:
             ]
         travels += [("moments", f"{moment}.", "float32", (Kind.PARAMETER,)) for moment in self.moments]
         shared = [
-            Buffer(purpose, prefix + block, _num_elements(specs), dtype, Scope.SHARED)
+            Buffer(purpose, prefix.removeprefix("statistics.") + block, _num_elements(specs), dtype, Scope.SHARED)
             for purpose, prefix, dtype, kinds in travels
             for block, specs in self.blocks(Scope.SHARED, kinds).items()
         ]
@@ -263,7 +263,9 @@ def build_plan(
         by_block = Scope.PRIVATE if any(_matches(spec, pattern) for pattern in patterns) else Scope.SHARED
         return statistic_scopes.get(batchnorm, by_block) if spec.kind is Kind.STATISTIC else by_block
 
-    return SharingPlan(tuple(PlannedTensor(spec, scope_of(spec)) for spec in specs), every, exchange, wire, tuple(moments))
+    return SharingPlan(
+        tuple(PlannedTensor(spec, scope_of(spec)) for spec in specs), every, exchange, wire, tuple(moments)
+    )
 
 
 def _matches(spec: TensorSpec, pattern: str) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cxr_hvd.collective.comm import Communicator, together
+from cxr_hvd.collective.comm import Communicator, gather, together
 from cxr_hvd.errors import ConfigError, nearest
 
 NOT_SAID = -1
@@ -85,7 +85,7 @@ def bind(comm: Communicator, ranks_per_site: Mapping[str, int], own_site: str | 
     names = tuple(ranks_per_site)
     with together(comm, "reading CXR_SITE"):
         said = NOT_SAID if not own_site else _index_of(own_site, names)
-    said_by_rank = comm.gather(torch.tensor([said]), "bind.site").flatten().tolist()
+    said_by_rank = gather(comm, torch.tensor([said]), "site.index").flatten().tolist()
     try:
         site_of_rank = assign(ranks_per_site, said_by_rank)
     except ConfigError as error:

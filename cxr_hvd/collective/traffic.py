@@ -50,9 +50,9 @@ TRAFFIC: dict[str, Traffic] = {
     "contract": Traffic(
         "SHA-256 of what all sites must have alike (config, plan, label order, versions); "
         "its text only where it differs",
-        "once at the start",
+        "at the start",
         TEXT,
-        3,
+        6,
     ),
     "key": Traffic(
         "random numbers and proofs that all hold the common key, never the key", "once at the start", 64, 4

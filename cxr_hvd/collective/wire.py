@@ -1,6 +1,6 @@
 """How a sum travels: as float32, or in a shorter form whose rounding errors are kept and sent later.
 
-`ExactWire` is one allreduce in place. `ShortWire` sends half the bytes, and loses nothing for good: every rank
+`Wire32` is one allreduce in place. `ShortWire` sends half the bytes, and loses nothing for good: every rank
 rounds what it sends and adds the rounding error to what it sends next; each rank sums its part of the buffer in
 float32, rounds the sum once more, and adds that error to its next sum (error feedback on both ways, as in Tang et
 al., "DoubleSqueeze", ICML 2019; decision 0012). Horovod knows no bfloat16 and would round at every addition: the
@@ -19,7 +19,7 @@ from cxr_hvd.collective.sharing import Wire
 SHORT_DTYPES: dict[Wire, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class ExactWire:
+class Wire32:
     """Sums travel as they are, in float32."""
 
     def __init__(self, comm: Communicator) -> None:
@@ -83,6 +83,6 @@ class ShortWire:
         return short
 
 
-def wire_of(form: Wire, comm: Communicator) -> ExactWire | ShortWire:
+def wire_of(form: Wire, comm: Communicator) -> Wire32 | ShortWire:
     """Return the wire that a plan asks for."""
-    return ShortWire(comm, SHORT_DTYPES[form]) if form in SHORT_DTYPES else ExactWire(comm)
+    return ShortWire(comm, SHORT_DTYPES[form]) if form in SHORT_DTYPES else Wire32(comm)

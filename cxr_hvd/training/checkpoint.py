@@ -2,7 +2,8 @@
 
 `runs/NAME/SITE/` belongs to one site, has mode 0700, and is written by that site's ranks alone. A checkpoint is
 the folder `checkpoints/step-N` with `shared.safetensors`, `private.safetensors`, one `optimizer-RANK.safetensors`
-for each rank of the site and `state.json`. It is filled beside its name, synced and renamed; then `latest` is
+for each rank of the site (and one `exchange-RANK.safetensors`, where a short wire keeps rounding errors) and
+`state.json`. It is filled beside its name, synced and renamed; then `latest` is
 pointed at it, so that `latest` always loads. No pickle is written or read.
 """
 
@@ -88,6 +89,7 @@ def save_checkpoint(
     step: int,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    exchange: Mapping[str, Tensor],
     plan: SharingPlan,
     comm: Communicator,
     topology: Topology,
@@ -106,6 +108,8 @@ def save_checkpoint(
     with together(comm, "saving a checkpoint"), _disk_errors(path):
         file = folder_beside(path) / f"optimizer-{topology.rank_in_site}.safetensors"
         save_file(_optimizer_tensors(model, optimizer), file)
+        if exchange:
+            save_file(dict(exchange), _exchange_file(folder_beside(path), topology))
     with together(comm, "saving a checkpoint"), _disk_errors(path):
         if topology.is_site_leader:
             finish_folder(path)
@@ -143,6 +147,16 @@ def load_optimizer(
             if moment.dim() and moment.shape != parameter.shape:
                 raise CheckpointError(f"{path}: state of {name} has shape {list(moment.shape)}: another model's")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def load_exchange(folder: RunFolder, topology: Topology) -> dict[str, Tensor]:
+    """Return what the latest checkpoint keeps of this rank's exchange; empty where it keeps nothing."""
+    path = _exchange_file(folder.checkpoints / "latest", topology)
+    return _load(path) if path.exists() else {}
+
+
+def _exchange_file(checkpoint: Path, topology: Topology) -> Path:
+    return checkpoint / f"exchange-{topology.rank_in_site}.safetensors"
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

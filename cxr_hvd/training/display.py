@@ -2,13 +2,17 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from cxr_hvd.collective.sharing import Scope, SharingPlan
 from cxr_hvd.collective.sites import Topology
+from cxr_hvd.collective.traffic import TRAFFIC
 from cxr_hvd.training.engine import StepReport
 
 LINE_EVERY_S = 5.0
@@ -26,11 +30,20 @@ def console_for(num_ranks: int) -> Console:
     return Console() if Console().is_terminal else Console(width=WIDTH)
 
 
-def plan_table(plan: SharingPlan) -> Table:
-    """Build the table of what leaves a site: block, tensors, parameters, bytes a step, shared or private."""
+def plan_table(plan: SharingPlan, num_steps: int | None = None) -> Group:
+    """Build the table of what leaves a site: block, tensors, parameters, bytes a step, shared or private.
+
+    Args:
+        num_steps: steps of the run, for its total; None where they are not known.
+    """
     rows = plan.summary()
-    shared_bytes = sum(row.bytes_per_step for row in rows)
-    table = Table(title=f"Sharing plan: {shared_bytes / 1e6:,.1f} MB a step leave each rank", title_justify="left")
+    pace = "every step" if plan.every == 1 else f"every {plan.every} steps"
+    megabytes = plan.bytes_per_exchange() / 1e6
+    title = f"Sharing plan: each rank hands over {megabytes:,.1f} MB of {plan.exchange} {pace}"
+    if num_steps is not None:
+        run_bytes = plan.bytes_per_exchange() * plan.num_exchanges(num_steps)
+        title += f", {run_bytes / 1e9:,.2f} GB in a run of {num_steps:,} steps"
+    table = Table()
     for heading in ("block", "scope"):
         table.add_column(heading)
     for heading in ("tensors", "parameters", "bytes a step"):
@@ -45,7 +58,34 @@ def plan_table(plan: SharingPlan) -> Table:
             f"{row.bytes_per_step:,.0f}",
             style=style,
         )
+    return Group(Text(title), table)
+
+
+def traffic_table() -> Table:
+    """Build the table of all else that may leave a rank."""
+    table = Table(title="What else may leave a rank, all of it", title_justify="left")
+    for heading in ("name", "what", "when"):
+        table.add_column(heading)
+    table.add_column("bytes at most", justify="right")
+    for name, traffic in TRAFFIC.items():
+        if traffic.max_bytes is not None:
+            where = "; stays at its site" if traffic.is_site_only else ""
+            table.add_row(name, traffic.said + where, traffic.when, f"{traffic.max_bytes:,}")
     return table
+
+
+def complete_plan(plan: SharingPlan, num_steps: int | None) -> dict[str, Any]:
+    """Return the plan, its bytes and all other traffic as plain values, for `cxr-hvd plan --json`."""
+    exchanges = None if num_steps is None else plan.num_exchanges(num_steps)
+    return {
+        **plan.as_json(),
+        "blocks": [asdict(row) for row in plan.summary()],
+        "bytes_per_exchange": plan.bytes_per_exchange(),
+        "bytes_per_step": plan.bytes_per_exchange() / plan.every,
+        "num_steps": num_steps,
+        "bytes_per_run": None if exchanges is None else plan.bytes_per_exchange() * exchanges,
+        "other": {name: asdict(traffic) for name, traffic in TRAFFIC.items() if traffic.max_bytes is not None},
+    }
 
 
 class TrainingDisplay:

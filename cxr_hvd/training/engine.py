@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cxr_hvd.collective.averaging import PartialAverager
-from cxr_hvd.collective.comm import Communicator
+from cxr_hvd.collective.averaging import Averager
+from cxr_hvd.collective.comm import Communicator, Wait
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.config import Training
 from cxr_hvd.errors import TrainingError
@@ -38,13 +38,26 @@ class StepReport:
     averaging_s: float
 
 
+class Clock:
+    """Adds up the seconds spent in its `with` blocks."""
+
+    def __init__(self) -> None:
+        self.spent_s = 0.0
+
+    def __enter__(self) -> None:
+        self._entered = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.spent_s += time.perf_counter() - self._entered
+
+
 class Engine:
     """A model, its optimizer and its averager, ready to take steps in lockstep with the other ranks."""
 
     def __init__(
         self,
         model: nn.Module,
-        averager: PartialAverager,
+        averager: Averager,
         comm: Communicator,
         topology: Topology,
         settings: Training,
@@ -53,7 +66,7 @@ class Engine:
         self.model = model
         self.optimizer = build_optimizer(model, settings)
         self.num_steps = num_steps
-        self._averager = averager
+        self.averager = averager
         self._comm = comm
         self._topology = topology
         self._settings = settings
@@ -66,23 +79,43 @@ class Engine:
             batch = next(batches)
             loaded = time.perf_counter()
             rate = self._set_learning_rate(step)
-            loss = self.train_step(batch)
-            computed = time.perf_counter()
-            losses = self._require_finite(loss, step)
-            self._averager.average(step, is_last=step + 1 == self.num_steps)
+            losses, waited_s = self.train_step(batch, step)
             ended = time.perf_counter()
             on_step(
-                StepReport(step, float(loss), losses, rate, loaded - started, computed - loaded, ended - computed)
+                StepReport(
+                    step=step,
+                    loss=losses[self._topology.rank],
+                    loss_of_rank=losses,
+                    learning_rate=rate,
+                    data_s=loaded - started,
+                    compute_s=ended - loaded - waited_s,
+                    averaging_s=waited_s,
+                )
             )
 
-    def train_step(self, batch: Batch) -> Tensor:
-        """Forward, backward and update on this rank alone; return the loss, detached."""
+    def train_step(self, batch: Batch, step: int) -> tuple[list[float], float]:
+        """Take one step in lockstep with the other ranks. Collective: every rank, with the same step. Blocking.
+
+        Returns:
+            Every rank's loss, and how many seconds this rank spent on averaging.
+        """
+        clock = Clock()
+        self._comm.ledger.step = step
         self.optimizer.zero_grad(set_to_none=True)
         logits_BL = forward(self.model, batch.images, self._settings.precision)
         loss = masked_bce(logits_BL, batch.targets, batch.known)
+        # Losses travel while backward runs, and are looked at before the weights change.
+        losses_arrive = self._comm.begin_gather(loss.detach().reshape(1).float(), "loss")
+        with clock:
+            self.averager.begin(step, int(batch.known.sum()))
         loss.backward()  # type: ignore[no-untyped-call]
+        with clock:
+            self.averager.before_update()
+            losses = self._require_finite(losses_arrive, step)
         self.optimizer.step()
-        return loss.detach()
+        with clock:
+            self.averager.after_update(step, step + 1 == self.num_steps, self.optimizer)
+        return losses, clock.spent_s
 
     def _set_learning_rate(self, step: int) -> float:
         factor = SCHEDULES[self._settings.schedule](step, self.num_steps)
@@ -91,9 +124,9 @@ class Engine:
             group["lr"] = rate
         return rate
 
-    def _require_finite(self, loss: Tensor, step: int) -> list[float]:
+    def _require_finite(self, losses_arrive: Wait[Tensor], step: int) -> list[float]:
         """Return every rank's loss; raise on all ranks where one is NaN or infinite. Collective: every rank."""
-        losses = self._comm.gather(loss.reshape(1).float().cpu(), "loss").flatten()
+        losses = losses_arrive().flatten().cpu()
         if not bool(losses.isfinite().all()):
             rank = int((~losses.isfinite()).nonzero()[0])
             error = TrainingError(

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from cxr_hvd.atomic import point_link
-from cxr_hvd.collective.averaging import PartialAverager, site_weights
-from cxr_hvd.collective.comm import HorovodComm, LocalComm, gather_text, together
+from cxr_hvd.collective.averaging import EXCHANGES, Averager, site_weights
+from cxr_hvd.collective.comm import HorovodComm, LocalComm, gather, gather_text, together
 from cxr_hvd.collective.contract import check_contract
 from cxr_hvd.collective.sharing import Scope, SharingPlan, build_plan
 from cxr_hvd.collective.sites import Topology, bind
@@ -32,6 +32,7 @@ from cxr_hvd.training.train import train
 from tests.study_files import write_study_file
 
 ENDS = PRESETS["ends"]
+NO_OPTIMIZER = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
 
 
 # ---- what the laws are made of
@@ -63,7 +64,7 @@ def digest(tensors: dict[str, Tensor], names: tuple[str, ...]) -> str:
 
 
 def is_equal_everywhere(comm: HorovodComm, said: str) -> bool:
-    return len(set(gather_text(comm, said, "laws.equal"))) == 1
+    return len(set(gather_text(comm, said, "contract.laws"))) == 1
 
 
 def random_batch(seed: int, size: int = 32) -> Batch:
@@ -75,9 +76,13 @@ def random_batch(seed: int, size: int = 32) -> Batch:
 
 def averager_of(
     model: nn.Module, plan: SharingPlan, comm: HorovodComm, topology: Topology, studies: list[int] | None = None
-) -> PartialAverager:
+) -> Averager:
     weights = site_weights("studies" if studies else "uniform", studies or [1] * topology.num_sites)
-    return PartialAverager(model, plan, comm, topology, weights)
+    return EXCHANGES[plan.exchange](model, plan, comm, topology, weights)
+
+
+def average(averager: Averager, step: int = 0, is_last: bool = False) -> None:
+    averager.after_update(step, is_last, NO_OPTIMIZER)
 
 
 def reference_average(comm: HorovodComm, name: str, weights: list[float]) -> Tensor:
@@ -142,7 +147,7 @@ def fails_with(kind: type[Exception], text: str, action: Any) -> None:
 def shared_tensors_become_the_mean_and_are_bit_equal_on_all_ranks(comm: HorovodComm, folder: Path) -> None:
     model = scattered_model(comm.rank)
     plan = build_plan(tensor_specs(model), ENDS)
-    averager_of(model, plan, comm, one_rank_a_site(comm)).average(step=0)
+    average(averager_of(model, plan, comm, one_rank_a_site(comm)))
     after = values(model)
     assert is_equal_everywhere(comm, digest(after, plan.names(Scope.SHARED)))
     weights = [1 / comm.num_ranks] * comm.num_ranks
@@ -156,7 +161,7 @@ def private_tensors_and_counters_stay_bit_equal(comm: HorovodComm, folder: Path)
     model = scattered_model(comm.rank)
     plan = build_plan(tensor_specs(model), ENDS)
     before = values(model)
-    averager_of(model, plan, comm, one_rank_a_site(comm)).average(step=0)
+    average(averager_of(model, plan, comm, one_rank_a_site(comm)))
     after = values(model)
     for name in plan.names(Scope.PRIVATE) + plan.names(Scope.LOCAL):
         assert torch.equal(before[name], after[name]), name
@@ -167,7 +172,7 @@ def averaging_equal_models_changes_nothing(comm: HorovodComm, folder: Path) -> N
     model = scattered_model(rank=0)
     plan = build_plan(tensor_specs(model), ())
     before = values(model)
-    averager_of(model, plan, comm, one_rank_a_site(comm)).average(step=0)
+    average(averager_of(model, plan, comm, one_rank_a_site(comm)))
     exactly = comm.num_ranks == 2  # a third is not a binary fraction
     for name, tensor in values(model).items():
         assert torch.equal(before[name], tensor) or not exactly, name
@@ -179,7 +184,7 @@ def the_order_of_ranks_changes_nothing(comm: HorovodComm, folder: Path) -> None:
     for rank in (comm.rank, comm.num_ranks - 1 - comm.rank):
         model = scattered_model(rank)
         plan = build_plan(tensor_specs(model), ())
-        averager_of(model, plan, comm, one_rank_a_site(comm)).average(step=0)
+        average(averager_of(model, plan, comm, one_rank_a_site(comm)))
         results.append(values(model))
     for name in plan.names(Scope.SHARED):
         if comm.num_ranks == 2:
@@ -191,7 +196,7 @@ def sites_weigh_by_their_studies_where_asked(comm: HorovodComm, folder: Path) ->
     model = scattered_model(comm.rank)
     plan = build_plan(tensor_specs(model), ENDS)
     studies = [10 * (rank + 1) for rank in range(comm.num_ranks)]
-    averager_of(model, plan, comm, one_rank_a_site(comm), studies).average(step=0)
+    average(averager_of(model, plan, comm, one_rank_a_site(comm), studies))
     weights = [count / sum(studies) for count in studies]
     for name in plan.names(Scope.SHARED)[::53]:
         found = model.state_dict()[name].double()
@@ -203,7 +208,7 @@ def a_site_weighs_one_share_however_many_ranks_it_has(comm: HorovodComm, folder:
     topology = bind(comm, {"one": 1, "many": comm.num_ranks - 1})
     model = scattered_model(comm.rank)
     plan = build_plan(tensor_specs(model), ENDS)
-    averager_of(model, plan, comm, topology).average(step=0)
+    average(averager_of(model, plan, comm, topology))
     others = comm.num_ranks - 1
     shared_weights = [0.5] + [0.5 / others] * others
     own_weights = [1.0] + [0.0] * others if comm.rank == 0 else [0.0] + [1 / others] * others
@@ -219,16 +224,16 @@ def every_third_step_averages_and_the_others_do_not(comm: HorovodComm, folder: P
     averager = averager_of(model, plan, comm, one_rank_a_site(comm))
     before = values(model)
     for step in (0, 1):
-        averager.average(step)
+        average(averager, step)
     assert all(torch.equal(before[name], tensor) for name, tensor in values(model).items())
-    averager.average(2)
+    average(averager, 2)
     assert is_equal_everywhere(comm, digest(values(model), plan.names(Scope.SHARED)))
 
 
 def the_last_step_averages_whatever_the_pace(comm: HorovodComm, folder: Path) -> None:
     model = scattered_model(comm.rank)
     plan = build_plan(tensor_specs(model), (), every=3)
-    averager_of(model, plan, comm, one_rank_a_site(comm)).average(0, is_last=True)
+    average(averager_of(model, plan, comm, one_rank_a_site(comm)), 0, is_last=True)
     assert is_equal_everywhere(comm, digest(values(model), plan.names(Scope.SHARED)))
 
 
@@ -250,13 +255,13 @@ def no_private_tensor_enters_a_collective(comm: HorovodComm, folder: Path) -> No
     kept = [tensors[name] for name in plan.names(Scope.PRIVATE) + plan.names(Scope.LOCAL)]
     batches = iter([random_batch(10 * comm.rank + step) for step in range(3)])
     shared_before: list[Tensor] = []
-    average = engine._averager.average
+    after_update = engine.averager.after_update
 
-    def note_then_average(step: int, is_last: bool) -> None:
+    def note_then_average(*args: Any) -> None:
         shared_before.append(torch.cat([tensors[name].reshape(-1) for name in plan.names(Scope.SHARED)]))
-        average(step, is_last)
+        after_update(*args)
 
-    engine._averager.average = note_then_average  # type: ignore[method-assign]
+    engine.averager.after_update = note_then_average  # type: ignore[method-assign]
     with recorded_collectives() as records:
         engine.run(batches, 0, lambda report: None)
     for _, sent, address in records:
@@ -264,8 +269,8 @@ def no_private_tensor_enters_a_collective(comm: HorovodComm, folder: Path) -> No
             start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
             assert address + sent.nbytes <= start or end <= address
     # Nothing but each step's shared tensors, once, and one number a step: the loss.
-    averages = [sent for name, sent, _ in records if name.startswith("average.")]
-    others = [sent for name, sent, _ in records if not name.startswith("average.")]
+    averages = [sent for name, sent, _ in records if name.startswith("weights.")]
+    others = [sent for name, sent, _ in records if not name.startswith("weights.")]
     sent = torch.cat(averages).sort().values
     assert torch.equal(sent, (torch.cat(shared_before) / comm.num_ranks).sort().values) or comm.num_ranks == 3
     assert sent.numel() == torch.cat(shared_before).numel()
@@ -285,8 +290,7 @@ def private_tensors_train_as_alone_given_the_same_shared_weights(comm: HorovodCo
             tensors_alone[name].copy_(tensors[name])
         for each in (engine, alone):
             each.model.train()
-            each.train_step(batch)
-            each._averager.average(step)
+            each.train_step(batch, step)
         for name in plan.names(Scope.PRIVATE) + plan.names(Scope.LOCAL):
             assert torch.equal(tensors[name], tensors_alone[name]), f"{name} in step {step}"
         assert is_equal_everywhere(comm, digest(tensors, plan.names(Scope.SHARED)))
@@ -324,12 +328,12 @@ def merged_training_deals_every_study_out_once_a_pass(comm: HorovodComm, folder:
     from cxr_hvd.training.train import open_training_data
 
     config = config_for(folder, comm, experiment="B")
-    comm.gather(torch.zeros(1), "files are written")
+    gather(comm, torch.zeros(1), "verdict.files are written")
     data = open_training_data(config, one_rank_a_site(comm))
     mine = [
         position for step in range(data.shuffle.steps_per_epoch) for position, _ in data.shuffle.batch_at(step)
     ]
-    dealt = [json.loads(text) for text in gather_text(comm, json.dumps(mine), "laws.dealt")]
+    dealt = [json.loads(text) for text in gather_text(comm, json.dumps(mine), "contract.laws")]
     by_place = [p for step in range(0, len(mine), 4) for rank in dealt for p in rank[step : step + 4]]
     assert sorted(by_place[: len(data.studies)]) == list(range(len(data.studies)))
 
@@ -375,9 +379,9 @@ def ranks_find_their_sites_by_order_or_by_their_own_word(comm: HorovodComm, fold
 
 def texts_of_any_length_arrive_whole(comm: HorovodComm, folder: Path) -> None:
     texts = ["", "ä" * 1000, "plain"]
-    assert gather_text(comm, texts[comm.rank], "laws.text") == texts[: comm.num_ranks]
+    assert gather_text(comm, texts[comm.rank], "contract.laws") == texts[: comm.num_ranks]
     too_long = "x" * (2 << 20) if comm.rank == 1 else "x"
-    fails_with(ContractError, "at most", lambda: gather_text(comm, too_long, "laws.long"))
+    fails_with(ContractError, "at most", lambda: gather_text(comm, too_long, "contract.laws"))
 
 
 # ---- not a law: what a hanging rank looks like to the tests
@@ -388,4 +392,4 @@ def rank_1_hangs(comm: HorovodComm, folder: Path) -> None:
 
     if comm.rank == 1:
         time.sleep(10_000)
-    comm.gather(torch.from_numpy(np.zeros(1, dtype=np.float32)), "waits for rank 1")
+    gather(comm, torch.from_numpy(np.zeros(1, dtype=np.float32)), "verdict.waits for rank 1")

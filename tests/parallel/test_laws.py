@@ -29,12 +29,37 @@ BY_ALL = [
     "a_loss_that_is_not_finite_stops_all_ranks_and_names_the_site",
 ]
 BY_TWO = ["resuming_equals_never_stopping_bit_for_bit", "merged_training_deals_every_study_out_once_a_pass"]
-BY_THREE = ["a_site_weighs_one_share_however_many_ranks_it_has"]
+BY_THREE = [
+    "a_site_weighs_one_share_however_many_ranks_it_has",
+    "many_ranks_of_a_site_stand_in_ledgers_of_their_own",
+]
+EXCHANGES_BY_ALL = [
+    "weights_become_the_mean_over_sites_whatever_their_ranks",
+    "gradients_are_those_of_each_sites_whole_batch",
+    "the_order_of_sites_changes_no_gradient",
+    "what_rounding_takes_is_sent_later",
+    "a_short_wire_rounds_the_last_step_and_not_the_whole_way",
+    "what_16_bits_cannot_hold_goes_in_portions",
+    "ranks_prove_the_same_key_or_all_stop",
+]
+EXCHANGES_BY_TWO = [
+    "sharing_nothing_is_training_alone_bit_for_bit",
+    "sharing_everything_is_horovods_own_optimizer",
+    "exchanged_gradients_keep_shared_tensors_equal_and_private_ones_apart",
+    "shared_optimizer_state_is_equal_everywhere_and_local_is_not",
+    "short_wires_keep_shared_tensors_equal_and_near_the_exact_mean",
+    "resuming_equals_never_stopping_for_every_exchange",
+    "all_take_the_steps_that_were_agreed_on",
+    "a_difference_in_any_item_is_named_on_every_rank_within_seconds",
+    "the_ledger_holds_all_that_horovod_was_given",
+]
 JOBS = {
-    ("mpirun", 2): BY_ALL + BY_TWO,
-    ("mpirun", 3): BY_ALL + BY_THREE,
-    ("gloo", 2): BY_ALL + BY_TWO,
-    ("gloo", 3): BY_THREE,
+    ("mpirun", 2): BY_ALL + BY_TWO + EXCHANGES_BY_ALL + EXCHANGES_BY_TWO,
+    ("mpirun", 3): BY_ALL + BY_THREE + EXCHANGES_BY_ALL,
+    ("mpirun", 4): EXCHANGES_BY_ALL[:2],
+    ("gloo", 2): BY_ALL + BY_TWO + EXCHANGES_BY_ALL + EXCHANGES_BY_TWO,
+    ("gloo", 3): BY_THREE + EXCHANGES_BY_ALL[:2],
+    ("gloo", 4): EXCHANGES_BY_ALL[:2],
 }
 
 Verdicts = Callable[[str, int], dict[str, str]]
@@ -74,4 +99,4 @@ def test_a_wait_for_a_silent_rank_ends_the_job_in_time(launcher: str, tmp_path: 
     command = [sys.executable, "-m", "tests.parallel.rank", str(tmp_path), str(time.time() + 600), "rank_1_hangs"]
     job = launch(2, command, launcher, limit_s=90, CXR_STALL_LIMIT_S="3")
     assert job.exit_code != 0
-    assert job.lines("cxr-hvd: error: waited 3 s for the other ranks in waits for rank 1")
+    assert job.lines("cxr-hvd: error: waited 3 s for the other ranks in verdict.waits for rank 1")

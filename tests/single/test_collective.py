@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_hvd.collective.averaging import PartialAverager, flatten_blocks, site_weights
+from cxr_hvd.collective.averaging import STATE, WeightsExchange, site_weights
+from cxr_hvd.collective.buffers import flatten_blocks
 from cxr_hvd.collective.comm import LocalComm, gather_text, together
 from cxr_hvd.collective.contract import first_difference, flat_items
 from cxr_hvd.collective.sharing import Kind, Scope, build_plan
@@ -159,13 +160,13 @@ def test_flat_buffers_are_the_model() -> None:
     model = build_model("densenet121", 14, seed=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plan = build_plan(tensor_specs(model), PRESETS["ends"])
-    buffers = flatten_blocks(model, plan, Scope.SHARED)
+    buffers = flatten_blocks(model, plan, Scope.SHARED, STATE)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
-    assert sum(buffer.numel() for buffer in buffers) == sum(
+    assert sum(buffer.numel() for buffer in buffers.values()) == sum(
         before[name].numel() for name in plan.names(Scope.SHARED)
     )
-    for buffer in buffers:
+    for buffer in buffers.values():
         buffer.fill_(3.0)
     after = model.state_dict()
     assert all(bool((after[name] == 3.0).all()) for name in plan.names(Scope.SHARED))
@@ -176,7 +177,9 @@ def test_alone_averaging_changes_nothing() -> None:
     model = build_model("densenet121", 14, seed=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plan = build_plan(tensor_specs(model), ())
-    PartialAverager(model, plan, LocalComm(), Topology(0, ("alone",), (0,)), [1.0]).average(0)
+    alone = Topology(0, ("alone",), (0,))
+    optimizer = torch.optim.SGD(model.parameters())
+    WeightsExchange(model, plan, LocalComm(), alone, [1.0]).after_update(0, False, optimizer)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
