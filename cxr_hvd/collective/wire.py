@@ -53,7 +53,7 @@ class ShortWire:
         Collective: all ranks.
         """
         num_ranks, size = self._comm.num_ranks, buffer.numel()
-        padded = functional.pad(buffer, (0, -size % num_ranks))
+        padded = functional.pad(buffer, (0, -size % num_ranks)) if size % num_ranks else buffer
         rows = self._rounded(f"{name}/sent", padded).view(num_ranks, -1)
         wait_for_parts = self._comm.begin_swap(rows, f"{purpose}.{name}")
 
@@ -74,12 +74,14 @@ class ShortWire:
 
     def _rounded(self, name: str, wanted: Tensor) -> Tensor:
         """Round what is wanted plus what was missing; note what is missing now."""
-        if name in self._errors:
-            wanted = wanted + self._errors[name]
+        if name not in self._errors:
+            self._errors[name] = torch.zeros_like(wanted)
+        due = self._errors[name].add_(wanted)
         # What float16 cannot hold is sent in portions, never as infinity. NaN stays NaN, for all to see.
         most = torch.finfo(self._dtype).max
-        short = wanted.clamp(-most, most).to(self._dtype)
-        self._errors[name] = wanted - short.float()
+        is_narrow = self._dtype == torch.float16
+        short = (due.clamp(-most, most) if is_narrow else due).to(self._dtype)
+        due.sub_(short)
         return short
 
 

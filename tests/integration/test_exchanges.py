@@ -59,7 +59,7 @@ def test_a_run_can_be_held_against_its_ledger(
     assert held.exit_code == 0, held.output
     assert "All holds" in held.output
     ledger = runs / "mimic" / "ledger.jsonl"
-    ledger.write_text(ledger.read_text().replace('"count":3', '"count":2', 1))
+    ledger.write_text(ledger.read_text().replace("float", "floot", 1))
     tampered = run([*VERIFY, str(runs)])
     assert tampered.exit_code == 1
     assert tampered.lines("FAULT mimic/ledger.jsonl")
