@@ -18,7 +18,8 @@ from pathlib import Path
 
 from bench.exchanges import PRIVATE
 from bench.report import Figure, describe_machine, ratios, table, write_report
-from cxr_hvd.collective.sharing import build_plan
+from cxr_hvd.collective.ledger import Ledger
+from cxr_hvd.collective.sharing import Scope, build_plan
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.training.model import build_model, tensor_specs
 from tests.launch import Finished, launch
@@ -172,6 +173,30 @@ def measure_link(num_rounds: int) -> list[Figure]:
     return [*figures, *hidden(told, early, where)]
 
 
+def measure_ledger(num_rounds: int) -> list[Figure]:
+    """What it costs to write down what leaves, to a training step: D's collectives, noted as `comm` notes them."""
+    told = job("steps", ["none"], num_rounds)
+    plan = build_plan(tensor_specs(build_model("densenet121", len(LABELS), seed=1)), PRIVATE["D"])
+    shared = [buffer for buffer in plan.buffers() if buffer.scope is Scope.SHARED]
+    costs = []
+    with tempfile.TemporaryDirectory(prefix="cxr-bench-") as folder:
+        ledger = Ledger()
+        ledger.open(Path(folder, "ledger.jsonl"), {"site": "bench"})
+        for _ in told["none"]["step"]:
+            started = time.perf_counter()
+            for ledger.step in range(1000):
+                ledger.note("loss", "", (1, 1), "float32", 4, "all", 2, "gather")
+                for each in shared:
+                    shape = (each.num_elements,)
+                    ledger.note(each.purpose, each.name, shape, each.dtype, each.num_bytes, "all", 2, "sum")
+            costs.append((time.perf_counter() - started) / 1000)
+        ledger.close()
+    note = f"{statistics.median(costs) * 1e6:.1f} us a step"
+    return [
+        Figure("what the ledger costs, to a step without", ratios(costs, told["none"]["step"]), 0.005, note, True)
+    ]
+
+
 def job(kind: str, ways: list[str], num_rounds: int, pair: TwoSites | None = None, **more: str) -> dict:  # type: ignore[type-arg]
     """Run one job of two ranks, on the machine itself or one at each site; return what it told."""
     with tempfile.TemporaryDirectory(prefix="cxr-bench-") as folder, socket.socket() as free:
@@ -212,6 +237,7 @@ SECTIONS: dict[str, Callable[[int], list[Figure]]] = {
     "steps": measure_steps,
     "overlap": measure_overlap,
     "bytes": measure_bytes,
+    "ledger": measure_ledger,
     "link": measure_link,
 }
 
