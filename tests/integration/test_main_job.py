@@ -245,7 +245,7 @@ def test_sites_may_be_named_by_each_rank(two_sites: Path) -> None:
 def test_the_plan_is_shown_before_any_launch() -> None:
     told = ok(run([str(BIN / "cxr-hvd"), "plan", config("D")]))
     assert told.lines("each rank hands over 18.0 MB of weights every step")
-    rows = json.loads(ok(run([str(BIN / "cxr-hvd"), "plan", config("D"), "--json"])).output)
+    rows = json.loads(ok(run([str(BIN / "cxr-hvd"), "plan", config("D"), "--json"])).output)["blocks"]
     assert {row["block"] for row in rows if row["scope"] == "private"} == {
         "stem",
         "denseblock1",
