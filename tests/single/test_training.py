@@ -260,7 +260,8 @@ def test_a_run_is_kept_whole_and_never_silently_replaced(tmp_path: Path) -> None
     train(config, tmp_path / "run", LocalComm())
     folder = RunFolder(tmp_path / "run", "north")
     assert {path.name for path in folder.path.iterdir()} == {
-        "config.yaml", "environment.json", "plan.json", "metrics.jsonl", "tensorboard", "checkpoints", "ledger.jsonl",
+        "config.yaml", "environment.json", "plan.json", "metrics.jsonl", "tensorboard", "checkpoints",
+        "ledger.jsonl",
     }  # fmt: skip
     assert folder.latest_step() == 6
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["latest", "step-4", "step-6"]
