@@ -62,7 +62,12 @@ def measure_alone(num_rounds: int) -> list[Figure]:
     """Averaging with no training around it, to one flat Allreduce of C's bytes."""
     ours = [f"weights C {wire}" for wire in ALL_WIRES] + ["weights D float32"]
     told = job("alone", ["flat", *ours, "gloo"], 2 * num_rounds)
-    others = job("alone", ["flat", "horovod grouped", "horovod each"], 2 * num_rounds, **HOROVODS_FUSION)
+    others = job(
+        "alone",
+        ["flat", "weights C float32", "horovod grouped", "horovod each"],
+        2 * num_rounds,
+        **HOROVODS_FUSION,
+    )
     flat, full = told["flat"]["step"], told["weights C float32"]["step"]
     share = bytes_of("D") / bytes_of("C")
     note = said({**told, **{f"{name} (own job)": each for name, each in others.items()}}, 1e3, "ms")
@@ -85,6 +90,9 @@ def measure_alone(num_rounds: int) -> list[Figure]:
         to_own_flat = ratios(others[name]["step"], others["flat"]["step"])
         ours_to_flat = statistics.median(ratios(full, flat))
         to_flat.append(Figure(f"{said_as}, to C", [each / ours_to_flat for each in to_own_flat], None, ""))
+    copied = ratios(others["weights C float32"]["step"], others["flat"]["step"])
+    figure = "C with Horovod's default fusion, to C as it is"
+    to_flat.append(Figure(figure, [each / statistics.median(ratios(full, flat)) for each in copied], None, ""))
     return to_flat
 
 

@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from cxr_hvd.collective.buffers import GradientBucket, SharedMean, SiteMean, Wait, flatten_blocks, split_like
-from cxr_hvd.collective.comm import Communicator
+from cxr_hvd.collective.buffers import GradientBucket, SharedMean, SiteMean, flatten_blocks, split_like
+from cxr_hvd.collective.comm import Communicator, Wait
 from cxr_hvd.collective.sharing import Kind, Scope, SharingPlan
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.collective.wire import Wire32, wire_of
@@ -144,7 +144,7 @@ class GradientsExchange:
         self._shared = SharedMean(statistics.get(Scope.SHARED, {}), "statistics", Wire32(comm))
         self._private = SiteMean(statistics.get(Scope.PRIVATE, {}), "statistics.", comm, self._num_ranks_of_site)
 
-    def _send(self, scope: Scope, block: str, buffer: Tensor) -> Wait:
+    def _send(self, scope: Scope, block: str, buffer: Tensor) -> Wait[None]:
         if scope is Scope.SHARED:
             return self._wire.begin_sum(block, buffer, "gradients")
         return self._comm.begin_sum({block: buffer}, "private", "site")

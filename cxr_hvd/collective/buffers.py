@@ -9,13 +9,10 @@ from collections.abc import Callable, Container, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from cxr_hvd.collective.comm import Communicator
+from cxr_hvd.collective.comm import Communicator, Wait
 from cxr_hvd.collective.sharing import Kind, Scope, SharingPlan
 from cxr_hvd.collective.wire import ShortWire, Wire32
 from cxr_hvd.errors import TrainingError
-
-Wait = Callable[[], None]
-"""Waits until what was begun has happened."""
 
 
 @torch.no_grad()
@@ -58,15 +55,15 @@ class SharedMean:
         is_short = isinstance(wire, ShortWire)
         self._references = {block: each.clone() for block, each in buffers.items()} if is_short else {}
 
-    def begin(self, factor: float) -> list[Wait]:
+    def begin(self, factor: float) -> list[Wait[None]]:
         """Begin to sum each buffer, times this rank's factor, over all ranks. Collective: all ranks."""
         begin = self._begin_step if self._references else self._begin_whole
         return [begin(block, buffer, factor) for block, buffer in self._buffers.items()]
 
-    def _begin_whole(self, block: str, buffer: Tensor, factor: float) -> Wait:
+    def _begin_whole(self, block: str, buffer: Tensor, factor: float) -> Wait[None]:
         return self._wire.begin_sum(block, buffer.mul_(factor), self._purpose)
 
-    def _begin_step(self, block: str, buffer: Tensor, factor: float) -> Wait:
+    def _begin_step(self, block: str, buffer: Tensor, factor: float) -> Wait[None]:
         reference = self._references[block]
         step = (buffer - reference).mul_(factor)
         wait = self._wire.begin_sum(block, step, self._purpose)
@@ -97,7 +94,7 @@ class SiteMean:
         self._comm = comm
         self._num_ranks = num_ranks
 
-    def begin(self) -> list[Wait]:
+    def begin(self) -> list[Wait[None]]:
         """Begin to average over the site. Collective: the site's ranks."""
         return [
             self._comm.begin_sum({self._prefix + block: buffer.div_(self._num_ranks)}, "private", "site")
@@ -113,14 +110,14 @@ class GradientBucket:
         send: begins the sum of the flat buffer over its ranks, and returns how to wait for it.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], send: Callable[[Tensor], Wait]) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], send: Callable[[Tensor], Wait[None]]) -> None:
         self._send = send
         self._buffer = torch.zeros(sum(each.numel() for each in parameters), device=parameters[0].device)
         views = split_like(self._buffer, parameters)
         self._views: dict[Tensor, Tensor] = dict(zip(parameters, views, strict=True))
         self._missing: set[Tensor] = set()
         self._factor = 1.0
-        self._wait: Wait | None = None
+        self._wait: Wait[None] | None = None
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(self._take)  # type: ignore[no-untyped-call]
 

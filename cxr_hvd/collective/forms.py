@@ -3,6 +3,7 @@
 `ledger` writes the events, `train` the plan; `records` reads them by these forms.
 """
 
+from math import prod
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,10 +42,7 @@ class Entry(Form):
 
     @property
     def num_elements(self) -> int:
-        product = 1
-        for side in self.shape:
-            product *= side
-        return product
+        return prod(self.shape)
 
 
 class Opening(Form):
@@ -100,10 +98,7 @@ class Tensor(Form):
 
     @property
     def num_elements(self) -> int:
-        product = 1
-        for side in self.shape:
-            product *= side
-        return product
+        return prod(self.shape)
 
 
 class Plan(Form):

@@ -9,6 +9,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from math import prod
 from typing import Any, Literal
 
 from cxr_hvd.errors import ConfigError, nearest
@@ -51,10 +52,7 @@ class TensorSpec:
 
     @property
     def num_elements(self) -> int:
-        product = 1
-        for side in self.shape:
-            product *= side
-        return product
+        return prod(self.shape)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,11 @@ al., "DoubleSqueeze", ICML 2019; decision 0012). Horovod knows no bfloat16 and w
 parts travel by a swap and a gather, which look at no values.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cxr_hvd.collective.comm import Communicator
+from cxr_hvd.collective.comm import Communicator, Wait
 from cxr_hvd.collective.sharing import Wire
 
 SHORT_DTYPES: dict[Wire, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -25,7 +23,7 @@ class Wire32:
     def __init__(self, comm: Communicator) -> None:
         self._comm = comm
 
-    def begin_sum(self, name: str, buffer: Tensor, purpose: str) -> Callable[[], None]:
+    def begin_sum(self, name: str, buffer: Tensor, purpose: str) -> Wait[None]:
         """Begin to replace a flat float32 buffer by its sum over all ranks; the result waits. Collective: all."""
         return self._comm.begin_sum({name: buffer}, purpose)
 
@@ -45,7 +43,7 @@ class ShortWire:
         self._dtype = dtype
         self._errors: dict[str, Tensor] = {}
 
-    def begin_sum(self, name: str, buffer: Tensor, purpose: str) -> Callable[[], None]:
+    def begin_sum(self, name: str, buffer: Tensor, purpose: str) -> Wait[None]:
         """Begin to replace a flat float32 buffer by its sum over all ranks, as all ranks receive it.
 
         The first half of the way runs at once, the second when the returned function is called.

@@ -2,6 +2,7 @@
 
 import json
 import os
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -107,12 +108,5 @@ def test_the_plan_says_what_a_run_will_send_and_all_else(sites: Path) -> None:
     exact = json.loads(run([*PLAN, "--json", *settings(sites)]).output)
     assert plan["bytes_per_step"] * 2 == exact["bytes_per_step"]
     shared = [t for t in exact["tensors"] if t["scope"] == "shared"]
-    assert exact["bytes_per_exchange"] == 4 * sum(_size(t["shape"]) for t in shared)
+    assert exact["bytes_per_exchange"] == 4 * sum(prod(t["shape"]) for t in shared)
     assert exact["bytes_per_run"] == 3 * exact["bytes_per_exchange"]
-
-
-def _size(shape: list[int]) -> int:
-    product = 1
-    for side in shape:
-        product *= side
-    return product
