@@ -82,9 +82,10 @@ def plan(config: ConfigPath, settings: Settings = None, as_json: JsonOption = Fa
     """Show before any launch what will leave a site: block by block, bytes a step and a run, and all else."""
     from cxr_hvd.config import load_config
     from cxr_hvd.study.labels import LABELS
+    from cxr_hvd.training.agreement import plan_of
+    from cxr_hvd.training.budget import num_steps_before_launch
     from cxr_hvd.training.display import complete_plan, console_for, plan_table, traffic_table
     from cxr_hvd.training.model import build_model
-    from cxr_hvd.training.train import num_steps_before_launch, plan_of
 
     chosen = load_config(config, settings or [])
     sharing_plan = plan_of(chosen, build_model(chosen.model.name, len(LABELS), chosen.seed))

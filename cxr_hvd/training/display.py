@@ -13,6 +13,8 @@ from rich.text import Text
 from cxr_hvd.collective.sharing import Scope, SharingPlan
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.collective.traffic import TRAFFIC
+from cxr_hvd.config import Config
+from cxr_hvd.training.budget import Budget
 from cxr_hvd.training.engine import StepReport
 
 LINE_EVERY_S = 5.0
@@ -86,6 +88,20 @@ def complete_plan(plan: SharingPlan, num_steps: int | None) -> dict[str, Any]:
         "bytes_per_run": None if exchanges is None else plan.bytes_per_exchange() * exchanges,
         "other": {name: asdict(traffic) for name, traffic in TRAFFIC.items() if traffic.max_bytes is not None},
     }
+
+
+def print_agreed(console: Console, config: Config, plan: SharingPlan, budget: Budget, has_key: bool) -> None:
+    """Say what will leave each site, how much of each site's data an epoch covers, and whom the ranks trust."""
+    console.print(plan_table(plan, budget.num_steps))
+    covered = ", ".join(
+        f"{name} {passes:.2f} passes over {studies} studies"
+        for name, passes, studies in zip(
+            config.sites, budget.passes_per_epoch, budget.studies_per_site, strict=True
+        )
+    )
+    console.print(f"an epoch: {budget.steps_per_epoch} steps: {covered}", highlight=False, soft_wrap=True)
+    trust = "all ranks hold the same key" if has_key else "no --key: whoever the launcher started is trusted"
+    console.print(f"{trust}; what travels is not encrypted (docs/privacy.md)", highlight=False, soft_wrap=True)
 
 
 class TrainingDisplay:

@@ -23,10 +23,12 @@ from cxr_hvd.collective.sites import Topology, bind
 from cxr_hvd.collective.wire import SHORT_DTYPES, ShortWire
 from cxr_hvd.config import Training
 from cxr_hvd.errors import ContractError
+from cxr_hvd.training.agreement import contract_items, plan_of
+from cxr_hvd.training.data import open_training_data
 from cxr_hvd.training.engine import Engine, masked_bce
 from cxr_hvd.training.loader import Batch
 from cxr_hvd.training.model import build_model, tensor_specs
-from cxr_hvd.training.train import contract_items, open_training_data, plan_of, train
+from cxr_hvd.training.train import train
 from tests.parallel.laws import (
     ENDS,
     average,

@@ -325,7 +325,7 @@ def resuming_equals_never_stopping_bit_for_bit(comm: HorovodComm, folder: Path) 
 
 
 def merged_training_deals_every_study_out_once_a_pass(comm: HorovodComm, folder: Path) -> None:
-    from cxr_hvd.training.train import open_training_data
+    from cxr_hvd.training.data import open_training_data
 
     config = config_for(folder, comm, experiment="B")
     gather(comm, torch.zeros(1), "verdict.files are written")

@@ -1,0 +1,67 @@
+"""How long all ranks train: steps of an epoch and of a run, from the sizes of the sites."""
+
+from dataclasses import dataclass
+
+import torch
+
+from cxr_hvd.collective.comm import Communicator, gather
+from cxr_hvd.collective.sites import Topology
+from cxr_hvd.config import Config
+from cxr_hvd.errors import CxrHvdError
+from cxr_hvd.study.study_file import Split, StudyFile
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long all ranks train, and what that is for each site.
+
+    Attributes:
+        num_steps: steps of the whole run.
+        steps_per_epoch: steps of one epoch.
+        studies_per_site: training studies, in the order of the config's sites.
+        passes_per_epoch: how often a site sees each of its studies in one epoch.
+    """
+
+    num_steps: int
+    steps_per_epoch: int
+    studies_per_site: list[int]
+    passes_per_epoch: list[float]
+
+
+def num_steps_before_launch(config: Config) -> int | None:
+    """Return the steps of a run where config and the study files that are here tell them, else None."""
+    try:
+        sizes = []
+        for site in config.sites.values():
+            with StudyFile(site.data) as file:
+                sizes.append(len(file.indices(Split.TRAIN)))
+    except CxrHvdError:
+        return config.training.max_steps
+    merged = [sum(sizes)] * len(sizes)
+    return budget_of(config, merged if config.is_merged else sizes).num_steps if all(sizes) else None
+
+
+def agree_on_budget(config: Config, comm: Communicator, topology: Topology, num_studies: int) -> Budget:
+    """Find out how many studies each site has, and from that how long all train. Collective: every rank."""
+    counts = gather(comm, torch.tensor([num_studies]), "studies").flatten().tolist()
+    return budget_of(config, [counts[topology.ranks_at(site)[0]] for site in range(topology.num_sites)])
+
+
+def budget_of(config: Config, studies_per_site: list[int]) -> Budget:
+    """Return how long a config trains on sites of these sizes. Pure; merged sites each count all studies."""
+    ranks = [site.ranks for site in config.sites.values()]
+    sharers = [sum(ranks) if config.is_merged else own for own in ranks]
+    studies_per_step = [config.training.batch_size * own for own in sharers]
+    passes = [-(-studies // taken) for studies, taken in zip(studies_per_site, studies_per_step, strict=True)]
+    asked = config.training.steps_per_epoch
+    steps_per_epoch = asked if isinstance(asked, int) else max(passes) if asked == "largest" else min(passes)
+    num_steps = config.training.epochs * steps_per_epoch
+    return Budget(
+        num_steps=min(num_steps, config.training.max_steps or num_steps),
+        steps_per_epoch=steps_per_epoch,
+        studies_per_site=studies_per_site,
+        passes_per_epoch=[
+            steps_per_epoch * taken / studies
+            for taken, studies in zip(studies_per_step, studies_per_site, strict=True)
+        ],
+    )

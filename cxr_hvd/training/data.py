@@ -1,0 +1,62 @@
+"""The data of a rank: which study files it opens, and its share of their studies."""
+
+from dataclasses import dataclass
+
+from cxr_hvd.collective.sites import Topology
+from cxr_hvd.config import Config
+from cxr_hvd.errors import ConfigError, StudyFileError
+from cxr_hvd.study.study_file import Split, StudyFile
+from cxr_hvd.training.loader import Shuffle, StudySet
+
+MERGED = 0xB
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a rank trains on.
+
+    Attributes:
+        files: the study files that it opened: its own site's, or all of them in experiment B.
+        studies: their training studies.
+        shuffle: this rank's share of the endless shuffled sequence.
+    """
+
+    files: list[StudyFile]
+    studies: StudySet
+    shuffle: Shuffle
+
+
+def open_training_data(config: Config, topology: Topology) -> TrainingData:
+    """Open this rank's study file, or all of them where experiment B merges the sites."""
+    names = list(config.sites) if config.is_merged else [topology.site]
+    files = [StudyFile(config.sites[name].data) for name in names]
+    for file in files:
+        if not len(file.indices(Split.TRAIN)):
+            raise StudyFileError(f"{file.path}: expected training studies, found none; draw some with --train N")
+        if file.header.label_names != files[0].header.label_names:
+            raise StudyFileError(f"{file.path}: its label order differs from {files[0].path}'s; write both alike")
+        if config.pixel_pipelines == "same" and file.header.pixels != files[0].header.pixels:
+            raise StudyFileError(
+                f"{file.path}: its pixel pipeline is {file.header.pixels}, {files[0].path} has "
+                f"{files[0].header.pixels}; write both alike, or set pixel_pipelines: any"
+            )
+        if file.header.image_size < config.model.image_size:
+            raise ConfigError(
+                f"model.image_size: {config.model.image_size} px is more than the {file.header.image_size} px "
+                f"of {file.path}"
+            )
+    studies = StudySet(files, Split.TRAIN, config.labels.policy(files[0].header.label_names))
+    sharers = range(topology.num_ranks) if config.is_merged else topology.ranks_of_site
+    shuffle = Shuffle(
+        num_studies=len(studies),
+        batch_size=config.training.batch_size,
+        num_ranks=len(sharers),
+        rank=list(sharers).index(topology.rank),
+        key=(config.seed, MERGED if config.is_merged else _site_key(topology.site)),
+    )
+    return TrainingData(files, studies, shuffle)
+
+
+def _site_key(site: str) -> int:
+    """Seed by name, so that a site draws the same order whoever trains beside it."""
+    return int.from_bytes(site.encode(), "big")
