@@ -104,6 +104,7 @@ def save_checkpoint(
             save_file({n: t for n, t in tensors.items() if n in shared}, beside / "shared.safetensors")
             save_file({n: t for n, t in tensors.items() if n not in shared}, beside / "private.safetensors")
             state = {"step": step, "site": topology.site, "num_ranks_of_site": len(topology.ranks_of_site)}
+            state |= {"has_exchange": bool(exchange)}
             write_text(beside / "state.json", json.dumps(state, indent=1))
     with together(comm, "saving a checkpoint"), _disk_errors(path):
         file = folder_beside(path) / f"optimizer-{topology.rank_in_site}.safetensors"
@@ -151,8 +152,8 @@ def load_optimizer(
 
 def load_exchange(folder: RunFolder, topology: Topology) -> dict[str, Tensor]:
     """Return what the latest checkpoint keeps of this rank's exchange; empty where it keeps nothing."""
-    path = _exchange_file(folder.checkpoints / "latest", topology)
-    return _load(path) if path.exists() else {}
+    latest = folder.checkpoints / "latest"
+    return _load(_exchange_file(latest, topology)) if _read_state(latest)["has_exchange"] else {}
 
 
 def _exchange_file(checkpoint: Path, topology: Topology) -> Path:
@@ -185,7 +186,11 @@ def _load(path: Path) -> dict[str, Tensor]:
 def _read_state(checkpoint: Path) -> dict[str, Any]:
     try:
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        return {"step": int(state["step"]), "site": str(state["site"])}
+        return {
+            "step": int(state["step"]),
+            "site": str(state["site"]),
+            "has_exchange": bool(state.get("has_exchange", False)),
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{checkpoint}: expected a checkpoint with state.json, found none to read"

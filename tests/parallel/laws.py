@@ -21,7 +21,7 @@ from cxr_hvd.atomic import point_link
 from cxr_hvd.collective.averaging import EXCHANGES, Averager, site_weights
 from cxr_hvd.collective.comm import HorovodComm, LocalComm, gather, gather_text, together
 from cxr_hvd.collective.contract import check_contract
-from cxr_hvd.collective.sharing import Scope, SharingPlan, build_plan
+from cxr_hvd.collective.sharing import Exchange, Scope, SharingPlan, build_plan
 from cxr_hvd.collective.sites import Topology, bind
 from cxr_hvd.config import PRESETS, Config, Training, parse_config
 from cxr_hvd.errors import ConfigError, ContractError, DataError, PeerError, TrainingError
@@ -240,9 +240,11 @@ def the_last_step_averages_whatever_the_pace(comm: HorovodComm, folder: Path) ->
 # ---- training
 
 
-def engine_for(comm: Any, topology: Topology, patterns: tuple[str, ...]) -> tuple[Engine, SharingPlan]:
+def engine_for(
+    comm: Any, topology: Topology, patterns: tuple[str, ...], exchange: Exchange = "weights"
+) -> tuple[Engine, SharingPlan]:
     model = build_model("densenet121", 14, seed=3)
-    plan = build_plan(tensor_specs(model), patterns)
+    plan = build_plan(tensor_specs(model), patterns, exchange=exchange)
     averager = averager_of(model, plan, comm, topology)
     settings = Training(precision="fp32", learning_rate=1e-3, schedule="constant")
     return Engine(model, averager, comm, topology, settings, num_steps=3), plan
@@ -277,9 +279,11 @@ def no_private_tensor_enters_a_collective(comm: HorovodComm, folder: Path) -> No
     assert [each.numel() for each in others] == [1, 1, 1]
 
 
-def private_tensors_train_as_alone_given_the_same_shared_weights(comm: HorovodComm, folder: Path) -> None:
+def private_tensors_train_as_alone_given_the_same_shared_weights(
+    comm: HorovodComm, folder: Path, exchange: Exchange = "weights"
+) -> None:
     topology = one_rank_a_site(comm)
-    engine, plan = engine_for(comm, topology, ENDS)
+    engine, plan = engine_for(comm, topology, ENDS, exchange)
     alone_at = Topology(0, ("alone",), (0,))
     alone, alone_plan = engine_for(LocalComm(), alone_at, ("*",))
     assert not alone_plan.names(Scope.SHARED)
@@ -294,6 +298,7 @@ def private_tensors_train_as_alone_given_the_same_shared_weights(comm: HorovodCo
         for name in plan.names(Scope.PRIVATE) + plan.names(Scope.LOCAL):
             assert torch.equal(tensors[name], tensors_alone[name]), f"{name} in step {step}"
         assert is_equal_everywhere(comm, digest(tensors, plan.names(Scope.SHARED)))
+    assert not is_equal_everywhere(comm, digest(tensors, plan.names(Scope.PRIVATE)))
 
 
 def a_loss_that_is_not_finite_stops_all_ranks_and_names_the_site(comm: HorovodComm, folder: Path) -> None:
@@ -304,9 +309,8 @@ def a_loss_that_is_not_finite_stops_all_ranks_and_names_the_site(comm: HorovodCo
     fails_with(TrainingError, "site site1, rank 1", lambda: engine.run(iter([batch]), 0, lambda report: None))
 
 
-def resuming_equals_never_stopping_bit_for_bit(comm: HorovodComm, folder: Path) -> None:
-    config = config_for(folder, comm)
-    train(config, folder / "whole", comm)
+def stop_after_the_first_checkpoint(comm: HorovodComm, config: Config, folder: Path) -> None:
+    """Copy the run `whole`, which has two checkpoints, to `stopped`, which has only the first."""
     with together(comm, "copying the run"):
         if comm.rank == 0:
             shutil.copytree(folder / "whole", folder / "stopped", symlinks=True)
@@ -315,6 +319,12 @@ def resuming_equals_never_stopping_bit_for_bit(comm: HorovodComm, folder: Path) 
                 first, last = sorted(checkpoints.glob("step-*"), key=lambda path: int(path.name[5:]))
                 shutil.rmtree(last)
                 point_link(checkpoints / "latest", first)
+
+
+def resuming_equals_never_stopping_bit_for_bit(comm: HorovodComm, folder: Path) -> None:
+    config = config_for(folder, comm)
+    train(config, folder / "whole", comm)
+    stop_after_the_first_checkpoint(comm, config, folder)
     other = config.model_copy(update={"seed": 99})
     fails_with(ConfigError, "config.seed was 1", lambda: train(other, folder / "stopped", comm, resume=True))
     train(config, folder / "stopped", comm, resume=True)
