@@ -16,17 +16,20 @@ import torch
 from mpi4py import MPI  # before Horovod, which then takes over an MPI that several threads may call
 from torch import Tensor, nn
 
+from bench.report import turns
 from cxr_hvd.collective.averaging import EXCHANGES, Averager
 from cxr_hvd.collective.comm import Communicator, Wait, start_comm
 from cxr_hvd.collective.ledger import Ledger
 from cxr_hvd.collective.sharing import Scope, SharingPlan, build_plan
 from cxr_hvd.collective.sites import Topology, bind
 from cxr_hvd.collective.traffic import Group
+from cxr_hvd.config import PRESETS
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.training.engine import forward, masked_bce
 from cxr_hvd.training.model import build_model, tensor_specs
+from tests.two_sites import own_traffic
 
-PRIVATE = {"C": (), "D": ("stem", "denseblock1", "denseblock4", "head")}
+PRIVATE = {"C": PRESETS["none"], "D": PRESETS["ends"]}
 BATCH, IMAGES, SIDE = 8, 2, 96
 INNER = 3
 UNCOUNTED = 3
@@ -232,16 +235,13 @@ def several(once: Callable[[], Any]) -> Callable[[], dict[str, float]]:
 def measure_in_turn(ways: Mapping[str, Callable[[], dict[str, float]]], num_rounds: int) -> dict[str, Any]:
     """Time each way once a round, in an order that turns; the first round is not counted."""
     told: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
-    names = list(ways)
     with torch.enable_grad():
-        for number in range(num_rounds + 1):
-            turn = number % len(names)
-            for name in [*names[turn:], *names[:turn]]:
-                WORLD.Barrier()
-                for clock, seconds in ways[name]().items():
-                    told_by_all = WORLD.allreduce(seconds, CLOCKS[clock])
-                    if number:
-                        told[name].setdefault(clock, []).append(told_by_all)
+        for name, is_counted in turns(list(ways), num_rounds):
+            WORLD.Barrier()
+            for clock, seconds in ways[name]().items():
+                told_by_all = WORLD.allreduce(seconds, CLOCKS[clock])
+                if is_counted:
+                    told[name].setdefault(clock, []).append(told_by_all)
     return told
 
 
@@ -259,21 +259,12 @@ def measure_bytes(names: list[str], comm: Communicator, topology: Topology, num_
         told[name] = {"wire": [], "theory": [theory], "ledger": []}
         for _ in range(num_rounds):
             WORLD.Barrier()
-            counted, noted = sent_bytes(device), comm.ledger.sent_bytes()
+            counted, noted = own_traffic(device).sent_bytes, comm.ledger.sent_bytes()
             step()
             WORLD.Barrier()
-            told[name]["wire"].append(sent_bytes(device) - counted)
+            told[name]["wire"].append(own_traffic(device).sent_bytes - counted)
             told[name]["ledger"].append(comm.ledger.sent_bytes() - noted)
     return told
-
-
-def sent_bytes(device: str) -> int:
-    """Read how many bytes an interface of this rank's own namespace has sent."""
-    for line in Path("/proc/net/dev").read_text().splitlines():
-        name, _, counters = line.partition(":")
-        if name.strip() == device:
-            return int(counters.split()[8])
-    raise LookupError(f"no interface {device}")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import platform
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -48,17 +48,22 @@ def ratios(of: Sequence[float], to: Sequence[float]) -> list[float]:
     return [one / other for one, other in zip(of, to, strict=True)]
 
 
-def in_turn(peers: dict[str, Callable[[], None]], num_rounds: int) -> dict[str, list[float]]:
-    """Time each peer once a round, in an order that turns; the first round is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in peers}
-    names = list(peers)
+def turns(names: Sequence[str], num_rounds: int) -> Iterator[tuple[str, bool]]:
+    """Yield each name once a round, in an order that turns, and whether the round counts: the first does not."""
     for number in range(num_rounds + 1):
         turn = number % len(names)
         for name in [*names[turn:], *names[:turn]]:
-            started = time.perf_counter()
-            peers[name]()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
+            yield name, number > 0
+
+
+def in_turn(peers: dict[str, Callable[[], None]], num_rounds: int) -> dict[str, list[float]]:
+    """Time each peer once a round, in an order that turns; the first round is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in peers}
+    for name, is_counted in turns(list(peers), num_rounds):
+        started = time.perf_counter()
+        peers[name]()
+        if is_counted:
+            seconds[name].append(time.perf_counter() - started)
     return seconds
 
 

@@ -50,6 +50,21 @@ class Traffic:
         )
 
 
+def traffic_in(table: str, device: str) -> Traffic:
+    """Read one interface's counters in the text of /proc/net/dev."""
+    for line in table.splitlines():
+        name, _, counters = line.partition(":")
+        if name.strip() == device:
+            numbers = [int(number) for number in counters.split()]
+            return Traffic(numbers[0], numbers[1], numbers[8], numbers[9])
+    raise LookupError(f"no {device} in:\n{table}")
+
+
+def own_traffic(device: str) -> Traffic:
+    """Read the counters of an interface in the namespace that this process is in."""
+    return traffic_in(Path("/proc/net/dev").read_text(), device)
+
+
 @dataclass(frozen=True)
 class Site:
     """One namespace: its name, which is its host name too, and its address on the way to the other."""
@@ -96,12 +111,7 @@ class TwoSites:
     def traffic(self, site: int) -> Traffic:
         """Read the counters of the interface that leads to the other site."""
         table = _output(["ip", "netns", "exec", self.sites[site].name, "cat", "/proc/net/dev"])
-        for line in table.splitlines():
-            device, _, counters = line.partition(":")
-            if device.strip() == self.device:
-                numbers = [int(number) for number in counters.split()]
-                return Traffic(numbers[0], numbers[1], numbers[8], numbers[9])
-        raise LookupError(f"no {self.device} at site {site}:\n{table}")
+        return traffic_in(table, self.device)
 
 
 @contextmanager

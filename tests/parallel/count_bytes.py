@@ -7,7 +7,6 @@ ledger noted as sent to what the interface sent.
 import json
 import statistics
 import sys
-from pathlib import Path
 
 import torch
 
@@ -16,6 +15,7 @@ from cxr_hvd.collective.comm import Communicator, gather, start_comm
 from cxr_hvd.collective.sharing import build_plan
 from cxr_hvd.collective.sites import Topology, bind
 from cxr_hvd.training.model import build_model, tensor_specs
+from tests.two_sites import own_traffic
 
 WAYS = (("weights", "float32"), ("weights", "bfloat16"), ("gradients", "float32"))
 UNCOUNTED, COUNTED = 2, 5
@@ -31,7 +31,7 @@ def compare(exchange: str, wire: str, device: str, comm: Communicator, topology:
     shares = []
     for step in range(UNCOUNTED + COUNTED):
         gather(comm, torch.zeros(1), "loss")
-        counted, noted = sent_bytes(device), comm.ledger.sent_bytes()
+        counted, noted = own_traffic(device).sent_bytes, comm.ledger.sent_bytes()
         optimizer.zero_grad()
         loss = model(images).sum()
         averager.begin(step, 28)
@@ -40,15 +40,8 @@ def compare(exchange: str, wire: str, device: str, comm: Communicator, topology:
         optimizer.step()
         averager.after_update(step, False, optimizer)
         gather(comm, torch.zeros(1), "loss")
-        shares.append((comm.ledger.sent_bytes() - noted) / (sent_bytes(device) - counted))
+        shares.append((comm.ledger.sent_bytes() - noted) / (own_traffic(device).sent_bytes - counted))
     return statistics.median(shares[UNCOUNTED:])
-
-
-def sent_bytes(device: str) -> int:
-    """Read how many bytes an interface of this rank's own namespace has sent."""
-    table = Path("/proc/net/dev").read_text().splitlines()
-    counters = next(line.partition(":")[2] for line in table if line.partition(":")[0].strip() == device)
-    return int(counters.split()[8])
 
 
 def main() -> None:
