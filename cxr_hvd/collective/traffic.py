@@ -58,7 +58,7 @@ TRAFFIC: dict[str, Traffic] = {
         "random numbers and proofs that all hold the common key, never the key", "once at the start", 64, 4
     ),
     "studies": Traffic("number of training studies", "once at the start", NUMBER, 1),
-    "steps": Traffic("number of steps of an epoch; number of the step to resume from", "at the start", NUMBER, 2),
+    "steps": Traffic("number of the step to resume from", "once at the start", NUMBER, 1),
     "known": Traffic(
         "number of known labels in a batch", "every step", NUMBER, calls_per_step=1, is_site_only=True
     ),

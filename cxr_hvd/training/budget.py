@@ -36,7 +36,8 @@ def num_steps_before_launch(config: Config) -> int | None:
             with StudyFile(site.data) as file:
                 sizes.append(len(file.indices(Split.TRAIN)))
     except CxrHvdError:
-        return config.training.max_steps
+        asked = config.training.steps_per_epoch
+        return _num_steps(config, asked) if isinstance(asked, int) else config.training.max_steps
     merged = [sum(sizes)] * len(sizes)
     return budget_of(config, merged if config.is_merged else sizes).num_steps if all(sizes) else None
 
@@ -55,9 +56,8 @@ def budget_of(config: Config, studies_per_site: list[int]) -> Budget:
     passes = [-(-studies // taken) for studies, taken in zip(studies_per_site, studies_per_step, strict=True)]
     asked = config.training.steps_per_epoch
     steps_per_epoch = asked if isinstance(asked, int) else max(passes) if asked == "largest" else min(passes)
-    num_steps = config.training.epochs * steps_per_epoch
     return Budget(
-        num_steps=min(num_steps, config.training.max_steps or num_steps),
+        num_steps=_num_steps(config, steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
         studies_per_site=studies_per_site,
         passes_per_epoch=[
@@ -65,3 +65,8 @@ def budget_of(config: Config, studies_per_site: list[int]) -> Budget:
             for taken, studies in zip(studies_per_step, studies_per_site, strict=True)
         ],
     )
+
+
+def _num_steps(config: Config, steps_per_epoch: int) -> int:
+    num_steps = config.training.epochs * steps_per_epoch
+    return min(num_steps, config.training.max_steps or num_steps)

@@ -110,3 +110,5 @@ def test_the_plan_says_what_a_run_will_send_and_all_else(sites: Path) -> None:
     shared = [t for t in exact["tensors"] if t["scope"] == "shared"]
     assert exact["bytes_per_exchange"] == 4 * sum(prod(t["shape"]) for t in shared)
     assert exact["bytes_per_run"] == 3 * exact["bytes_per_exchange"]
+    agreed = ["--set", "training.steps_per_epoch=100", "--set", "training.epochs=2"]  # no study file is needed
+    assert json.loads(run([*PLAN, "--json", *agreed]).output)["num_steps"] == 200
