@@ -126,22 +126,104 @@ class Training(Section):
     """How each rank trains. `batch_size` counts studies of one rank.
 
     `steps_per_epoch`: as many as one pass over its studies takes the `largest` or `smallest` site, or a number.
-    A site that has seen all its studies starts a fresh shuffled pass.
+    A site that has seen all its studies starts a fresh shuffled pass. `accumulate` is the number of parts in which
+    a batch goes through the network, one after the other, to save memory. `clip_norm` bounds the norm of the shared
+    gradient and that of the private one, each for itself. `ema_decay` keeps a running mean of the weights, which is
+    what evaluation then uses. `on_nonfinite` says what becomes of a step in which a loss or a gradient is not finite
+    on any rank: `stop` all ranks, or `skip` the update on all.
     """
 
     epochs: Positive = 10
     steps_per_epoch: Literal["largest", "smallest"] | Positive = "largest"
     max_steps: Positive | None = None
     batch_size: Positive = 16
+    accumulate: Positive = 1
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 3e-4
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
-    schedule: Literal["constant", "cosine", "one-cycle"] = "one-cycle"
-    precision: Literal["fp32", "bf16"] = "bf16"
+    schedule: Literal["constant", "cosine", "step", "one-cycle"] = "one-cycle"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> "Training":
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate: expected a divisor of batch_size ({self.batch_size}), found {self.accumulate}"
+            )
+        if self.schedule == "one-cycle" and self.warmup_steps:
+            raise ValueError("warmup_steps: one-cycle warms up by itself: leave it out, or choose another schedule")
+        return self
+
+
+class Loss(Section):
+    """What is minimised over the known labels.
+
+    `bce` is binary cross-entropy; `focal` weighs each label's by (1 - p)^gamma, p being the probability given to
+    the truth (Lin et al., ICCV 2017). `positive_weight` multiplies the loss of present labels: `none`, `balanced`
+    (absent / present among the site's own training studies, at most 100), or a number for each label that is named.
+    """
+
+    name: Literal["bce", "focal"] = "bce"
+    gamma: Annotated[float, Field(ge=0, le=10)] = 2.0
+    positive_weight: Literal["none", "balanced"] | dict[str, Annotated[float, Field(gt=0, le=1000)]] = "none"
+
+    @model_validator(mode="after")
+    def _check_names(self) -> "Loss":
+        for name in self.positive_weight if isinstance(self.positive_weight, dict) else ():
+            if name not in LABELS:
+                raise ValueError(f"no label is called '{name}'{nearest(name, [*LABELS])}")
+        return self
+
+
+class Validation(Section):
+    """How often all sites judge their networks on their VALIDATE studies, and when that ends the run.
+
+    What is agreed on is the mean over sites of the mean AUROC over labels. `patience` is the number of validations
+    without a gain of more than `min_delta` after which all stop; null never stops early. 0 epochs: no validation.
+    """
+
+    every_epochs: Annotated[int, Field(ge=0)] = 1
+    patience: Positive | None = None
+    min_delta: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _check_patience(self) -> "Validation":
+        if self.patience and not self.every_epochs:
+            raise ValueError("patience: needs validations, found every_epochs: 0; set it to 1 or more")
+        return self
+
+
+class Checkpoints(Section):
+    """When a checkpoint is written besides the end of the run, and how many of the newest are kept.
+
+    `every_steps: null` is after each epoch. What `best` names is kept in any case.
+    """
+
+    every_steps: Positive | None = None
+    keep: Annotated[int, Field(ge=2, le=8)] = 2
+
+
+class Loader(Section):
+    """How batches are made ready. Neither value changes what is in them.
+
+    `threads: auto` takes the cores that a rank has to itself, less one, at least 1 and at most 8.
+    """
+
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = "auto"
+    prefetch: Annotated[int, Field(ge=1, le=16)] = 2
 
 
 class Augmentation(Section):
-    """How far an image may move, each drawn anew for each image: probabilities, degrees, shares of the side."""
+    """How far an image may change, each drawn anew for each image: probabilities, degrees, shares of the side.
+
+    `noise` is the most that a pixel's gray (0 to 1) may be off by chance, as a standard deviation; `cutout` the
+    longest side of the one square that is blackened, as a share of the image's.
+    """
 
     flip: Fraction = 0.5
     rotation_deg: Annotated[float, Field(ge=0, le=180)] = 10.0
@@ -149,6 +231,8 @@ class Augmentation(Section):
     shift: Fraction = 0.05
     brightness: Fraction = 0.1
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    noise: Fraction = 0.0
+    cutout: Fraction = 0.0
 
 
 class Config(Section):
@@ -166,6 +250,10 @@ class Config(Section):
     model: Model = Model()
     sharing: Sharing = Sharing()
     training: Training = Training()
+    loss: Loss = Loss()
+    validation: Validation = Validation()
+    checkpoints: Checkpoints = Checkpoints()
+    loader: Loader = Loader()
     augmentation: Augmentation = Augmentation()
 
     @model_validator(mode="after")
@@ -175,6 +263,16 @@ class Config(Section):
             raise ValueError(
                 f"experiment {self.experiment} is defined by sharing.private: {own}, found {private}; "
                 "leave it out, or choose experiment: D, whose private set is free"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_skipping(self) -> "Config":
+        may_skip = self.training.on_nonfinite == "skip" or self.training.precision == "fp16"
+        if may_skip and self.sharing.exchange == "gradients" and self.sharing.wire != "float32":
+            raise ValueError(
+                f"wire: {self.sharing.wire} with exchange: gradients keeps what rounding took, and a gradient that is "
+                "not finite would stay in it for good: use wire: float32, or neither fp16 nor on_nonfinite: skip"
             )
         return self
 
