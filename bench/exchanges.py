@@ -23,9 +23,11 @@ from cxr_hvd.collective.ledger import Ledger
 from cxr_hvd.collective.sharing import Scope, SharingPlan, build_plan
 from cxr_hvd.collective.sites import Topology, bind
 from cxr_hvd.collective.traffic import Group
+from cxr_hvd.collective.watchdog import Watchdog
 from cxr_hvd.config import PRESETS
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.training.engine import forward, masked_bce
+from cxr_hvd.training.engine import forward
+from cxr_hvd.training.loss import MultiLabelLoss
 from cxr_hvd.training.model import build_model, tensor_specs
 from tests.two_sites import own_traffic
 
@@ -34,6 +36,7 @@ BATCH, IMAGES, SIDE = 8, 2, 96
 INNER = 3
 UNCOUNTED = 3
 WORLD = MPI.COMM_WORLD
+BCE = MultiLabelLoss()
 # A step lasts as long as on the slowest rank. Who comes last to an exchange waits for nothing else than its end;
 # the other's wait holds what that one was late by too.
 CLOCKS = {"step": MPI.MAX, "exchange": MPI.MIN}
@@ -48,6 +51,7 @@ class HeldComm:
         self.rank, self.num_ranks = comm.rank, comm.num_ranks
         self.local_rank, self.ranks_per_node = comm.local_rank, comm.ranks_per_node
         self.ledger: Ledger = comm.ledger
+        self.watchdog: Watchdog = comm.watchdog
 
     def form_site_groups(self, site_of_rank: Any) -> None:
         self._comm.form_site_groups(site_of_rank)
@@ -60,6 +64,12 @@ class HeldComm:
 
     def begin_swap(self, rows: Tensor, purpose: str) -> Wait[Tensor]:
         return self._hold(lambda: self._comm.begin_swap(rows, purpose))
+
+    def start_timeline(self, path: str) -> None:
+        self._comm.start_timeline(path)
+
+    def stop_timeline(self) -> None:
+        self._comm.stop_timeline()
 
     def close(self) -> None:
         self._comm.close()
@@ -102,7 +112,7 @@ class Step:
 
     def loss(self) -> Tensor:
         self.optimizer.zero_grad()  # to None; Horovod takes no argument
-        return masked_bce(forward(self.model, self.images, "bf16"), self.targets, self.known)
+        return BCE(forward(self.model, self.images, "bf16"), self.targets, self.known)
 
     def __call__(self) -> dict[str, float]:
         """Take a step; return seconds of the step, and of what was waited for outside of backward."""

@@ -1,9 +1,12 @@
 """The command `cxr-hvd`: its verbs, their options, and how errors leave."""
 
 import json
+import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +14,13 @@ import typer
 from rich.console import Console
 
 from cxr_hvd import __version__
-from cxr_hvd.errors import CxrHvdError, UsageError, leave, print_error, reported
+from cxr_hvd.errors import CxrHvdError, Stopped, UsageError, leave, print_error, reported
 
 if TYPE_CHECKING:
     from cxr_hvd.collective.comm import Communicator
 
 PROGRAM = "cxr-hvd"
+STARTED = time.monotonic()  # what a time limit counts from
 EVALUATION_LIMIT_S = 86_400.0  # ranks meet only at the end, and sites differ in size
 
 # Torch takes seconds to import: each verb imports what it needs, so that --help comes at once.
@@ -31,6 +35,22 @@ app = typer.Typer(
 
 ledger_app = typer.Typer(help="What a site handed to others, and whether it was as planned.", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger")
+
+
+class ResumeWord(StrEnum):
+    """Words for --resume."""
+
+    NEVER = "never"
+    LATEST = "latest"
+    AUTO = "auto"
+
+
+class CheckpointWord(StrEnum):
+    """Words for --checkpoint."""
+
+    LATEST = "latest"
+    BEST = "best"
+
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML config, the same at all sites.", metavar="CONFIG")]
 RunPath = Annotated[Path, typer.Argument(help="A run folder, as `train` makes.", metavar="RUN")]
@@ -49,32 +69,107 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-@app.command(epilog="Example: horovodrun -np 2 cxr-hvd train jobs/configs/D.yaml --run runs/D")
+@app.command(epilog="Example: horovodrun -np 2 cxr-hvd train jobs/configs/D.yaml --run runs/D --resume auto")
 def train(
     config: ConfigPath,
     run: Annotated[Path | None, typer.Option(help="Run folder; runs/EXPERIMENT if left out.")] = None,
     settings: Settings = None,
     site: SiteOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint.")] = False,
+    resume: Annotated[
+        ResumeWord,
+        typer.Option(
+            "--resume",
+            help="auto: go on from the newest checkpoint that all ranks hold, or start where there is none; "
+            "latest: there must be one.",
+        ),
+    ] = ResumeWord.NEVER,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run.")] = False,
     key: Annotated[
         Path | None, typer.Option("--key", help="A secret file; all ranks must prove that they hold it, too.")
     ] = None,
+    time_limit: Annotated[
+        str | None,
+        typer.Option(
+            "--time-limit", help="Stop with a checkpoint before so long is over: 3600, 90m, 12:00:00, 1-00:00:00."
+        ),
+    ] = None,
+    stall_limit: Annotated[
+        float | None,
+        typer.Option("--stall-limit", help="Seconds that a rank may hang before the run is ended.", min=1),
+    ] = None,
+    supervise: Annotated[
+        int | None,
+        typer.Option(
+            "--supervise", help="Start the ranks itself, and start a failed run again, up to N times.", min=0
+        ),
+    ] = None,
+    launcher: Annotated[
+        str | None, typer.Option("--launcher", help="With --supervise: the words before cxr-hvd.")
+    ] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Two batches of every phase, on random images; leaves nothing behind.")
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Record ten steps, and say where the time went.")
+    ] = False,
 ) -> None:
-    """Train one model over all sites of a config. Started by horovodrun, mpirun or srun, or alone for one site."""
+    """Train one model over all sites of a config. Started by horovodrun, mpirun or srun, or alone for one site.
+
+    Exit codes: 0 done, 1 failed, 2 bad usage or config, 75 stopped on request with a checkpoint written: run again
+    with --resume auto to go on. SIGUSR1 or SIGTERM to any rank is such a request.
+    """
+    from cxr_hvd.launch.launchers import parse_duration
+
+    if resume is not ResumeWord.NEVER and overwrite:
+        raise UsageError("--resume goes on with a run and --overwrite replaces it: choose one")
+    if launcher is not None and supervise is None:
+        raise UsageError(
+            "--launcher says how --supervise starts ranks: give both, or put the words before cxr-hvd"
+        )
+    deadline = STARTED + parse_duration(time_limit) if time_limit else None
+    if supervise is not None:
+        raise typer.Exit(supervised(config, run, settings or [], site, supervise, launcher, deadline))
+
     from cxr_hvd.collective.comm import together
     from cxr_hvd.collective.key import load_key
     from cxr_hvd.config import load_config
     from cxr_hvd.training import train as training
 
-    if resume and overwrite:
-        raise UsageError("--resume goes on with a run and --overwrite replaces it: choose one")
-    with joined_job() as comm:
+    with joined_job(stall_limit, profile) as comm:
         with together(comm, "reading its config and key"):
             chosen = load_config(config, settings or [])
             chosen = chosen.alone(site) if site else chosen
             secret = load_key(key) if key else None
-        training.train(chosen, run or Path("runs") / chosen.experiment, comm, resume, overwrite, secret)
+        job = training.Job(resume.value, overwrite, secret, deadline, profile)
+        folder = run or Path("runs") / chosen.experiment
+        if smoke:
+            from cxr_hvd.smoke import smoke as try_out
+
+            try_out(chosen, folder, comm, job)
+        else:
+            training.train(chosen, folder, comm, job)
+
+
+def supervised(
+    config: Path,
+    run: Path | None,
+    settings: list[str],
+    site: str | None,
+    num_restarts: int,
+    launcher: str | None,
+    deadline: float | None,
+) -> int:
+    """Start this very command under a launcher, again and again where it fails; return its last exit code."""
+    from cxr_hvd.config import load_config
+    from cxr_hvd.launch.launchers import split_launcher
+    from cxr_hvd.launch.supervise import command_of_ranks, supervise
+
+    chosen = load_config(config, settings)
+    num_ranks = 1 if site else sum(each.ranks for each in chosen.sites.values())
+    command = command_of_ranks(sys.argv)
+    words = split_launcher(launcher) if launcher is not None else None
+    folder = run or Path("runs") / chosen.experiment
+    return supervise(command, folder, num_ranks, num_restarts, words, deadline=deadline)
 
 
 @app.command(epilog=r"Example: cxr-hvd plan jobs/configs/D.yaml --set 'sharing.private=\[head, stem]'")
@@ -105,6 +200,9 @@ def plan(config: ConfigPath, settings: Settings = None, as_json: JsonOption = Fa
 def evaluate(
     run: RunPath,
     split: Annotated[str, typer.Option(help="test, validate or train.")] = "test",
+    checkpoint: Annotated[
+        CheckpointWord, typer.Option("--checkpoint", help="best is by the agreed AUROC on VALIDATE studies.")
+    ] = CheckpointWord.LATEST,
     settings: Settings = None,
     site: SiteOption = None,
     as_json: JsonOption = False,
@@ -117,7 +215,7 @@ def evaluate(
     if split.upper() not in Split.__members__:
         raise UsageError(f"--split {split}: expected test, validate or train")
     with joined_job(EVALUATION_LIMIT_S) as comm:
-        results = evaluation.evaluate(run, comm, Split[split.upper()], settings or [], site)
+        results = evaluation.evaluate(run, comm, Split[split.upper()], settings or [], site, checkpoint)
         if comm.rank == 0 and as_json:
             print(json.dumps(results))
         elif comm.rank == 0:
@@ -162,7 +260,7 @@ def verify_ledger(run: RunPath, as_json: JsonOption = False) -> None:
 
 
 @contextmanager
-def joined_job(stall_limit_s: float | None = None) -> Iterator["Communicator"]:
+def joined_job(stall_limit_s: float | None = None, has_timeline: bool = False) -> Iterator["Communicator"]:
     """Join the job that a launcher started, and leave it in order or, on an error, at once and for good.
 
     Collective: every rank. An error that all ranks know of is printed by all before the first one leaves, since
@@ -172,10 +270,15 @@ def joined_job(stall_limit_s: float | None = None) -> Iterator["Communicator"]:
 
     from cxr_hvd.collective.comm import STALL_LIMIT_S, start_comm
 
-    comm = start_comm(stall_limit_s or STALL_LIMIT_S)
+    comm = start_comm(stall_limit_s or STALL_LIMIT_S, has_timeline)
     try:
         yield comm
         comm.close()
+    except Stopped as stopped:
+        if comm.rank == 0:
+            print(f"{PROGRAM}: {stopped}", flush=True)
+        comm.close()
+        leave(stopped.exit_code)
     except CxrHvdError as error:
         print_error(PROGRAM, error)
         if error.is_agreed:
@@ -183,7 +286,8 @@ def joined_job(stall_limit_s: float | None = None) -> Iterator["Communicator"]:
         leave(error.exit_code)
     except OSError as error:
         print_error(
-            PROGRAM, CxrHvdError(f"{error.filename or 'a file'}: {error.strerror}; mend it, then use --resume")
+            PROGRAM,
+            CxrHvdError(f"{error.filename or 'a file'}: {error.strerror}; mend it, then use --resume auto"),
         )
         leave(1)
     except Exception:

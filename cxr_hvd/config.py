@@ -127,9 +127,10 @@ class Training(Section):
 
     `steps_per_epoch`: as many as one pass over its studies takes the `largest` or `smallest` site, or a number.
     A site that has seen all its studies starts a fresh shuffled pass. `accumulate` is the number of parts in which
-    a batch goes through the network, one after the other, to save memory. `clip_norm` bounds the norm of the shared
-    gradient and that of the private one, each for itself. `ema_decay` keeps a running mean of the weights, which is
-    what evaluation then uses. `on_nonfinite` says what becomes of a step in which a loss or a gradient is not finite
+    a batch goes through the network, one after the other, to save memory. `clip_norm` bounds the norm of the
+    shared gradient and that of the private one, each for itself. `ema_decay` keeps a running mean of the weights,
+    which is what evaluation then uses. `on_nonfinite` says what becomes of a step in which a loss or a gradient is
+    not finite
     on any rank: `stop` all ranks, or `skip` the update on all.
     """
 
@@ -156,7 +157,9 @@ class Training(Section):
                 f"accumulate: expected a divisor of batch_size ({self.batch_size}), found {self.accumulate}"
             )
         if self.schedule == "one-cycle" and self.warmup_steps:
-            raise ValueError("warmup_steps: one-cycle warms up by itself: leave it out, or choose another schedule")
+            raise ValueError(
+                "warmup_steps: one-cycle warms up by itself: leave it out, or choose another schedule"
+            )
         return self
 
 
@@ -165,7 +168,8 @@ class Loss(Section):
 
     `bce` is binary cross-entropy; `focal` weighs each label's by (1 - p)^gamma, p being the probability given to
     the truth (Lin et al., ICCV 2017). `positive_weight` multiplies the loss of present labels: `none`, `balanced`
-    (absent / present among the site's own training studies, at most 100), or a number for each label that is named.
+    (absent / present among the site's own training studies, at most 100), or a number for each label that is
+    named.
     """
 
     name: Literal["bce", "focal"] = "bce"
@@ -267,12 +271,23 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_parts(self) -> "Config":
+        studies = self.training.batch_size // self.training.accumulate
+        if studies == 1 and self.model.image_size < 64:
+            raise ValueError(
+                f"BatchNorm needs more than one value a channel: one study of {self.model.image_size} px goes "
+                "through the network at a time; use a larger batch_size, a smaller accumulate, or 64 px and more"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_skipping(self) -> "Config":
         may_skip = self.training.on_nonfinite == "skip" or self.training.precision == "fp16"
         if may_skip and self.sharing.exchange == "gradients" and self.sharing.wire != "float32":
             raise ValueError(
-                f"wire: {self.sharing.wire} with exchange: gradients keeps what rounding took, and a gradient that is "
-                "not finite would stay in it for good: use wire: float32, or neither fp16 nor on_nonfinite: skip"
+                f"wire: {self.sharing.wire} with exchange: gradients keeps what rounding took, and a gradient "
+                "that is not finite would stay in it for good: use wire: float32, or neither fp16 nor "
+                "on_nonfinite: skip"
             )
         return self
 

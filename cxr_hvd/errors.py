@@ -18,7 +18,7 @@ class CxrHvdError(Exception):
     """Base of all errors with a one-line message for the user.
 
     Attributes:
-        exit_code: 1 where the work failed, 2 where the command or the config was wrong.
+        exit_code: 1 where the work failed, 2 where the command or the config was wrong, 75 where it may go on.
         is_agreed: whether all ranks know of it and raise, too, so that they may leave together.
     """
 
@@ -63,6 +63,13 @@ class CheckpointError(CxrHvdError):
 
 class TrainingError(CxrHvdError):
     """Training cannot go on, for example because a loss is not finite."""
+
+
+class Stopped(CxrHvdError):
+    """All ranks stopped on request, with a checkpoint written. Not a failure: run again to go on."""
+
+    exit_code = 75
+    is_agreed = True
 
 
 def nearest(name: str, valid: list[str]) -> str:

@@ -40,6 +40,13 @@ class Averager(Protocol):
         """After the optimizer's step. The last one always averages, so that all sites end alike."""
         ...
 
+    def nonfinite_blocks(self) -> list[str] | None:
+        """Return the blocks of which this rank handed over a gradient that is not finite, in the model's order.
+
+        None where gradients stay on the rank. Not collective.
+        """
+        ...
+
     def state(self) -> dict[str, Tensor]:
         """Return what this rank needs to go on bit for bit. Not collective."""
         ...
@@ -95,6 +102,10 @@ class WeightsExchange:
                     own = [optimizer.state[self._parameters[spec.name]][moment] for spec in specs]
                     self._average_moment(f"{moment}.{block}", scope, own)
 
+    def nonfinite_blocks(self) -> list[str] | None:
+        """None: gradients stay on the rank."""
+        return None
+
     def _average_moment(self, name: str, scope: Scope, moments: list[Tensor]) -> None:
         """Average the optimizer's running means of one block as the parameters that they belong to."""
         buffer = torch.cat([each.reshape(-1) for each in moments])
@@ -134,12 +145,13 @@ class GradientsExchange:
         self._site_weight = site_weights[topology.site_index]
         self._wire = wire_of(plan.wire, comm)
         parameters = dict(model.named_parameters())
-        self._buckets: dict[Scope, list[GradientBucket]] = {Scope.SHARED: [], Scope.PRIVATE: []}
+        self._plan = plan
+        self._buckets: dict[Scope, dict[str, GradientBucket]] = {Scope.SHARED: {}, Scope.PRIVATE: {}}
         statistics = {}
         for scope in averaged_scopes(topology):
             for block, specs in plan.blocks(scope, (Kind.PARAMETER,)).items():
                 own = [parameters[spec.name] for spec in specs]
-                self._buckets[scope].append(GradientBucket(own, partial(self._send, scope, block)))
+                self._buckets[scope][block] = GradientBucket(own, partial(self._send, scope, block))
             statistics[scope] = flatten_blocks(model, plan, scope, (Kind.STATISTIC,))
         self._shared = SharedMean(statistics.get(Scope.SHARED, {}), "statistics", Wire32(comm))
         self._private = SiteMean(statistics.get(Scope.PRIVATE, {}), "statistics.", comm, self._num_ranks_of_site)
@@ -156,9 +168,9 @@ class GradientsExchange:
         Collective: every rank.
         """
         share = self._share_of_site(num_known)
-        for bucket in self._buckets[Scope.SHARED]:
+        for bucket in self._buckets[Scope.SHARED].values():
             bucket.watch(self._site_weight * share)
-        for bucket in self._buckets[Scope.PRIVATE]:
+        for bucket in self._buckets[Scope.PRIVATE].values():
             bucket.watch(share)
 
     @torch.no_grad()
@@ -167,13 +179,24 @@ class GradientsExchange:
         # Not earlier: where BatchNorm is frozen, backward reads the statistics. They are 1% of the bytes.
         waits = self._shared.begin(self._site_weight / self._num_ranks_of_site) + self._private.begin()
         for buckets in self._buckets.values():
-            for bucket in reversed(buckets):  # the last block was sent first
+            for bucket in reversed(buckets.values()):  # the last block was sent first
                 bucket.finish()
         for wait in waits:
             wait()
 
     def after_update(self, step: int, is_last: bool, optimizer: torch.optim.Optimizer) -> None:
         """Nothing: from equal weights, equal gradients have made equal weights."""
+
+    def nonfinite_blocks(self) -> list[str] | None:
+        """Return the blocks, shared or private, whose own gradient was not finite before it was summed."""
+        order = list(dict.fromkeys(each.spec.block for each in self._plan.tensors))
+        bad = {
+            block
+            for buckets in self._buckets.values()
+            for block, bucket in buckets.items()
+            if not bucket.was_finite
+        }
+        return sorted(bad, key=order.index)
 
     def _share_of_site(self, num_known: int) -> float:
         """Return this rank's share of its site's known labels; an equal one where no rank knows any."""

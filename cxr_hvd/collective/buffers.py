@@ -117,6 +117,7 @@ class GradientBucket:
         self._views: dict[Tensor, Tensor] = dict(zip(parameters, views, strict=True))
         self._missing: set[Tensor] = set()
         self._factor = 1.0
+        self._own_norm = torch.zeros(())
         self._wait: Wait[None] | None = None
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(self._take)  # type: ignore[no-untyped-call]
@@ -132,8 +133,17 @@ class GradientBucket:
         for parameter in self._missing:  # it had no part in the loss
             parameter.grad = self._views[parameter].zero_()
         self._missing = set()
-        wait = self._wait or self._send(self._buffer)
+        wait = self._wait or self._send_buffer()
         wait()
+
+    @property
+    def was_finite(self) -> bool:
+        """Whether this rank's own part of the last sum was."""
+        return bool(self._own_norm.isfinite())
+
+    def _send_buffer(self) -> Wait[None]:
+        self._own_norm = torch.linalg.vector_norm(self._buffer)
+        return self._send(self._buffer)
 
     @torch.no_grad()
     def _take(self, parameter: Tensor) -> None:
@@ -142,4 +152,4 @@ class GradientBucket:
             parameter.grad = torch.mul(parameter.grad, self._factor, out=self._views[parameter])
             self._missing.remove(parameter)
             if not self._missing:
-                self._wait = self._send(self._buffer)
+                self._wait = self._send_buffer()

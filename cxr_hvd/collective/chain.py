@@ -44,7 +44,9 @@ def whole_part(content: bytes, path: Path) -> tuple[int, dict[str, Any] | None]:
         end = content.rfind(b"\n", 0, max(0, end - 1)) + 1
         last = _line_before(content, end)
     if end and (last is None or not isinstance(last.get("seq"), int)):
-        raise CheckpointError(f"{path}: more than its last line is damaged; keep it elsewhere, then use --resume")
+        raise CheckpointError(
+            f"{path}: more than its last line is damaged; keep it elsewhere, then use --resume auto"
+        )
     return end, last
 
 

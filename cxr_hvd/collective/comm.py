@@ -6,13 +6,11 @@ stand in the table of `traffic`, and is noted in the `ledger`, before Horovod is
 `HorovodComm` talks to the other ranks; `LocalComm` is the same for one process.
 
 Every method below is collective: all ranks of the group call it, in the same order, or all wait. `begin_` starts
-one and returns a function that waits for its end. A wait that lasts longer than a limit (CXR_STALL_LIMIT_S in the
-environment, in seconds) ends this rank, and with it the job.
+one and returns a function that waits for its end. A wait that lasts longer than a limit ends this rank, and with
+it the job (`watchdog`; CXR_STALL_LIMIT_S in the environment, in seconds).
 """
 
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -22,7 +20,8 @@ from torch import Tensor
 
 from cxr_hvd.collective.ledger import Ledger
 from cxr_hvd.collective.traffic import Group, How
-from cxr_hvd.errors import ContractError, CxrHvdError, PeerError, leave, print_error
+from cxr_hvd.collective.watchdog import Watchdog
+from cxr_hvd.errors import ContractError, CxrHvdError, PeerError
 
 STALL_LIMIT_S = 600.0
 MAX_TEXT_BYTES = 1 << 20
@@ -41,6 +40,7 @@ class Communicator(Protocol):
         num_ranks: how many processes take part.
         local_rank, ranks_per_node: the same on this machine alone.
         ledger: what this rank has handed to others.
+        watchdog: ends this rank where it, or one that it waits for, hangs.
     """
 
     rank: int
@@ -48,6 +48,7 @@ class Communicator(Protocol):
     local_rank: int
     ranks_per_node: int
     ledger: Ledger
+    watchdog: Watchdog
 
     def form_site_groups(self, site_of_rank: Sequence[int]) -> None:
         """Fix the ranks of each site for the group "site". Collective: all ranks."""
@@ -68,6 +69,14 @@ class Communicator(Protocol):
         """Begin to give row r of (num_ranks, k) to rank r; the result holds the row from each. Collective: all."""
         ...
 
+    def start_timeline(self, path: str) -> None:
+        """Have Horovod write what it does when to a file, on rank 0. Collective: all ranks."""
+        ...
+
+    def stop_timeline(self) -> None:
+        """End that. Collective: all ranks."""
+        ...
+
     def close(self) -> None:
         """Leave the job in order. Collective: all ranks."""
         ...
@@ -81,8 +90,9 @@ class LocalComm:
     local_rank = 0
     ranks_per_node = 1
 
-    def __init__(self) -> None:
+    def __init__(self, stall_limit_s: float = STALL_LIMIT_S) -> None:
         self.ledger = Ledger()
+        self.watchdog = Watchdog(stall_limit_s)
 
     def form_site_groups(self, site_of_rank: Sequence[int]) -> None:
         pass
@@ -98,8 +108,14 @@ class LocalComm:
         own = rows.clone()
         return lambda: own
 
-    def close(self) -> None:
+    def start_timeline(self, path: str) -> None:
         pass
+
+    def stop_timeline(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.watchdog.rests()
 
 
 class HorovodComm:
@@ -108,15 +124,18 @@ class HorovodComm:
     Collective: all ranks create one. Creating it starts Horovod.
 
     Args:
-        stall_limit_s: the longest wait for other ranks, in seconds, unless CXR_STALL_LIMIT_S says otherwise.
+        stall_limit_s: the longest wait for other ranks, in seconds.
+        has_timeline: whether Horovod is to be ready for `start_timeline`.
     """
 
-    def __init__(self, stall_limit_s: float = STALL_LIMIT_S) -> None:
+    def __init__(self, stall_limit_s: float = STALL_LIMIT_S, has_timeline: bool = False) -> None:
         # Read when Horovod and MPI start: sites may be formed later; a waiting rank yields its core; flat buffers
         # are sent from where they lie, not copied into one of Horovod's own first (decision 0005).
         os.environ.setdefault("HOROVOD_DYNAMIC_PROCESS_SETS", "1")
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
         os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
+        if has_timeline:
+            os.environ.setdefault("HOROVOD_TIMELINE", "DYNAMIC")
         import horovod.torch as hvd
 
         self._hvd: Any = hvd
@@ -129,7 +148,7 @@ class HorovodComm:
         everybody = tuple(range(self.num_ranks))
         self._process_sets: dict[tuple[int, ...], Any] = {everybody: hvd.global_process_set}
         self._ranks_of_site = everybody
-        self._watchdog = Watchdog(float(os.environ.get("CXR_STALL_LIMIT_S", stall_limit_s)))
+        self.watchdog = Watchdog(stall_limit_s)
 
     def form_site_groups(self, site_of_rank: Sequence[int]) -> None:
         for site in sorted(set(site_of_rank)):
@@ -167,9 +186,17 @@ class HorovodComm:
         wait = self._started(purpose, lambda: self._hvd.alltoall_async(_as_sent(rows), name=f"{purpose}.swap"))
         return lambda: wait()[0].view(rows.dtype)  # beside the rows come their numbers
 
+    def start_timeline(self, path: str) -> None:
+        self._hvd.start_timeline(path)
+
+    def stop_timeline(self) -> None:
+        self._hvd.stop_timeline()
+
     def close(self) -> None:
         self.ledger.close()
-        self._hvd.shutdown()
+        with self.watchdog.waits("leaving"):
+            self._hvd.shutdown()
+        self.watchdog.rests()
 
     def _account_for(
         self, tensor: Tensor, purpose: str, name: str, group: Group, group_size: int, how: How
@@ -184,7 +211,7 @@ class HorovodComm:
             handle = start()
 
         def wait() -> Any:
-            with self._stops_told(purpose), self._watchdog.watching(purpose):
+            with self._stops_told(purpose), self.watchdog.waits(purpose):
                 return self._hvd.synchronize(handle)
 
         return wait
@@ -204,44 +231,21 @@ def _as_sent(tensor: Tensor) -> Tensor:
     return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
 
 
-class Watchdog:
-    """Ends this process when a wait for other ranks has lasted too long.
+def start_comm(stall_limit_s: float = STALL_LIMIT_S, has_timeline: bool = False) -> Communicator:
+    """Join the job that a launcher (horovodrun, mpirun, srun) started, or work alone where there is none.
 
-    Horovod's own stall check does not fire under Gloo, where a silent rank would be waited for without end.
+    Args:
+        stall_limit_s: the longest that a rank may hang or wait, in seconds; CXR_STALL_LIMIT_S goes first.
+        has_timeline: whether `start_timeline` will be called.
     """
-
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self._waiting: tuple[str, float] | None = None
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
-
-    @contextmanager
-    def watching(self, purpose: str) -> Iterator[None]:
-        """Count the time of the body, a wait for `purpose`."""
-        self._waiting = (purpose, time.monotonic())
-        try:
-            yield
-        finally:
-            self._waiting = None
-
-    def _watch(self) -> None:
-        while True:
-            time.sleep(min(1.0, self._limit_s / 4))
-            waiting = self._waiting
-            if waiting and time.monotonic() - waiting[1] > self._limit_s:
-                error = PeerError(
-                    f"waited {self._limit_s:.0f} s for the other ranks in {waiting[0]}: one hangs or is cut "
-                    "off; look at each rank's last line, then start again with --resume"
-                )
-                print_error("cxr-hvd", error)
-                leave(error.exit_code)
+    stall_limit_s = float(os.environ.get("CXR_STALL_LIMIT_S", stall_limit_s))
+    return HorovodComm(stall_limit_s, has_timeline) if is_launched() else LocalComm(stall_limit_s)
 
 
-def start_comm(stall_limit_s: float = STALL_LIMIT_S) -> Communicator:
-    """Join the job that a launcher (horovodrun, mpirun, srun) started, or work alone where there is none."""
+def is_launched() -> bool:
+    """Return whether a launcher of ranks started this process."""
     sizes = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-    num_ranks = max(int(os.environ.get(name, "1")) for name in sizes)
-    return HorovodComm(stall_limit_s) if num_ranks > 1 or "PMIX_RANK" in os.environ else LocalComm()
+    return max(int(os.environ.get(name, "1")) for name in sizes) > 1 or "PMIX_RANK" in os.environ
 
 
 def gather(comm: Communicator, tensor: Tensor, purpose: str) -> Tensor:

@@ -257,5 +257,5 @@ def _disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise CheckpointError(
             f"{path}: cannot write or read the ledger ({error.strerror or error}); "
-            "nothing more is sent: mend it, then use --resume"
+            "nothing more is sent: mend it, then use --resume auto"
         ) from error

@@ -57,8 +57,8 @@ TRAFFIC: dict[str, Traffic] = {
     "key": Traffic(
         "random numbers and proofs that all hold the common key, never the key", "once at the start", 64, 4
     ),
-    "studies": Traffic("number of training studies", "once at the start", NUMBER, 1),
-    "steps": Traffic("number of the step to resume from", "once at the start", NUMBER, 1),
+    "studies": Traffic("numbers of training and of validation studies", "once at the start", 2 * NUMBER, 1),
+    "steps": Traffic("numbers of the steps that its checkpoints are of", "once at the start", 8 * NUMBER, 1),
     "known": Traffic(
         "number of known labels in a batch", "every step", NUMBER, calls_per_step=1, is_site_only=True
     ),
@@ -67,7 +67,21 @@ TRAFFIC: dict[str, Traffic] = {
     "moments": Traffic("the optimizer's running means of shared weights", PER_AVERAGE, None, calls_per_step=1),
     "gradients": Traffic("gradients of shared weights", "every step", None, calls_per_step=1),
     "private": Traffic("private tensors of the network", PER_AVERAGE, None, calls_per_step=1, is_site_only=True),
-    "loss": Traffic("the loss of the batch, one number", "every step", NUMBER, calls_per_step=1),
+    "pulse": Traffic(
+        "the loss of the batch, the norm of its shared gradient, whether the private one is finite, whether the "
+        "rank asks to stop, whether its checkpoint is written",
+        "every step",
+        5 * NUMBER,
+        calls_per_step=1,
+    ),
+    "norm": Traffic("the norm of the private gradient", "every step", NUMBER, calls_per_step=1, is_site_only=True),
+    "fault": Traffic(
+        "name of the tensor that is not finite", "once, when a step ends the run", TEXT, calls_per_start=2
+    ),
+    "auroc": Traffic("the site's mean AUROC over labels", "at every validation", NUMBER, calls_per_step=1),
+    "scores": Traffic(
+        "probabilities of validation studies", "at every validation", TEXT, calls_per_step=1, is_site_only=True
+    ),
     "results": Traffic("metrics of `evaluate` for each label, no study's score", "once at the end", TEXT, 2),
     "leaving": Traffic("a zero, when all leave together after an error", "once at the end", NUMBER, 1),
     "head": Traffic("last hash of the rank's ledger", "when ledgers are witnessed", HASH),

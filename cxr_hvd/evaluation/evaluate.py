@@ -7,27 +7,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from cxr_hvd.collective.comm import Communicator, gather_text, together
 from cxr_hvd.errors import StudyFileError, UsageError
-from cxr_hvd.evaluation.metrics import compute_metrics
 from cxr_hvd.study.study_file import Split, StudyFile
-from cxr_hvd.training.checkpoint import RunFolder, load_weights, sites_in
-from cxr_hvd.training.engine import forward
-from cxr_hvd.training.loader import StudySet, plain_batches
+from cxr_hvd.training.checkpoint import load_judged_weights
+from cxr_hvd.training.device import choose_device, set_threads
+from cxr_hvd.training.loader import StudySet, threads_for
+from cxr_hvd.training.metrics import compute_metrics
 from cxr_hvd.training.model import build_model
-from cxr_hvd.training.train import set_threads
+from cxr_hvd.training.run_folder import LATEST, RunFolder, sites_in
+from cxr_hvd.training.validation import predict
 
 
 def evaluate(
-    run: Path, comm: Communicator, split: Split, settings: Sequence[str] = (), site: str | None = None
+    run: Path,
+    comm: Communicator,
+    split: Split,
+    settings: Sequence[str] = (),
+    site: str | None = None,
+    which: str = LATEST,
 ) -> list[dict[str, Any]]:
     """Judge every site of a run, the sites dealt out over the ranks; write each site's `results.json`.
 
     Only metrics travel between ranks, never a study's score.
+
+    Args:
+        which: the checkpoint to judge, `latest` or `best`.
 
     Collective: every rank. Blocking.
 
@@ -40,52 +48,38 @@ def evaluate(
         if site is not None and site not in names:
             raise UsageError(f"{run} has no site '{site}', only {', '.join(names)}")
         own = [site] if site else names[comm.rank :: comm.num_ranks]
-        results = [evaluate_site(RunFolder(run, name), name, split, tuple(settings)) for name in own]
+        results = [evaluate_site(RunFolder(run, name), name, split, tuple(settings), which, comm) for name in own]
     told = [result for text in gather_text(comm, json.dumps(results), "results") for result in json.loads(text)]
     return list({result["site"]: result for result in sorted(told, key=lambda each: each["site"])}.values())
 
 
-def evaluate_site(folder: RunFolder, site: str, split: Split, settings: tuple[str, ...]) -> dict[str, Any]:
-    """Judge one site's latest network on one split of its own studies, and write `results.json`."""
+def evaluate_site(
+    folder: RunFolder, site: str, split: Split, settings: tuple[str, ...], which: str, comm: Communicator
+) -> dict[str, Any]:
+    """Judge one site's network on one split of its own studies, and write `results.json`. Not collective."""
     config = folder.config(settings)
     with StudyFile(config.sites[site].data) as file:
         studies = StudySet([file], split, config.labels.policy(file.header.label_names))
         if not len(studies):
             raise StudyFileError(
-                f"{file.path}: expected {split.name} studies, found none; draw some with --test N"
+                f"{file.path}: expected {split.name} studies, found none; draw some with --{split.name.lower()} N"
             )
         model = build_model(config.model.name, len(studies.label_names), config.seed)
-        step = load_weights(folder, model)
-        probabilities_NL = predict(
-            model, studies, config.training.batch_size, config.model.image_size, config.training.precision
-        )
+        step = load_judged_weights(folder.checkpoints / which, model)
+        model.to(choose_device(config.training.device, comm))
+        num_threads = threads_for(config.loader.threads, torch.get_num_threads())
+        probabilities_NL = predict(model, studies, np.arange(len(studies)), config, num_threads, comm)
     metrics = compute_metrics(probabilities_NL, studies.targets, studies.known, studies.label_names)
     result = {
         "site": site,
         "experiment": config.experiment,
         "split": split.name.lower(),
+        "checkpoint": which,
         "step": step,
         **metrics.as_json(),
     }
     folder.write_record("results.json", result)
     return result
-
-
-@torch.inference_mode()
-def predict(
-    model: torch.nn.Module, studies: StudySet, batch_size: int, image_size: int, precision: str
-) -> NDArray[np.float32]:
-    """Return probabilities (N, L), 0 to 1, of all studies of a set, in its order."""
-    model.eval()
-    # Studies with equally many images stand together, so that few channels are empty.
-    order = np.argsort(studies.num_images, kind="stable")
-    rows = [
-        torch.sigmoid(forward(model, batch.images, precision)).numpy()
-        for batch in plain_batches(studies, order.tolist(), batch_size, image_size)
-    ]
-    probabilities_NL = np.empty(studies.targets.shape, dtype=np.float32)
-    probabilities_NL[order] = np.concatenate(rows)
-    return probabilities_NL
 
 
 def print_results(results: Sequence[dict[str, Any]], console: Console) -> None:

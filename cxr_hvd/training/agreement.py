@@ -12,9 +12,9 @@ from cxr_hvd.collective.sharing import Scope, SharingPlan, build_plan
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.config import Config
 from cxr_hvd.errors import ConfigError
-from cxr_hvd.training.checkpoint import RunFolder
 from cxr_hvd.training.data import TrainingData
 from cxr_hvd.training.model import tensor_specs
+from cxr_hvd.training.run_folder import RunFolder
 
 COMPARED_VERSIONS = ("torch", "torchvision", "horovod", "numpy")
 

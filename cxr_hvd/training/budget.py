@@ -1,5 +1,6 @@
 """How long all ranks train: steps of an epoch and of a run, from the sizes of the sites."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,8 +8,9 @@ import torch
 from cxr_hvd.collective.comm import Communicator, gather
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.config import Config
-from cxr_hvd.errors import CxrHvdError
+from cxr_hvd.errors import ConfigError, CxrHvdError
 from cxr_hvd.study.study_file import Split, StudyFile
+from cxr_hvd.training.data import TrainingData
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,14 @@ class Budget:
         steps_per_epoch: steps of one epoch.
         studies_per_site: training studies, in the order of the config's sites.
         passes_per_epoch: how often a site sees each of its studies in one epoch.
+        validation_studies_per_site: studies on which each site judges its network while it trains.
     """
 
     num_steps: int
     steps_per_epoch: int
     studies_per_site: list[int]
     passes_per_epoch: list[float]
+    validation_studies_per_site: list[int]
 
 
 def num_steps_before_launch(config: Config) -> int | None:
@@ -42,13 +46,27 @@ def num_steps_before_launch(config: Config) -> int | None:
     return budget_of(config, merged if config.is_merged else sizes).num_steps if all(sizes) else None
 
 
-def agree_on_budget(config: Config, comm: Communicator, topology: Topology, num_studies: int) -> Budget:
-    """Find out how many studies each site has, and from that how long all train. Collective: every rank."""
-    counts = gather(comm, torch.tensor([num_studies]), "studies").flatten().tolist()
-    return budget_of(config, [counts[topology.ranks_at(site)[0]] for site in range(topology.num_sites)])
+def agree_on_budget(config: Config, comm: Communicator, topology: Topology, data: TrainingData) -> Budget:
+    """Find out how many studies each site has, and from that how long all train. Collective: every rank.
+
+    Raises:
+        ConfigError: on every rank, where validations are to end the run and there is nothing to validate on.
+    """
+    own = torch.tensor([len(data.studies), len(data.validation_studies)])
+    counts = gather(comm, own, "studies").tolist()
+    of_site = [counts[topology.ranks_at(site)[0]] for site in range(topology.num_sites)]
+    budget = budget_of(config, [train for train, _ in of_site], [validate for _, validate in of_site])
+    if config.validation.patience and not any(budget.validation_studies_per_site):
+        error = ConfigError(
+            "validation.patience: expected VALIDATE studies at one site at least, found none: draw some with "
+            "cxr-preprocess --validate N, or leave patience out"
+        )
+        error.is_agreed = True
+        raise error
+    return budget
 
 
-def budget_of(config: Config, studies_per_site: list[int]) -> Budget:
+def budget_of(config: Config, studies_per_site: list[int], validation_studies: Sequence[int] = ()) -> Budget:
     """Return how long a config trains on sites of these sizes. Pure; merged sites each count all studies."""
     ranks = [site.ranks for site in config.sites.values()]
     sharers = [sum(ranks) if config.is_merged else own for own in ranks]
@@ -64,6 +82,7 @@ def budget_of(config: Config, studies_per_site: list[int]) -> Budget:
             steps_per_epoch * taken / studies
             for taken, studies in zip(studies_per_step, studies_per_site, strict=True)
         ],
+        validation_studies_per_site=list(validation_studies),
     )
 
 

@@ -1,144 +1,282 @@
-"""A site's run folder and the checkpoints in it.
+"""Checkpoints: written by a thread while training goes on, whole or not at all, and read back bit for bit.
 
-`runs/NAME/SITE/` belongs to one site, has mode 0700, and is written by that site's ranks alone. A checkpoint is
-the folder `checkpoints/step-N` with `shared.safetensors`, `private.safetensors`, one `optimizer-RANK.safetensors`
-for each rank of the site (and one `exchange-RANK.safetensors`, where a short wire keeps rounding errors) and
-`state.json`. It is filled beside its name, synced and renamed; then `latest` is
-pointed at it, so that `latest` always loads. No pickle is written or read.
+A checkpoint is the folder `checkpoints/step-N`. The site's leader writes `shared.safetensors`,
+`private.safetensors` and `state.json`; each rank of the site its `optimizer-RANK.safetensors`,
+`exchange-RANK.safetensors` where a short wire keeps rounding errors, `mean-RANK.safetensors` where a running mean
+of the weights is kept, and, between two averages, when ranks of a site differ, `weights-RANK.safetensors`. No
+pickle is written or read.
+
+It takes three moments (`CheckpointWriter`): all ranks copy their tensors after the same step; a thread of each
+writes and syncs the copies beside the checkpoint's name; once all ranks have told that theirs are written, all
+agree, and the leader of each site renames the folder and points `latest` at it. So `latest` always loads, and
+sites can differ by one checkpoint at most, however a run is killed.
 """
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from cxr_hvd.atomic import begin_folder, finish_folder, folder_beside, point_link, write_text
-from cxr_hvd.collective.comm import Communicator, together
+from cxr_hvd.atomic import finish_folder, folder_beside, point_link, sync
+from cxr_hvd.collective.comm import Communicator, gather, together
+from cxr_hvd.collective.pulse import Pulse, Writing
 from cxr_hvd.collective.sharing import Scope, SharingPlan
 from cxr_hvd.collective.sites import Topology
-from cxr_hvd.config import Config, load_config
-from cxr_hvd.errors import CheckpointError
+from cxr_hvd.errors import CheckpointError, CxrHvdError
+from cxr_hvd.training.engine import Engine
+from cxr_hvd.training.run_folder import BEST, LATEST, RunFolder, disk_errors
 
-KEPT = 2
-OPTIMIZER_STEP = "step"
+MOST_OFFERED = 8
+
+Files = dict[str, dict[str, Tensor]]
 
 
-class RunFolder:
-    """The folder `run/SITE` of one site."""
+class CheckpointWriter:
+    """Writes a rank's part of each checkpoint, and finishes it together with the other ranks.
 
-    def __init__(self, run: Path, site: str) -> None:
-        self.path = run / site
-        self.checkpoints = self.path / "checkpoints"
+    Args:
+        folder: the site's; its ranks share it.
+        keep: how many of the newest checkpoints stay, besides the best.
 
-    def open_new(self, overwrite: bool) -> None:
-        """Make the folder, empty.
+    Attributes:
+        best_step: the step whose checkpoint `best` is to name; None where none is the best yet.
+        seconds: how long the last checkpoint took from its copy to the disk.
+    """
 
-        Raises:
-            CheckpointError: it holds a run already, and `overwrite` is False.
+    def __init__(self, folder: RunFolder, comm: Communicator, topology: Topology, keep: int) -> None:
+        self.best_step: int | None = None
+        self.seconds = 0.0
+        self._folder = folder
+        self._comm = comm
+        self._topology = topology
+        self._keep = keep
+        self._step: int | None = None
+        self._thread: threading.Thread | None = None
+        self._error: CxrHvdError | None = None
+
+    @property
+    def writing(self) -> Writing:
+        """How far this rank's part is."""
+        if self._thread is None:
+            return Writing.IDLE
+        if self._thread.is_alive():
+            return Writing.BUSY
+        return Writing.FAILED if self._error else Writing.WRITTEN
+
+    def begin(self, step: int, files: Files, state: Mapping[str, Any]) -> None:
+        """Begin to write what all ranks of a step have copied.
+
+        Collective: every rank, with the same step. Blocking only where the checkpoint before is not finished yet.
+
+        Args:
+            files: from name to tensors that nobody changes any more.
+            state: what the site's leader writes to `state.json`.
         """
-        if (self.path / "config.yaml").exists() and not overwrite:
-            raise CheckpointError(
-                f"{self.path} holds a run already: go on with --resume, replace it with --overwrite, "
-                "or name another with --run"
-            )
+        self.finish()
+        content = dict(state) if self._topology.is_site_leader else None
+        self._step, self._error, self._began = step, None, time.monotonic()
+        path = self._folder.checkpoint(step)
+        self._thread = threading.Thread(target=self._write, args=(path, files, content), name="checkpoint")
+        self._thread.start()
+
+    def settle(self, pulses: Sequence[Pulse]) -> None:
+        """Finish the checkpoint where all ranks have told that their part is written, or that it failed.
+
+        Collective: every rank, with the pulses of the same step.
+        """
+        if self._step is not None and all(pulse.writing > Writing.BUSY for pulse in pulses):
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until all ranks have written, and name the checkpoint. Collective: every rank. Blocking."""
+        if self._step is None or self._thread is None:
+            return
+        step = self._step
+        self._thread.join()
+        with together(self._comm, "saving a checkpoint"):
+            if self._error:
+                raise self._error
+        with together(self._comm, "finishing a checkpoint"), disk_errors(self._folder.checkpoints):
+            if self._topology.is_site_leader:
+                finish_folder(self._folder.checkpoint(step))
+                point_link(self._folder.checkpoints / LATEST, self._folder.checkpoint(step))
+                self.name_best()
+                self._remove_old()
+        self.seconds = time.monotonic() - self._began
+        self._step = self._thread = None
+
+    def name_best(self) -> None:
+        """Point `best` at the best checkpoint, where that is finished. Not collective: a site's leader."""
+        if self.best_step is not None and self._folder.checkpoint(self.best_step).is_dir():
+            point_link(self._folder.checkpoints / BEST, self._folder.checkpoint(self.best_step))
+
+    def _write(self, path: Path, files: Files, state: Mapping[str, Any] | None) -> None:
         try:
-            if (self.path / "config.yaml").exists():
-                shutil.rmtree(self.path)
-            self.checkpoints.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.path.chmod(0o700)
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot make the run folder ({error.strerror})") from error
+            with disk_errors(path):
+                write_files(folder_beside(path), files, state)
+        except CxrHvdError as error:
+            self._error = error
 
-    def write_record(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a JSON or YAML record of the run, by the ending of `name`."""
-        is_yaml = name.endswith(".yaml")
-        text = yaml.safe_dump(dict(content), sort_keys=False) if is_yaml else json.dumps(content, indent=1)
-        with _disk_errors(self.path / name):
-            write_text(self.path / name, text + "\n")
-
-    def config(self, settings: tuple[str, ...] = ()) -> Config:
-        """Read back the config that the run was started with."""
-        if not (self.path / "config.yaml").is_file():
-            raise CheckpointError(f"{self.path}: no run of a site here; expected config.yaml and checkpoints/")
-        return load_config(self.path / "config.yaml", settings)
-
-    def latest_step(self) -> int:
-        """Return how many steps the newest whole checkpoint has behind it, or 0 where there is none."""
-        latest = self.checkpoints / "latest"
-        return int(_read_state(latest)["step"]) if latest.is_dir() else 0
+    def _remove_old(self) -> None:
+        for step in self._folder.steps()[self._keep :]:
+            if step != self.best_step:
+                shutil.rmtree(self._folder.checkpoint(step), ignore_errors=True)
 
 
-def sites_in(run: Path) -> list[str]:
-    """Return the names of the sites whose folders are in a run and may be read from here."""
-    sites = sorted(path.parent.name for path in run.glob("*/config.yaml"))
-    if not sites:
-        raise CheckpointError(f"{run}: no run here; expected one folder for each site, as `cxr-hvd train` makes")
-    return sites
+def write_files(beside: Path, files: Files, state: Mapping[str, Any] | None) -> None:
+    """Write and sync one rank's files into the folder that all ranks of the site fill."""
+    beside.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for name, tensors in files.items():
+        save_file(tensors, beside / name)
+        sync(beside / name)
+    if state is not None:
+        (beside / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
+        sync(beside / "state.json")
 
 
-def save_checkpoint(
-    folder: RunFolder,
-    step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    exchange: Mapping[str, Tensor],
-    plan: SharingPlan,
-    comm: Communicator,
-    topology: Topology,
-) -> None:
-    """Write `checkpoints/step-N` and point `latest` at it. Collective: every rank, with the same step."""
-    path = folder.checkpoints / f"step-{step}"
-    with together(comm, "saving a checkpoint"), _disk_errors(path):
-        if topology.is_site_leader:
-            beside = begin_folder(path)
-            tensors = model.state_dict()
-            shared = set(plan.names(Scope.SHARED))
-            save_file({n: t for n, t in tensors.items() if n in shared}, beside / "shared.safetensors")
-            save_file({n: t for n, t in tensors.items() if n not in shared}, beside / "private.safetensors")
-            state = {"step": step, "site": topology.site, "num_ranks_of_site": len(topology.ranks_of_site)}
-            state |= {"has_exchange": bool(exchange)}
-            write_text(beside / "state.json", json.dumps(state, indent=1))
-    with together(comm, "saving a checkpoint"), _disk_errors(path):
-        file = folder_beside(path) / f"optimizer-{topology.rank_in_site}.safetensors"
-        save_file(_optimizer_tensors(model, optimizer), file)
-        if exchange:
-            save_file(dict(exchange), _exchange_file(folder_beside(path), topology))
-    with together(comm, "saving a checkpoint"), _disk_errors(path):
-        if topology.is_site_leader:
-            finish_folder(path)
-            point_link(folder.checkpoints / "latest", path)
-            _remove_old(folder.checkpoints)
+@torch.no_grad()
+def copy_of(engine: Engine, step: int) -> Files:
+    """Copy all tensors that this rank writes after so many steps, into memory that training does not use."""
+    model, rank = engine.model, engine.topology.rank_in_site
+    tensors, shared = model.state_dict(), set(engine.plan.names(Scope.SHARED))
+    files: Files = {}
+    if engine.topology.is_site_leader:
+        files["shared.safetensors"] = {n: t for n, t in tensors.items() if n in shared}
+        files["private.safetensors"] = {n: t for n, t in tensors.items() if n not in shared}
+    elif is_between_averages(engine.plan, step, engine.num_steps):
+        files[_own("weights", rank)] = tensors
+    files[_own("optimizer", rank)] = _optimizer_tensors(model, engine.optimizer)
+    if exchange := engine.averager.state():
+        files[_own("exchange", rank)] = exchange
+    if engine.weight_mean:
+        files[_own("mean", rank)] = engine.weight_mean.tensors()
+    return {
+        name: {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in content.items()}
+        for name, content in files.items()
+    }
 
 
-def load_weights(folder: RunFolder, model: nn.Module) -> int:
-    """Put the latest checkpoint's shared and private tensors into a model; return its number of steps."""
-    latest = folder.checkpoints / "latest"
-    state = _read_state(latest)
-    tensors = _load(latest / "shared.safetensors") | _load(latest / "private.safetensors")
+def state_of(engine: Engine, step: int, validation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a checkpoint says besides tensors: the same on all ranks of a site."""
+    return {
+        "step": step,
+        "site": engine.topology.site,
+        "num_ranks_of_site": len(engine.topology.ranks_of_site),
+        "has_exchange": bool(engine.averager.state()),
+        "has_mean": engine.weight_mean is not None,
+        "num_skipped_in_a_row": engine.num_skipped_in_a_row,
+        "loss_scale": engine.loss_scale.state() if engine.loss_scale else None,
+        "validation": dict(validation),
+    }
+
+
+def is_between_averages(plan: SharingPlan, step: int, num_steps: int) -> bool:
+    """Return whether ranks of a site may differ after so many steps."""
+    return plan.exchange == "weights" and step % plan.every != 0 and step != num_steps
+
+
+# ---- reading back
+
+
+def agree_on_step(folder: RunFolder, plan: SharingPlan, comm: Communicator, topology: Topology) -> int | None:
+    """Return the newest step of which all ranks hold a whole checkpoint; None where no rank holds any.
+
+    Collective: every rank. Blocking.
+
+    Raises:
+        CheckpointError: on every rank, where some hold checkpoints but there is no step that all do.
+    """
+    own = [step for step in folder.steps() if is_whole(folder, plan, topology, step)][:MOST_OFFERED]
+    padded = torch.tensor(own + [0] * (MOST_OFFERED - len(own)), dtype=torch.int64)
+    offered = [{step for step in row if step} for row in gather(comm, padded, "steps.whole").tolist()]
+    common = set.intersection(*offered)
+    if not common and any(offered):
+        told = "; ".join(
+            f"{topology.name_of(rank)} {', '.join(map(str, sorted(steps))) or 'none'}"
+            for rank, steps in enumerate(offered)
+        )
+        error = CheckpointError(
+            f"there is no step of which all ranks hold a whole checkpoint: {told}; bring a common one back from a "
+            "backup, or start anew with --overwrite"
+        )
+        error.is_agreed = True
+        raise error
+    return max(common, default=None)
+
+
+def is_whole(folder: RunFolder, plan: SharingPlan, topology: Topology, step: int) -> bool:
+    """Return whether all that this rank needs of a checkpoint is there, of its right length, and of this step."""
+    checkpoint = folder.checkpoint(step)
+    try:
+        state = read_state(checkpoint)
+        names = ["shared", "private", f"optimizer-{topology.rank_in_site}"]
+        for has, name in ((state["has_exchange"], "exchange"), (state["has_mean"], "mean")):
+            names += [f"{name}-{topology.rank_in_site}"] if has else []
+        for name in names:
+            with safe_open(checkpoint / f"{name}.safetensors", "pt"):  # checks header and length
+                pass
+    except (CheckpointError, OSError, safetensors.SafetensorError):
+        return False
+    return bool(state["step"] == step and state["num_ranks_of_site"] == len(topology.ranks_of_site))
+
+
+def load_checkpoint(folder: RunFolder, step: int, engine: Engine) -> dict[str, Any]:
+    """Put model, optimizer, exchange, loss scale and running mean of a checkpoint back; return its state."""
+    checkpoint, rank = folder.checkpoint(step), engine.topology.rank_in_site
+    state = read_state(checkpoint)
+    own = checkpoint / _own("weights", rank)
+    load_weights([own] if own.exists() else _weight_files(checkpoint), engine.model)
+    load_optimizer(checkpoint / _own("optimizer", rank), engine.model, engine.optimizer)
+    engine.averager.load_state(_load(checkpoint / _own("exchange", rank)) if state["has_exchange"] else {})
+    engine.num_skipped_in_a_row = state["num_skipped_in_a_row"]
+    if engine.loss_scale and state["loss_scale"]:
+        engine.loss_scale.load_state(state["loss_scale"])
+    if engine.weight_mean:
+        engine.weight_mean.load(_load(checkpoint / _own("mean", rank)))
+    return state
+
+
+def load_judged_weights(checkpoint: Path, model: nn.Module) -> int:
+    """Put into a model what of a checkpoint is to be judged or used; return its number of steps.
+
+    That is the running mean of the weights where one was kept, else the weights.
+    """
+    state = read_state(checkpoint)
+    mean = checkpoint / _own("mean", 0)
+    load_weights([*_weight_files(checkpoint), *([mean] if state["has_mean"] else [])], model)
+    return int(state["step"])
+
+
+def load_weights(files: Iterable[Path], model: nn.Module) -> None:
+    """Put tensors into a model, those of later files over those of earlier ones.
+
+    Raises:
+        CheckpointError: a file cannot be read, or tensors are not the model's.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= _load(file)
     own = model.state_dict()
     for name in own.keys() | tensors.keys():
         found, wanted = tensors.get(name), own.get(name)
         if found is None or wanted is None or found.shape != wanted.shape or found.dtype != wanted.dtype:
             raise CheckpointError(
-                f"{latest}: tensor {name}: expected {_said(wanted)}, found {_said(found)}; it is of another model"
+                f"{file}: tensor {name}: expected {_said(wanted)}, found {_said(found)}; it is of another model"
             )
         wanted.copy_(found)
-    return int(state["step"])
 
 
-def load_optimizer(
-    folder: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, topology: Topology
-) -> None:
-    """Put the latest checkpoint's optimizer state of this rank back."""
-    path = folder.checkpoints / "latest" / f"optimizer-{topology.rank_in_site}.safetensors"
+def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put this rank's optimizer state back."""
     tensors = _load(path)
     state: dict[int, dict[str, Tensor]] = {}
     for index, (name, parameter) in enumerate(model.named_parameters()):
@@ -150,14 +288,36 @@ def load_optimizer(
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def load_exchange(folder: RunFolder, topology: Topology) -> dict[str, Tensor]:
-    """Return what the latest checkpoint keeps of this rank's exchange; empty where it keeps nothing."""
-    latest = folder.checkpoints / "latest"
-    return _load(_exchange_file(latest, topology)) if _read_state(latest)["has_exchange"] else {}
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Read `state.json`; what a checkpoint of an earlier version does not say gets its neutral value.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    try:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        return {
+            "step": int(state["step"]),
+            "site": str(state["site"]),
+            "num_ranks_of_site": int(state["num_ranks_of_site"]),
+            "has_exchange": bool(state.get("has_exchange", False)),
+            "has_mean": bool(state.get("has_mean", False)),
+            "num_skipped_in_a_row": int(state.get("num_skipped_in_a_row", 0)),
+            "loss_scale": dict(state["loss_scale"]) if state.get("loss_scale") else None,
+            "validation": dict(state.get("validation", {})),
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{checkpoint}: expected a checkpoint with state.json, found none to read"
+        ) from error
 
 
-def _exchange_file(checkpoint: Path, topology: Topology) -> Path:
-    return checkpoint / f"exchange-{topology.rank_in_site}.safetensors"
+def _own(what: str, rank_in_site: int) -> str:
+    return f"{what}-{rank_in_site}.safetensors"
+
+
+def _weight_files(checkpoint: Path) -> list[Path]:
+    return [checkpoint / "shared.safetensors", checkpoint / "private.safetensors"]
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -180,35 +340,4 @@ def _load(path: Path) -> dict[str, Tensor]:
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"{path}: cannot read it ({type(error).__name__}); use an earlier checkpoint"
-        ) from error
-
-
-def _read_state(checkpoint: Path) -> dict[str, Any]:
-    try:
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        return {
-            "step": int(state["step"]),
-            "site": str(state["site"]),
-            "has_exchange": bool(state.get("has_exchange", False)),
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{checkpoint}: expected a checkpoint with state.json, found none to read"
-        ) from error
-
-
-def _remove_old(checkpoints: Path) -> None:
-    steps = sorted(int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-*"))
-    for step in steps[:-KEPT]:
-        shutil.rmtree(checkpoints / f"step-{step}", ignore_errors=True)
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """Turn an error of the disk into one line."""
-    try:
-        yield
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: cannot write ({error}); what was there before is whole: free the disk, then use --resume"
         ) from error

@@ -19,11 +19,13 @@ class TrainingData:
         files: the study files that it opened: its own site's, or all of them in experiment B.
         studies: their training studies.
         shuffle: this rank's share of the endless shuffled sequence.
+        validation_studies: its own site's VALIDATE studies; may be none.
     """
 
     files: list[StudyFile]
     studies: StudySet
     shuffle: Shuffle
+    validation_studies: StudySet
 
 
 def open_training_data(config: Config, topology: Topology) -> TrainingData:
@@ -45,7 +47,9 @@ def open_training_data(config: Config, topology: Topology) -> TrainingData:
                 f"model.image_size: {config.model.image_size} px is more than the {file.header.image_size} px "
                 f"of {file.path}"
             )
-    studies = StudySet(files, Split.TRAIN, config.labels.policy(files[0].header.label_names))
+    policy = config.labels.policy(files[0].header.label_names)
+    studies = StudySet(files, Split.TRAIN, policy)
+    own = files[topology.site_index if config.is_merged else 0]
     sharers = range(topology.num_ranks) if config.is_merged else topology.ranks_of_site
     shuffle = Shuffle(
         num_studies=len(studies),
@@ -54,7 +58,7 @@ def open_training_data(config: Config, topology: Topology) -> TrainingData:
         rank=list(sharers).index(topology.rank),
         key=(config.seed, MERGED if config.is_merged else _site_key(topology.site)),
     )
-    return TrainingData(files, studies, shuffle)
+    return TrainingData(files, studies, shuffle, StudySet([own], Split.VALIDATE, policy))
 
 
 def _site_key(site: str) -> int:

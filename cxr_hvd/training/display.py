@@ -16,6 +16,8 @@ from cxr_hvd.collective.traffic import TRAFFIC
 from cxr_hvd.config import Config
 from cxr_hvd.training.budget import Budget
 from cxr_hvd.training.engine import StepReport
+from cxr_hvd.training.record import loss_of_site
+from cxr_hvd.training.validation import Verdict
 
 LINE_EVERY_S = 5.0
 WIDTH = 100
@@ -100,6 +102,10 @@ def print_agreed(console: Console, config: Config, plan: SharingPlan, budget: Bu
         )
     )
     console.print(f"an epoch: {budget.steps_per_epoch} steps: {covered}", highlight=False, soft_wrap=True)
+    if config.validation.every_epochs and not any(budget.validation_studies_per_site):
+        console.print(
+            "no site has VALIDATE studies: nothing is validated, no checkpoint is the best", highlight=False
+        )
     trust = "all ranks hold the same key" if has_key else "no --key: whoever the launcher started is trusted"
     console.print(f"{trust}; what travels is not encrypted (docs/privacy.md)", highlight=False, soft_wrap=True)
 
@@ -108,13 +114,14 @@ class TrainingDisplay:
     """A progress bar on a terminal, a line every few seconds elsewhere, and nothing on ranks that do not lead."""
 
     def __init__(
-        self, console: Console, topology: Topology, first_step: int, num_steps: int, batch_size: int
+        self, console: Console, topology: Topology, first_step: int, num_steps: int, studies_per_step: int
     ) -> None:
         self._console = console
         self._topology = topology
         self._num_steps = num_steps
-        self._studies_per_step = batch_size * topology.num_ranks
+        self._studies_per_step = studies_per_step
         self._losses: list[float] = []
+        self._num_skipped = 0
         self._last_line = self._started = time.perf_counter()
         self._first_step = first_step
         self._spent = [0.0, 0.0, 0.0]
@@ -133,7 +140,9 @@ class TrainingDisplay:
 
     def show(self, report: StepReport) -> None:
         """Take note of a step, and show it where it is time to."""
-        self._losses = smoothed(self._losses, report.loss_of_rank)
+        self._num_skipped += report.is_skipped
+        if not report.is_skipped:
+            self._losses = smoothed(self._losses, report.loss_of_rank)
         for index, seconds in enumerate((report.data_s, report.compute_s, report.averaging_s)):
             self._spent[index] += seconds
         if not self._topology.is_leader:
@@ -150,6 +159,22 @@ class TrainingDisplay:
             line = f"{step}  {self._said(now, report.step)}  {left_s:.0f} s left"
             self._console.print(line, highlight=False, soft_wrap=True)
 
+    def verdict(self, verdict: Verdict) -> None:
+        """Show a validation."""
+        if not self._topology.is_leader:
+            return
+        if verdict.agreed_auroc is None:
+            said = "AUROC undefined at every site: no VALIDATE studies, or none with both classes"
+        else:
+            own = "undefined" if verdict.macro_auroc is None else f"{verdict.macro_auroc:.3f}"
+            best = ", the best so far" if verdict.is_best else ""
+            said = f"mean AUROC {verdict.agreed_auroc:.3f} ({self._topology.site} {own}){best}"
+        self._console.print(
+            f"validation after step {verdict.step}: {said}, {verdict.seconds:.1f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
     def close(self) -> None:
         if self._progress:
             self._progress.stop()
@@ -157,13 +182,14 @@ class TrainingDisplay:
     def _said(self, now: float, step: int) -> str:
         per_s = (step + 1 - self._first_step) * self._studies_per_step / (now - self._started)
         losses = "  ".join(
-            f"{name} {sum(self._losses[rank] for rank in ranks) / len(ranks):.3f}"
-            for name, ranks in ((n, self._topology.ranks_at(i)) for i, n in enumerate(self._topology.site_names))
+            f"{name} {loss:.3f}"
+            for name, loss in (loss_of_site(self._topology, self._losses).items() if self._losses else ())
         )
+        skipped = f"  {self._num_skipped} skipped" if self._num_skipped else ""
         data, compute, averaging = (100 * spent / sum(self._spent) for spent in self._spent)
         return (
             f"loss {losses}  {per_s:.1f} studies/s  "
-            f"data {data:.0f}% compute {compute:.0f}% averaging {averaging:.0f}%"
+            f"data {data:.0f}% compute {compute:.0f}% averaging {averaging:.0f}%{skipped}"
         )
 
 

@@ -1,15 +1,19 @@
-"""Which studies a rank trains on at which step, and the thread that has the next batch ready.
+"""Which studies a rank trains on at which step, and the threads that have the next batches ready.
 
 The order of studies is a pure function of seed, site and step (`Shuffle.batch_at`): nothing needs to be saved
 to go on after a stop, and one rank with a batch of 2B sees what two ranks with B see. Sites of different size
 take the same number of steps; one that has run out starts a fresh shuffled pass (decision 0003).
+
+Threads, not processes: reading, checking, moving and converting images all release Python's lock, and a batch
+stays where it was made. What is drawn for a study is keyed by study and pass, so that a batch is the same whatever
+the number of threads.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import lru_cache, partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,16 +23,18 @@ from torch import Tensor
 from cxr_hvd.config import Augmentation
 from cxr_hvd.study.labels import LabelPolicy
 from cxr_hvd.study.study_file import Split, StudyFile
-from cxr_hvd.training.augment import fill_augmented, fill_plain
+from cxr_hvd.training.ahead import Task, made_ahead, sent_ahead
+from cxr_hvd.training.augment import Change, draw_changes, fill_augmented, fill_plain, scaled
+from cxr_hvd.training.device_augment import move_images, place_images, stack_changes
+from cxr_hvd.training.memory import Pages, PinnedBuffer, to_device
 
-PREFETCH = 2
-
-Item = TypeVar("Item")
+CPU = torch.device("cpu")
+MAX_AUTO_THREADS = 8
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B studies as the network sees them; valid until the next batch is asked for, when its memory is used again.
+    """B studies as the network sees them: not to be written to, and valid until the next batch is asked for.
 
     Attributes:
         images: (B, M, H, W) float32, 0 to 1; M is the most images of a study here, zeros after a study's last.
@@ -71,6 +77,10 @@ class StudySet:
         file.check_images(index, images_NHW)
         return images_NHW
 
+    def labels(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return targets and known (B, L) of the studies at these positions."""
+        return torch.from_numpy(self.targets[positions]), torch.from_numpy(self.known[positions])
+
 
 @dataclass(frozen=True)
 class Shuffle:
@@ -98,79 +108,181 @@ class Shuffle:
         """Return (position, pass) of each study in this rank's batch of a step."""
         first = (step * self.num_ranks + self.rank) * self.batch_size
         places = [divmod(place, self.num_studies) for place in range(first, first + self.batch_size)]
-        orders = {number: self._order(number) for number in {number for number, _ in places}}
+        orders = {
+            number: _order(self.key, number, self.num_studies) for number in {number for number, _ in places}
+        }
         return [(int(orders[number][place]), number) for number, place in places]
 
-    def _order(self, number: int) -> NDArray[np.int64]:
-        order: NDArray[np.int64] = np.random.default_rng([*self.key, number]).permutation(self.num_studies)
-        return order
+
+@lru_cache(maxsize=4)
+def _order(key: tuple[int, ...], number: int, num_studies: int) -> NDArray[np.int64]:
+    """Return the order of a pass; kept, as drawing it for every step would cost milliseconds at a large site."""
+    order_N: NDArray[np.int64] = np.random.default_rng([*key, number]).permutation(num_studies)
+    order_N.setflags(write=False)
+    return order_N
 
 
-class BufferRing:
-    """Float32 buffers used in turn: a fresh one of this size costs more in page faults than in filling."""
+@dataclass(frozen=True)
+class Wanted:
+    """A study that a batch is to show.
 
-    def __init__(self, count: int) -> None:
-        self._buffers = deque(np.empty(0, dtype=np.float32) for _ in range(count))
+    Attributes:
+        position: of the study in its set.
+        key: seeds of all that is drawn for its images; None shows them as stored.
+    """
 
-    def next(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Return the buffer that was given out longest ago, in this shape, with whatever was in it."""
-        buffer, size = self._buffers.popleft(), int(np.prod(shape))
-        if buffer.size < size:
-            buffer = np.empty(size, dtype=np.float32)
-        self._buffers.append(buffer)
-        return buffer[:size].reshape(shape)
+    position: int
+    key: tuple[int, ...] | None = None
+
+
+def threads_for(setting: Literal["auto"] | int, num_cores: int) -> int:
+    """Return the number of loader threads of a rank that has `num_cores` cores to itself.
+
+    `auto` leaves one core to the rank's own thread; more than `MAX_AUTO_THREADS` have nothing left to do.
+    """
+    return max(1, min(num_cores - 1, MAX_AUTO_THREADS)) if setting == "auto" else setting
 
 
 def train_batches(
-    studies: StudySet, shuffle: Shuffle, steps: Iterable[int], image_size: int, strength: Augmentation
+    studies: StudySet,
+    shuffle: Shuffle,
+    steps: Iterable[int],
+    image_size: int,
+    strength: Augmentation,
+    threads: int = 1,
+    prefetch: int = 2,
+    device: torch.device | None = None,
 ) -> Iterator[Batch]:
-    """Yield this rank's augmented batch of each step, `PREFETCH` of them made ahead in a thread."""
-    buffers = BufferRing(PREFETCH + 1)
+    """Yield this rank's augmented batch of each step.
 
-    def make(step: int) -> Batch:
-        chosen = shuffle.batch_at(step)
-        images_BMHW = buffers.next(_batch_shape(studies, [position for position, _ in chosen], image_size))
-        for out_MHW, (position, number) in zip(images_BMHW, chosen, strict=True):
-            # Keyed by study and pass: what is drawn does not depend on the batch's size or on any thread.
-            rng = np.random.default_rng([*shuffle.key, number, position])
-            fill_augmented(studies.images(position), strength, rng, out_MHW)
-        return _batch(studies, [position for position, _ in chosen], images_BMHW)
+    Args:
+        threads: that fill studies; how many changes nothing of what is in a batch.
+        prefetch: batches that are made ahead.
+        device: where batches are to be; on a GPU, images are augmented there. None is the CPU.
 
-    return _ahead(make, steps)
+    Raises:
+        StudyFileError: at the batch that it belongs to, where an image cannot be read or differs from its digest.
+    """
+    # Keyed by study and pass: what is drawn does not depend on the batch's size or on any thread.
+    plans = (
+        [Wanted(position, (*shuffle.key, number, position)) for position, number in shuffle.batch_at(step)]
+        for step in steps
+    )
+    most = shuffle.batch_size * int(studies.num_images.max())
+    make = _batches_on_gpu if device is not None and device.type == "cuda" else _batches_on_cpu
+    return make(studies, plans, most, image_size, strength, threads, prefetch, device or CPU)
 
 
 def plain_batches(
-    studies: StudySet, positions: Sequence[int], batch_size: int, image_size: int
+    studies: StudySet,
+    positions: Sequence[int],
+    batch_size: int,
+    image_size: int,
+    threads: int = 1,
+    prefetch: int = 2,
+    device: torch.device | None = None,
 ) -> Iterator[Batch]:
-    """Yield the studies at these positions in order, as stored, for evaluation; the last batch may be smaller."""
-    buffers = BufferRing(PREFETCH + 1)
+    """Yield the studies at these positions in order, as stored, for evaluation; the last batch may be smaller.
 
-    def make(start: int) -> Batch:
-        chosen = list(positions[start : start + batch_size])
-        images_BMHW = buffers.next(_batch_shape(studies, chosen, image_size))
-        for out_MHW, position in zip(images_BMHW, chosen, strict=True):
-            fill_plain(studies.images(position), out_MHW)
-        return _batch(studies, chosen, images_BMHW)
-
-    return _ahead(make, range(0, len(positions), batch_size))
+    Arguments and errors are those of `train_batches`.
+    """
+    starts = range(0, len(positions), batch_size)
+    plans = ([Wanted(position) for position in positions[start : start + batch_size]] for start in starts)
+    most = batch_size * int(studies.num_images.max())
+    make = _batches_on_gpu if device is not None and device.type == "cuda" else _batches_on_cpu
+    return make(studies, plans, most, image_size, Augmentation(), threads, prefetch, device or CPU)
 
 
-def _batch_shape(studies: StudySet, positions: Sequence[int], image_size: int) -> tuple[int, int, int, int]:
-    return len(positions), int(studies.num_images[positions].max()), image_size, image_size
+def _batches_on_cpu(
+    studies: StudySet,
+    plans: Iterable[Sequence[Wanted]],
+    most_images: int,
+    image_size: int,
+    strength: Augmentation,
+    threads: int,
+    prefetch: int,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """Yield each plan's batch; its images are written straight to where they stay."""
+    ring = deque(Pages(most_images, image_size) for _ in range(prefetch + 1))
+
+    def begin(plan: Sequence[Wanted]) -> tuple[Batch, list[Task]]:
+        positions = [wanted.position for wanted in plan]
+        num_channels = int(studies.num_images[positions].max())
+        pages = ring[0]  # given out longest ago
+        ring.rotate(-1)
+
+        def fill(row: int, wanted: Wanted) -> None:
+            images_NHW = studies.images(wanted.position)
+            out_NHW = pages.claim(row, num_channels, len(images_NHW))
+            if wanted.key is None:
+                fill_plain(images_NHW, out_NHW)
+            else:
+                fill_augmented(images_NHW, strength, np.random.default_rng(wanted.key), out_NHW)
+
+        images_BMHW = torch.from_numpy(pages.batch(len(plan), num_channels))
+        batch = Batch(images_BMHW, *studies.labels(positions))
+        return batch, [partial(fill, row, wanted) for row, wanted in enumerate(plan)]
+
+    return made_ahead(begin, plans, threads, prefetch)
 
 
-def _batch(studies: StudySet, positions: Sequence[int], images_BMHW: NDArray[np.float32]) -> Batch:
-    targets_BL, known_BL = studies.targets[positions], studies.known[positions]
-    return Batch(torch.from_numpy(images_BMHW), torch.from_numpy(targets_BL), torch.from_numpy(known_BL))
+@dataclass(frozen=True)
+class _Gathered:
+    """A batch in pinned memory: K images as stored, and the changes to be made to them, study by study."""
+
+    buffer: PinnedBuffer
+    images_KHW: Tensor
+    plan: Sequence[Wanted]
+    counts: list[int]
+    changes: list[list[Change]]
 
 
-def _ahead(make: Callable[[Item], Batch], items: Iterable[Item]) -> Iterator[Batch]:
-    """Yield `make(item)` for each item in order, made in one other thread, up to `PREFETCH` ahead."""
-    with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
-        waiting: deque[Future[Batch]] = deque()
-        for item in items:
-            waiting.append(thread.submit(make, item))
-            if len(waiting) > PREFETCH:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def _batches_on_gpu(
+    studies: StudySet,
+    plans: Iterable[Sequence[Wanted]],
+    most_images: int,
+    image_size: int,
+    strength: Augmentation,
+    threads: int,
+    prefetch: int,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """Yield each plan's batch; the threads gather its images, the device moves them."""
+    # One more than on the CPU: a buffer is claimed while the last copy out of the one before it may still run.
+    ring = deque(PinnedBuffer(most_images * image_size**2, device) for _ in range(prefetch + 2))
+
+    def begin(plan: Sequence[Wanted]) -> tuple[_Gathered, list[Task]]:
+        counts = studies.num_images[[wanted.position for wanted in plan]].tolist()
+        ring.rotate(-1)
+        images_KHW = ring[-1].claim(sum(counts), image_size)
+        gathered = _Gathered(ring[-1], images_KHW, plan, counts, [[] for _ in plan])
+        views = images_KHW.numpy()
+        firsts = np.cumsum([0, *counts]).tolist()
+
+        def gather(row: int, wanted: Wanted) -> None:
+            images_NHW = studies.images(wanted.position)
+            order: Sequence[int] = range(len(images_NHW))
+            if wanted.key is not None:
+                rng = np.random.default_rng(wanted.key)
+                gathered.changes[row] = draw_changes(len(images_NHW), strength, image_size, rng)
+                order = [change.position for change in gathered.changes[row]]
+            for out_HW, position in zip(views[firsts[row] : firsts[row + 1]], order, strict=True):
+                out_HW[:] = scaled(images_NHW[position], image_size)
+
+        return gathered, [partial(gather, row, wanted) for row, wanted in enumerate(plan)]
+
+    def send(gathered: _Gathered) -> tuple[Tensor, ...]:
+        images_KHW = gathered.buffer.send(gathered.images_KHW)
+        changes = [change for of_study in gathered.changes for change in of_study]
+        moved_KHW = move_images(images_KHW, stack_changes(changes, device)) if changes else images_KHW / 255
+        shape = (len(gathered.plan), max(gathered.counts))
+        places = [
+            row * shape[1] + channel for row, count in enumerate(gathered.counts) for channel in range(count)
+        ]
+        images_BMHW = place_images(moved_KHW, to_device(torch.tensor(places), device), shape)
+        labels = studies.labels([wanted.position for wanted in gathered.plan])
+        return images_BMHW, *[to_device(each, device) for each in labels]
+
+    for tensors in sent_ahead(made_ahead(begin, plans, threads, prefetch), send, device):
+        yield Batch(*tensors)

@@ -1,12 +1,14 @@
 """What a run writes down beside its checkpoints: what it is, its metrics, and the ledger of what left."""
 
 import json
+import math
 import platform
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -19,9 +21,10 @@ from cxr_hvd.collective.sites import Topology
 from cxr_hvd.config import Config
 from cxr_hvd.training.agreement import COMPARED_VERSIONS
 from cxr_hvd.training.budget import Budget
-from cxr_hvd.training.checkpoint import RunFolder
 from cxr_hvd.training.data import TrainingData
 from cxr_hvd.training.engine import StepReport
+from cxr_hvd.training.run_folder import RunFolder, disk_errors
+from cxr_hvd.training.validation import Verdict
 
 
 def record_run(folder: RunFolder, config: Config, plan: SharingPlan, data: TrainingData, budget: Budget) -> None:
@@ -44,24 +47,82 @@ def record_run(folder: RunFolder, config: Config, plan: SharingPlan, data: Train
     folder.write_record("environment.json", environment)
 
 
-@contextmanager
-def metrics_log(folder: RunFolder, topology: Topology) -> Iterator[Any]:
-    """Give a function that notes a step in `metrics.jsonl` and for TensorBoard, on the site's leader alone."""
-    if not topology.is_site_leader:
-        yield lambda report: None
-        return
-    board = SummaryWriter(str(folder.path / "tensorboard"))
-    with closing(board), (folder.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+class Log:
+    """A site's curves: `metrics.jsonl`, `validation.jsonl` and TensorBoard's files. The site's leader writes them.
 
-        def log(report: StepReport) -> None:
-            row = asdict(report)
-            del row["loss_of_rank"]
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            for name in ("loss", "learning_rate", "data_s", "compute_s", "averaging_s"):
-                board.add_scalar(name, row[name], report.step)
+    Args:
+        first_step: what TensorBoard holds from there on, of a run that went back, is not shown.
+        num_studies: studies that all ranks take in a step.
+    """
 
-        yield log
+    def __init__(self, folder: RunFolder, topology: Topology, first_step: int, num_studies: int) -> None:
+        self._topology = topology
+        self._num_studies = num_studies
+        self._board: SummaryWriter | None = None
+        self._opened = ExitStack()
+        if topology.is_site_leader:
+            with disk_errors(folder.path):
+                board = str(folder.path / "tensorboard")
+                self._board = self._opened.enter_context(closing(SummaryWriter(board, purge_step=first_step)))
+                self._metrics, self._verdicts = (
+                    self._opened.enter_context((folder.path / name).open("a", encoding="utf-8"))
+                    for name in ("metrics.jsonl", "validation.jsonl")
+                )
+
+    def step(self, report: StepReport) -> None:
+        """Note a step."""
+        if self._board is None:
+            return
+        seconds = {name: getattr(report, name) for name in ("data_s", "compute_s", "averaging_s")}
+        row = {
+            "step": report.step,
+            "loss": _finite(report.loss),
+            "loss_of_site": {
+                name: _finite(loss) for name, loss in loss_of_site(self._topology, report.loss_of_rank).items()
+            },
+            "learning_rate": report.learning_rate,
+            "gradient_norm": _finite(report.gradient_norm),
+            "is_skipped": report.is_skipped,
+            **seconds,
+            "studies_per_s": self._num_studies / max(sum(seconds.values()), 1e-9),
+        }
+        _write_row(self._metrics, row)
+        losses = {f"loss/{name}": loss for name, loss in row.pop("loss_of_site").items()}
+        for name, value in {**losses, **row}.items():
+            if name not in ("step", "loss", "is_skipped") and value is not None:
+                self._board.add_scalar(name, value, report.step)
+
+    def verdict(self, verdict: Verdict) -> None:
+        """Note a validation."""
+        if self._board is None:
+            return
+        _write_row(self._verdicts, asdict(verdict))
+        for name in ("macro_auroc", "agreed_auroc", "mean_accuracy"):
+            if getattr(verdict, name) is not None:
+                self._board.add_scalar(f"validation/{name}", getattr(verdict, name), verdict.step)
+
+    def close(self) -> None:
+        self._opened.close()
+
+
+def loss_of_site(topology: Topology, loss_of_rank: Sequence[float]) -> dict[str, float]:
+    """Return the mean loss of each site's ranks, by the site's name."""
+    return {
+        name: sum(loss_of_rank[rank] for rank in ranks) / len(ranks)
+        for site, name in enumerate(topology.site_names)
+        for ranks in [topology.ranks_at(site)]
+    }
+
+
+def _finite(value: float) -> float | None:
+    """Return what JSON can hold of a number."""
+    return value if math.isfinite(value) else None
+
+
+def _write_row(file: TextIO, row: Mapping[str, Any]) -> None:
+    with disk_errors(Path(file.name)):
+        file.write(json.dumps(row) + "\n")
+        file.flush()
 
 
 def open_ledger(folder: RunFolder, comm: Communicator, topology: Topology, first_step: int) -> None:

@@ -4,123 +4,196 @@
 """
 
 import os
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
+from rich.console import Console
+from torch.profiler import record_function
 
 from cxr_hvd.collective.averaging import EXCHANGES, Averager, site_weights
-from cxr_hvd.collective.comm import Communicator, gather, together
+from cxr_hvd.collective.comm import Communicator, together
 from cxr_hvd.collective.contract import check_contract
 from cxr_hvd.collective.key import prove_key
 from cxr_hvd.collective.sharing import SharingPlan
 from cxr_hvd.collective.sites import Topology, bind
 from cxr_hvd.config import Config
-from cxr_hvd.errors import UsageError
+from cxr_hvd.errors import Stopped, UsageError
+from cxr_hvd.launch.orphan import LauncherWatch
 from cxr_hvd.training.agreement import check_same_config, check_shared_weights, contract_items, plan_of
 from cxr_hvd.training.budget import Budget, agree_on_budget
-from cxr_hvd.training.checkpoint import (
-    RunFolder,
-    load_exchange,
-    load_optimizer,
-    load_weights,
-    save_checkpoint,
-)
-from cxr_hvd.training.data import open_training_data
+from cxr_hvd.training.checkpoint import CheckpointWriter, agree_on_step, load_checkpoint
+from cxr_hvd.training.data import TrainingData, open_training_data
+from cxr_hvd.training.device import choose_device, set_threads
 from cxr_hvd.training.display import TrainingDisplay, console_for, print_agreed
 from cxr_hvd.training.engine import Engine, StepReport
-from cxr_hvd.training.loader import train_batches
+from cxr_hvd.training.loader import threads_for, train_batches
+from cxr_hvd.training.loss import build_loss
+from cxr_hvd.training.milestones import Milestones
 from cxr_hvd.training.model import build_model
-from cxr_hvd.training.record import metrics_log, open_ledger, record_run, witness_ledgers
+from cxr_hvd.training.profiling import Profile
+from cxr_hvd.training.record import Log, open_ledger, record_run, witness_ledgers
+from cxr_hvd.training.run_folder import RunFolder, disk_errors
+from cxr_hvd.training.status import status_kept
+from cxr_hvd.training.stopping import REASONS, StopRequest
+from cxr_hvd.training.validation import Validation, Verdict
+
+Resume = Literal["never", "latest", "auto"]
+"""Whether to go on from the newest checkpoint: `latest` wants one, `auto` starts anew where there is none."""
 
 
-def train(
-    config: Config,
-    run: Path,
-    comm: Communicator,
-    resume: bool = False,
-    overwrite: bool = False,
-    key: bytes | None = None,
-) -> None:
+@dataclass(frozen=True)
+class Job:
+    """How a run is to be started and ended; what it is, is the config's.
+
+    Attributes:
+        resume, overwrite: what becomes of a run that is in the folder already.
+        key: a secret that all ranks have to prove they hold, too; None trusts whoever the launcher started.
+        deadline: by `time.monotonic()`, when all are to have stopped with a checkpoint; None: whenever they are
+            done.
+        has_profile: whether a few steps are recorded to see where the time goes.
+    """
+
+    resume: Resume = "never"
+    overwrite: bool = False
+    key: bytes | None = None
+    deadline: float | None = None
+    has_profile: bool = False
+
+
+FRESH_START = Job()
+
+
+def train(config: Config, run: Path, comm: Communicator, job: Job = FRESH_START) -> None:
     """Train one model over all sites. Collective: every rank, with the same arguments. Blocking.
 
-    Args:
-        key: a secret that all ranks have to prove they hold, too; None trusts whoever the launcher started.
-
     Raises:
+        Stopped: on every rank, where a rank was asked to stop and all have written a checkpoint.
         CxrHvdError: on every rank alike.
     """
-    console = console_for(comm.num_ranks)
-    # Every rank finds its site, opens its own data and fits its threads to the machine.
-    ranks_per_site = {name: site.ranks for name, site in config.sites.items()}
-    topology = bind(comm, ranks_per_site, os.environ.get("CXR_SITE"))
-    prove_key(comm, topology, key)
-    set_threads(comm)
-    with together(comm, "opening its study file"), ExitStack() as opened:
-        data = open_training_data(config, topology)
-        for file in data.files:
-            opened.callback(file.close)
-        files_open = opened.pop_all()
+    console, stop = console_for(comm.num_ranks), StopRequest(job.deadline)
+    with stop.listening(), watched(comm), ExitStack() as opened:
+        opened.callback(LauncherWatch(stop.lose_launcher).stop)
+        # Every rank finds its site, opens its own data and fits its threads to the machine.
+        ranks_per_site = {name: site.ranks for name, site in config.sites.items()}
+        topology = bind(comm, ranks_per_site, os.environ.get("CXR_SITE"))
+        comm.watchdog.name = topology.name_of(topology.rank)
+        prove_key(comm, topology, job.key)
+        set_threads(comm)
+        with together(comm, "opening its study file"):
+            device = choose_device(config.training.device, comm)
+            data = open_training_data(config, topology)
+            for file in data.files:
+                opened.callback(file.close)
 
-    # Every rank builds the same network and plan, and all agree on them before a tensor moves.
-    with files_open:
+        # Every rank builds the same network and plan, and all agree on them before a tensor moves.
         model = build_model(config.model.name, len(data.studies.label_names), config.seed)
         with together(comm, "making the sharing plan"):
             plan = plan_of(config, model)
         check_contract(comm, topology, contract_items(config, plan, model, data))
-        budget = agree_on_budget(config, comm, topology, len(data.studies))
+        budget = agree_on_budget(config, comm, topology, data)
         if topology.is_leader:
-            print_agreed(console, config, plan, budget, has_key=key is not None)
-        averager = build_averager(config, plan, model, comm, topology, budget)
-        engine = Engine(model, averager, comm, topology, config.training, budget.num_steps)
+            print_agreed(console, config, plan, budget, has_key=job.key is not None)
+        averager = build_averager(config, plan, model.to(device), comm, topology, budget)
+        with together(comm, "building its loss"):
+            studies = data.studies
+            loss = build_loss(config.loss, studies.label_names, studies.targets, studies.known)
+        engine = Engine(model, averager, comm, topology, config.training, budget.num_steps, plan, loss.to(device))
 
         # Each site's leader keeps the run folder; every rank goes on from the same step.
         folder = RunFolder(run, topology.site)
-        if resume:
-            first_step = resume_run(folder, config, engine, comm, topology)
-            check_shared_weights(plan, model, comm, topology, first_step)
-        else:
-            first_step = 0
-            with together(comm, "making its run folder"):
-                if topology.is_site_leader:
-                    folder.open_new(overwrite)
-                    record_run(folder, config, plan, data, budget)
+        first_step, validated = open_run(folder, config, engine, job, data, budget)
         open_ledger(folder, comm, topology, first_step)
+        opened.enter_context(status_kept(folder, comm, topology, budget.num_steps))
 
-        # Every rank takes the same steps; checkpoints after every epoch and at the end.
-        display = TrainingDisplay(console, topology, first_step, budget.num_steps, config.training.batch_size)
+        # Every rank takes the same steps; what is due between them follows from what all know.
+        studies_per_step = config.training.batch_size * topology.num_ranks
+        log = opened.enter_context(closing(Log(folder, topology, first_step, studies_per_step)))
+        display = TrainingDisplay(console, topology, first_step, budget.num_steps, studies_per_step)
+        opened.callback(display.close)
+        num_threads = threads_for(config.loader.threads, torch.get_num_threads())
+        validation = Validation(data.validation_studies, config, engine, num_threads)
+        writer = CheckpointWriter(folder, comm, topology, config.checkpoints.keep)
+
+        def show_verdict(verdict: Verdict) -> None:
+            display.verdict(verdict)
+            log.verdict(verdict)
+
+        milestones = Milestones(config, budget, engine, writer, validation, stop, show_verdict)
+        note_step = (
+            opened.enter_context(profiled(folder, engine, first_step, console)) if job.has_profile else None
+        )
+
+        def on_step(report: StepReport) -> bool:
+            display.show(report)
+            log.step(report)
+            with record_function("checkpoint"):
+                is_over = milestones.after_step(report)
+            if note_step:
+                note_step()
+            return is_over
+
         batches = train_batches(
             data.studies,
             data.shuffle,
             range(first_step, budget.num_steps),
             config.model.image_size,
             config.augmentation,
+            num_threads,
+            config.loader.prefetch,
+            device,
         )
-
-        with metrics_log(folder, topology) as log:
-
-            def on_step(report: StepReport) -> None:
-                display.show(report)
-                log(report)
-                done = report.step + 1
-                if done % budget.steps_per_epoch == 0 or done == budget.num_steps:
-                    kept = averager.state()
-                    save_checkpoint(folder, done, model, engine.optimizer, kept, plan, comm, topology)
-                    comm.ledger.flush(is_durable=True)
-
-            engine.run(batches, first_step, on_step)
-        display.close()
+        is_over = milestones.go_on_from(first_step, validated)
+        num_done = first_step if is_over else engine.run(batches, first_step, on_step)
+        writer.finish()
         witness_ledgers(comm, topology)
+        if milestones.stopped_by:
+            why = REASONS[milestones.stopped_by]
+            raise Stopped(
+                f"stopped after step {num_done} of {budget.num_steps}, since {why}; a checkpoint is written: run "
+                "again with --resume auto to go on"
+            )
     if topology.is_leader:
-        console.print(f"trained {budget.num_steps} steps; run folder: {run}", highlight=False)
+        console.print(f"trained {num_done} steps; run folder: {run}", highlight=False)
 
 
-def set_threads(comm: Communicator) -> None:
-    """Share this machine's cores out among its ranks, unless OMP_NUM_THREADS says otherwise."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        own, cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-        # A launcher that binds ranks has shared the cores out already.
-        torch.set_num_threads(max(1, own if own < cores else cores // comm.ranks_per_node))
+@contextmanager
+def watched(comm: Communicator) -> Iterator[None]:
+    """Have the watchdog look on while the body runs."""
+    comm.watchdog.works("starting")
+    try:
+        yield
+    finally:
+        comm.watchdog.rests()
+
+
+@contextmanager
+def profiled(folder: RunFolder, engine: Engine, first_step: int, console: Console) -> Iterator[Callable[[], None]]:
+    """Record some steps of the body in `profile/`, with Horovod's timeline; the leader shows what came of it.
+
+    Collective: every rank; so is what it gives, to be called after each step.
+    """
+    path = folder.path / "profile"
+    with together(engine.comm, "making a folder for the profile"), disk_errors(path):
+        path.mkdir(mode=0o700, exist_ok=True)
+    engine.comm.start_timeline(str(path / "horovod-timeline.json"))
+    has_timeline = True
+
+    def note_step() -> None:
+        nonlocal has_timeline
+        profile.step()
+        if has_timeline and profile.spending:
+            engine.comm.stop_timeline()
+            has_timeline = False
+            if engine.topology.is_leader:
+                console.print(profile.summary())
+                console.print(f"traces: {path} (chrome://tracing or ui.perfetto.dev)", highlight=False)
+
+    with Profile(path, engine.topology.rank, first_step) as profile:
+        yield note_step
 
 
 def build_averager(
@@ -138,17 +211,29 @@ def build_averager(
     return EXCHANGES[plan.exchange](model, plan, comm, topology, weights)
 
 
-def resume_run(folder: RunFolder, config: Config, engine: Engine, comm: Communicator, topology: Topology) -> int:
-    """Put the latest checkpoint back and return its number of steps. Collective: every rank."""
+def open_run(
+    folder: RunFolder, config: Config, engine: Engine, job: Job, data: TrainingData, budget: Budget
+) -> tuple[int, dict[str, Any]]:
+    """Make the run folder, or go on in one. Collective: every rank.
+
+    Returns:
+        The number of steps that are done, and what the checkpoint remembers of validations.
+    """
+    comm, topology, plan = engine.comm, engine.topology, engine.plan
+    step = None if job.resume == "never" else agree_on_step(folder, plan, comm, topology)
+    if step is None:
+        with together(comm, "making its run folder"):
+            if job.resume == "latest":
+                raise UsageError(f"{folder.path}: nothing to resume; start with --resume auto, or without")
+            if topology.is_site_leader:
+                folder.open_new(job.overwrite or job.resume == "auto")
+                record_run(folder, config, plan, data, budget)
+        return 0, {}
     with together(comm, "reading its checkpoint"):
-        if not folder.latest_step():
-            raise UsageError(f"{folder.path}: nothing to resume; start without --resume")
         check_same_config(folder, config)
-        first_step = load_weights(folder, engine.model)
-        load_optimizer(folder, engine.model, engine.optimizer, topology)
-        engine.averager.load_state(load_exchange(folder, topology))
-    steps = gather(comm, torch.tensor([first_step]), "steps.resume").flatten()
-    with together(comm, "comparing checkpoints"):
-        if not bool((steps == steps[0]).all()):
-            raise UsageError(f"the sites' latest checkpoints are of different steps: {steps.tolist()}")
-    return first_step
+        state = load_checkpoint(folder, step, engine)
+    with together(comm, "going back to its checkpoint"):
+        if topology.is_site_leader:
+            folder.go_back_to(step)
+    check_shared_weights(plan, engine.model, comm, topology, step)
+    return step, dict(state["validation"])

@@ -102,7 +102,7 @@ def test_a_key_that_others_may_read_is_refused(sites: Path, tmp_path: Path) -> N
 def test_the_plan_says_what_a_run_will_send_and_all_else(sites: Path) -> None:
     told = run([*PLAN, *settings(sites, "sharing.every=2")])
     assert told.exit_code == 0
-    for said in ("in a run of 3 steps", "every 2 steps", "loss of the batch", "verdict"):
+    for said in ("in a run of 3 steps", "every 2 steps", "the loss of the batch", "verdict"):
         assert said in told.output, said
     plan = json.loads(run([*PLAN, "--json", *settings(sites, "sharing.wire=bfloat16")]).output)
     exact = json.loads(run([*PLAN, "--json", *settings(sites)]).output)

@@ -30,7 +30,7 @@ def compare(exchange: str, wire: str, device: str, comm: Communicator, topology:
     images = torch.rand(2, 1, 32, 32)
     shares = []
     for step in range(UNCOUNTED + COUNTED):
-        gather(comm, torch.zeros(1), "loss")
+        gather(comm, torch.zeros(1), "pulse")
         counted, noted = own_traffic(device).sent_bytes, comm.ledger.sent_bytes()
         optimizer.zero_grad()
         loss = model(images).sum()
@@ -39,7 +39,7 @@ def compare(exchange: str, wire: str, device: str, comm: Communicator, topology:
         averager.before_update()
         optimizer.step()
         averager.after_update(step, False, optimizer)
-        gather(comm, torch.zeros(1), "loss")
+        gather(comm, torch.zeros(1), "pulse")
         shares.append((comm.ledger.sent_bytes() - noted) / (own_traffic(device).sent_bytes - counted))
     return statistics.median(shares[UNCOUNTED:])
 

@@ -28,10 +28,11 @@ from cxr_hvd.errors import ConfigError, ContractError, DataError, PeerError, Tra
 from cxr_hvd.training.engine import Engine
 from cxr_hvd.training.loader import Batch
 from cxr_hvd.training.model import build_model, tensor_specs
-from cxr_hvd.training.train import train
+from cxr_hvd.training.train import Job, train
 from tests.study_files import write_study_file
 
 ENDS = PRESETS["ends"]
+GO_ON = Job(resume="latest")
 NO_OPTIMIZER = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
 
 
@@ -247,7 +248,7 @@ def engine_for(
     plan = build_plan(tensor_specs(model), patterns, exchange=exchange)
     averager = averager_of(model, plan, comm, topology)
     settings = Training(precision="fp32", learning_rate=1e-3, schedule="constant")
-    return Engine(model, averager, comm, topology, settings, num_steps=3), plan
+    return Engine(model, averager, comm, topology, settings, 3, plan), plan
 
 
 def no_private_tensor_enters_a_collective(comm: HorovodComm, folder: Path) -> None:
@@ -270,13 +271,13 @@ def no_private_tensor_enters_a_collective(comm: HorovodComm, folder: Path) -> No
         for tensor in kept:
             start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
             assert address + sent.nbytes <= start or end <= address
-    # Nothing but each step's shared tensors, once, and one number a step: the loss.
+    # Nothing but each step's shared tensors, once, and one pulse a step.
     averages = [sent for name, sent, _ in records if name.startswith("weights.")]
     others = [sent for name, sent, _ in records if not name.startswith("weights.")]
     sent = torch.cat(averages).sort().values
     assert torch.equal(sent, (torch.cat(shared_before) / comm.num_ranks).sort().values) or comm.num_ranks == 3
     assert sent.numel() == torch.cat(shared_before).numel()
-    assert [each.numel() for each in others] == [1, 1, 1]
+    assert [each.numel() for each in others] == [5, 5, 5]
 
 
 def private_tensors_train_as_alone_given_the_same_shared_weights(
@@ -326,8 +327,8 @@ def resuming_equals_never_stopping_bit_for_bit(comm: HorovodComm, folder: Path) 
     train(config, folder / "whole", comm)
     stop_after_the_first_checkpoint(comm, config, folder)
     other = config.model_copy(update={"seed": 99})
-    fails_with(ConfigError, "config.seed was 1", lambda: train(other, folder / "stopped", comm, resume=True))
-    train(config, folder / "stopped", comm, resume=True)
+    fails_with(ConfigError, "config.seed was 1", lambda: train(other, folder / "stopped", comm, GO_ON))
+    train(config, folder / "stopped", comm, GO_ON)
     for file in ("shared", "private", "optimizer-0"):
         name = f"site{comm.rank}/checkpoints/latest/{file}.safetensors"
         assert (folder / "whole" / name).read_bytes() == (folder / "stopped" / name).read_bytes(), name

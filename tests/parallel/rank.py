@@ -24,17 +24,17 @@ def main() -> None:
 
 def run(folder: Path, names: list[str]) -> None:
     # Slow imports come after the watch above was set.
-    from cxr_hvd.collective.comm import HorovodComm
+    from cxr_hvd.collective.comm import start_comm
     from cxr_hvd.errors import leave
-    from tests.parallel import exchange_laws, laws
+    from tests.parallel import exchange_laws, laws, stopping_laws
 
-    comm = HorovodComm()
+    comm = start_comm()
     for name in names:
         own = folder / name
         own.mkdir(exist_ok=True)
         said = None
         try:
-            law = getattr(laws, name, None) or getattr(exchange_laws, name)
+            law = next(getattr(each, name) for each in (laws, exchange_laws, stopping_laws) if hasattr(each, name))
             law(comm, own)
         except BaseException:
             said = traceback.format_exc()

@@ -50,7 +50,7 @@ def test_only_the_data_may_differ_between_sites() -> None:
         ("training.batch_size=0", "training.batch_size: expected greater than or equal to 1, found 0"),
         ("training.learning_rate=.nan", "training.learning_rate: expected"),
         ("training.learning_rate=true", "training.learning_rate: expected a valid number, found true"),
-        ("training.precision=fp61", "training.precision: expected 'fp32' or 'bf16', found \"fp61\""),
+        ("training.precision=fp61", "training.precision: expected 'fp32', 'bf16' or 'fp16', found \"fp61\""),
         ("model.name=resnet", "model.name: expected 'densenet121', found \"resnet\""),
         ("labels.uncertain={Atelectasi: ones}", "no label is called 'Atelectasi'; did you mean 'Atelectasis'?"),
         ("experiment=C", "experiment C is defined by sharing.private: none, found ends"),

@@ -67,7 +67,7 @@ def send(ledger: Ledger, block: str = "denseblock2", elements: int = SHARED, **c
 
 def train(ledger: Ledger, first: int = 0, last: int = STEPS) -> None:
     for ledger.step in range(first, last):
-        ledger.note("loss", "", (1,), "float32", 4, "all", 2, "gather")
+        ledger.note("pulse", "", (1, 5), "float64", 40, "all", 2, "gather")
         send(ledger)
 
 
@@ -179,7 +179,7 @@ def test_a_killed_ledger_names_every_kind(tmp_path: Path) -> None:
         for r in (tmp_path / "north/ledger.jsonl").read_text().splitlines()
         for e in json.loads(r).get("entries", [])
     ]
-    assert {entry["purpose"] for entry in entries} == {"verdict.opening its study file", "loss", "weights"}
+    assert {entry["purpose"] for entry in entries} == {"verdict.opening its study file", "pulse", "weights"}
     assert faults_of(tmp_path) == []
     assert "may lack the last 5 minutes" in " ".join(said_of(tmp_path).split())
 
@@ -223,7 +223,7 @@ def test_counts_are_written_when_due(tmp_path: Path) -> None:
 
 def test_a_rank_alone_sends_nothing() -> None:
     ledger = Ledger()
-    ledger.note("loss", "", (1,), "float32", 4, "all", 1, "gather")
+    ledger.note("pulse", "", (1, 5), "float64", 40, "all", 1, "gather")
     assert ledger.sent_bytes() == 0
 
 
@@ -239,8 +239,8 @@ def test_bytes_are_those_of_a_ring() -> None:
 def test_what_the_table_does_not_foresee_cannot_leave() -> None:
     with pytest.raises(ValueError, match="'images' may not leave"):
         traffic_of("images")
-    with pytest.raises(ContractError, match="9 bytes were to leave this rank, at most 8"):
-        check_traffic("loss", 9)
+    with pytest.raises(ContractError, match="41 bytes were to leave this rank, at most 40"):
+        check_traffic("pulse", 41)
     with pytest.raises(ContractError, match="must stay at its own"):
         Ledger().note("private", "stem", (4,), "float32", 16, "all", 2, "sum")
     assert traffic_of("verdict.saving a checkpoint") is TRAFFIC["verdict"]
@@ -270,7 +270,10 @@ def forge(ledger: Ledger, **changes: Any) -> None:
         ({"name": "block9"}, "is no buffer of the plan"),
         ({"shape": [SHARED + 1], "bytes": 4 * SHARED + 4}, "1001 elements, the plan says [1000]"),
         ({"purpose": "private", "name": "stem", "shape": [640], "bytes": 2560}, "went to all sites"),
-        ({"purpose": "loss", "name": "", "shape": [100], "bytes": 400}, "400 bytes left this rank, at most 8 may"),
+        (
+            {"purpose": "pulse", "name": "", "shape": [100], "bytes": 400},
+            "400 bytes left this rank, at most 40",
+        ),
         ({"bytes": 4}, "4 bytes are not [1000] of float32"),
         ({"group_size": 3}, "went to a group of 3 ranks, expected 2"),
         ({"how": "gather"}, "a gather of float32, the plan's wire is float32"),

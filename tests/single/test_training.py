@@ -11,23 +11,31 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from cxr_hvd.collective.comm import LocalComm
-from cxr_hvd.config import Augmentation, parse_config
+from cxr_hvd.config import Augmentation, Config, parse_config
 from cxr_hvd.errors import CheckpointError, StudyFileError
-from cxr_hvd.evaluation.evaluate import predict
-from cxr_hvd.evaluation.metrics import compute_metrics
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.study_file import Split, StudyFile
 from cxr_hvd.training.augment import apply_motion, draw_motion, fill_augmented, fill_plain
-from cxr_hvd.training.checkpoint import RunFolder, load_weights
-from cxr_hvd.training.engine import masked_bce
+from cxr_hvd.training.checkpoint import load_judged_weights
 from cxr_hvd.training.loader import Shuffle, StudySet, plain_batches, train_batches
+from cxr_hvd.training.loss import MultiLabelLoss
+from cxr_hvd.training.metrics import compute_metrics
 from cxr_hvd.training.model import build_model
+from cxr_hvd.training.run_folder import RunFolder
 from cxr_hvd.training.schedule import SCHEDULES
 from cxr_hvd.training.train import train
+from cxr_hvd.training.validation import predict
 from tests.study_files import SIZE, write_study_file
 
 NONE = Augmentation(flip=0, rotation_deg=0, scale=0, shift=0, brightness=0, contrast=0)
+bce = MultiLabelLoss()
 POLICY = parse_config({"experiment": "A", "sites": {"north": {"data": "x"}}}, "test").labels.policy(LABELS)
+
+
+def a_config(data: Path | str = "x", **training: object) -> Config:
+    """Experiment A at one site, 32 pixels."""
+    tree = {"experiment": "A", "sites": {"north": {"data": str(data)}}, "model": {"image_size": 32}}
+    return parse_config({**tree, "training": training}, "test")
 
 
 @pytest.fixture(scope="module")
@@ -191,16 +199,16 @@ def test_a_damaged_image_stops_the_loader_with_its_place(tmp_path: Path) -> None
 def test_unknown_labels_count_nowhere() -> None:
     logits = torch.randn(4, 14, requires_grad=True)
     targets, known = torch.randint(0, 2, (4, 14)).float(), torch.rand(4, 14) < 0.5
-    masked_bce(logits, targets, known).backward()
+    bce(logits, targets, known).backward()
     assert logits.grad is not None
     assert not logits.grad[~known].any()
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits[known], targets[known])
-    torch.testing.assert_close(masked_bce(logits, targets, known), expected)
+    torch.testing.assert_close(bce(logits, targets, known), expected)
 
 
 def test_a_batch_without_a_known_label_gives_zero_and_no_gradient() -> None:
     logits = torch.randn(2, 14, requires_grad=True)
-    loss = masked_bce(logits, torch.ones(2, 14), torch.zeros(2, 14, dtype=torch.bool))
+    loss = bce(logits, torch.ones(2, 14), torch.zeros(2, 14, dtype=torch.bool))
     loss.backward()
     assert logits.grad is not None
     assert float(loss.detach()) == 0.0 and not logits.grad.any()
@@ -245,8 +253,10 @@ def test_what_is_undefined_is_none_and_enters_no_mean() -> None:
 
 def test_scores_do_not_depend_on_the_batch_they_came_in(studies: StudySet) -> None:
     model = build_model("densenet121", 14, seed=0)
-    one = predict(model, studies, 1, 32, "fp32")
-    many = predict(model, studies, 8, 32, "fp32")
+    positions = np.arange(len(studies))
+    one, many = (
+        predict(model, studies, positions, a_config(batch_size=size, precision="fp32")) for size in (2, 8)
+    )
     np.testing.assert_allclose(one, many, atol=1e-5)
 
 
@@ -255,22 +265,22 @@ def test_scores_do_not_depend_on_the_batch_they_came_in(studies: StudySet) -> No
 
 def test_a_run_is_kept_whole_and_never_silently_replaced(tmp_path: Path) -> None:
     data = write_study_file(tmp_path / "north.h5", num_studies=12)
-    tree = {"experiment": "A", "sites": {"north": {"data": str(data)}}, "model": {"image_size": 32}}
-    config = parse_config({**tree, "training": {"epochs": 3, "batch_size": 3, "precision": "fp32"}}, "test")
+    config = a_config(data, epochs=3, batch_size=3, precision="fp32")
     train(config, tmp_path / "run", LocalComm())
     folder = RunFolder(tmp_path / "run", "north")
     assert {path.name for path in folder.path.iterdir()} == {
         "config.yaml", "environment.json", "plan.json", "metrics.jsonl", "tensorboard", "checkpoints",
-        "ledger.jsonl",
+        "ledger.jsonl", "validation.jsonl", "status-0.json",
     }  # fmt: skip
-    assert folder.latest_step() == 6
+    assert folder.steps() == [6, 4]
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["latest", "step-4", "step-6"]
-    assert load_weights(folder, build_model("densenet121", 14, seed=9)) == 6
+    latest = folder.checkpoints / "latest"
+    assert load_judged_weights(latest, build_model("densenet121", 14, seed=9)) == 6
     assert len((folder.path / "metrics.jsonl").read_text().splitlines()) == 6
-    with pytest.raises(CheckpointError, match="holds a run already: go on with --resume"):
+    with pytest.raises(CheckpointError, match="holds a run already: go on with --resume auto"):
         train(config, tmp_path / "run", LocalComm())
     with pytest.raises(CheckpointError, match="another model"):
-        load_weights(folder, build_model("densenet121", 3, seed=9))
+        load_judged_weights(latest, build_model("densenet121", 3, seed=9))
     (folder.checkpoints / "latest" / "shared.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="cannot read it"):
-        load_weights(folder, build_model("densenet121", 14, seed=9))
+        load_judged_weights(latest, build_model("densenet121", 14, seed=9))

@@ -1,0 +1,65 @@
+"""What all ranks tell each other in every step, after backward and before a weight changes.
+
+Five numbers a rank. They make every decision of a step the same on all ranks without a further collective: whether
+its losses and gradients are finite, whether anybody asks to stop, and whether everybody's checkpoint is written.
+"""
+
+from dataclasses import astuple, dataclass
+from enum import IntEnum
+from math import isfinite
+
+import torch
+
+from cxr_hvd.collective.comm import Communicator, Wait
+
+
+class Wish(IntEnum):
+    """Why a rank asks all to stop after this step. The greatest of all ranks' is told."""
+
+    NONE = 0
+    TIME = 1
+    SIGNAL = 2
+    LAUNCHER = 3
+
+
+class Writing(IntEnum):
+    """How far a rank's part of a checkpoint is."""
+
+    IDLE = 0
+    BUSY = 1
+    WRITTEN = 2
+    FAILED = 3
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """One rank's word on one step.
+
+    Attributes:
+        loss: mean over the batch's known labels.
+        shared_norm: norm of the shared gradient, as the optimizer is about to use it.
+        is_private_finite: whether the private gradient is; its norm is not the others' business.
+        wish: whether the rank asks to stop, and why.
+        writing: how far its part of a checkpoint is.
+    """
+
+    loss: float
+    shared_norm: float
+    is_private_finite: bool
+    wish: Wish = Wish.NONE
+    writing: Writing = Writing.IDLE
+
+    @property
+    def is_finite(self) -> bool:
+        return isfinite(self.loss) and isfinite(self.shared_norm) and self.is_private_finite
+
+
+def begin_pulses(comm: Communicator, own: Pulse) -> Wait[list[Pulse]]:
+    """Begin to give every rank's pulse to every rank, in rank order. Collective: all ranks, once a step."""
+    wait = comm.begin_gather(torch.tensor(astuple(own), dtype=torch.float64), "pulse")
+    return lambda: [_read(row) for row in wait().tolist()]
+
+
+def _read(row: list[float]) -> Pulse:
+    loss, shared_norm, is_private_finite, wish, writing = row
+    return Pulse(loss, shared_norm, bool(is_private_finite), Wish(int(wish)), Writing(int(writing)))

@@ -1,0 +1,114 @@
+"""Ends a rank that hangs, or that waits too long for one that does, and says which and where.
+
+Horovod's own stall check does not fire under Gloo, and under MPI it names tensors. Here each rank notes what it
+is doing, and a thread of its own looks at the clock. A rank whose own work takes too long names itself: site,
+rank, step. The ranks that wait for it give it that much time and a little more, so that its line comes first;
+where it cannot speak (frozen, cut off), they name who may be meant.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from cxr_hvd.errors import PeerError, TrainingError, leave, print_error
+
+GRACE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Doing:
+    """What a rank does.
+
+    Attributes:
+        what: in words, for example `training` or `waiting for the other ranks in pulse`.
+        is_waiting: whether it waits for other ranks.
+        step: the step it is in, from 0; None before the first.
+        since: when that began, in seconds since 1970.
+    """
+
+    what: str
+    is_waiting: bool
+    step: int | None
+    since: float
+
+
+class Watchdog:
+    """What this rank is doing, and since when.
+
+    Args:
+        limit_s: the longest that a piece of own work may take, in seconds.
+
+    Attributes:
+        name: how messages call this rank.
+        on_tick: called about once a second by the watching thread, with what the rank does; must not raise.
+        on_end: called with the error's line before the rank is ended.
+        suspects: returns in words which ranks may be the ones that are waited for.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self.name = "this rank"
+        self.on_tick: Callable[[Doing], None] = lambda doing: None
+        self.on_end: Callable[[str], None] = lambda said: None
+        self.suspects: Callable[[], str] = lambda: "one hangs or is cut off"
+        self._limit_s = limit_s
+        self._doing: Doing | None = None
+        # Monotonic, unlike what `Doing` tells others: a corrected clock must not end a job.
+        self._since = time.monotonic()
+        self._thread: threading.Thread | None = None
+
+    def works(self, what: str, step: int | None = None) -> None:
+        """Note that this rank begins a piece of work; each piece has the whole limit to itself."""
+        self._note(Doing(what, False, step, time.time()))
+
+    def rests(self) -> None:
+        """Stop watching, until the next piece of work or wait."""
+        self._doing = None
+
+    @contextmanager
+    def waits(self, purpose: str) -> Iterator[None]:
+        """Count the time of the body as a wait for other ranks; go back afterwards to what was done before."""
+        before = self._doing
+        step = before.step if before else None
+        self._note(Doing(f"waiting for the other ranks in {purpose}", True, step, time.time()))
+        try:
+            yield
+        finally:
+            self._doing = before and Doing(before.what, before.is_waiting, before.step, time.time())
+            self._since = time.monotonic()
+
+    def _note(self, doing: Doing) -> None:
+        self._since = time.monotonic()
+        self._doing = doing
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+
+    def _watch(self) -> None:
+        grace_s = min(GRACE_S, self._limit_s)
+        while True:
+            time.sleep(min(1.0, self._limit_s / 4))
+            doing, spent_s = self._doing, time.monotonic() - self._since
+            if doing is None:
+                continue
+            self.on_tick(doing)
+            if spent_s > self._limit_s + (grace_s if doing.is_waiting else 0.0) and doing is self._doing:
+                self._end(doing)
+
+    def _end(self, doing: Doing) -> None:
+        where = "" if doing.step is None else f" in step {doing.step}"
+        error: PeerError | TrainingError
+        if doing.is_waiting:
+            error = PeerError(
+                f"{self.name}{where}: {doing.what} for more than {self._limit_s:.0f} s: {self.suspects()}; "
+                "look at each rank's last line, then go on with --resume auto"
+            )
+        else:
+            error = TrainingError(
+                f"{self.name} hangs{where}: {doing.what} for more than {self._limit_s:.0f} s; look at its disk "
+                "and machine, then go on with --resume auto, or give it more time with --stall-limit"
+            )
+        print_error("cxr-hvd", error)
+        self.on_end(str(error))
+        leave(error.exit_code)

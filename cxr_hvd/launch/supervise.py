@@ -1,0 +1,245 @@
+"""A run that is started again when it fails: `cxr-hvd train --supervise N`.
+
+Starts the launcher in a session of its own, waits for its end, ends what it left behind, and starts it again, with
+pauses that grow, unless the run is done, was asked to stop, or cannot work. What is asked of this process
+by a signal is handed on in the way that gives the ranks time for a checkpoint.
+"""
+
+import os
+import queue
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from cxr_hvd.errors import UsageError
+from cxr_hvd.launch.launchers import choose_launcher, is_rank, receiver, stop_signal
+from cxr_hvd.launch.orphan import SUPERVISOR
+from cxr_hvd.launch.outcome import DONE, STOPPED, USAGE, judge, newest_step, read_last_words
+from cxr_hvd.launch.processes import Process, descendants, end, read_process, send, wait_for_end
+
+FIRST_PAUSE_S = 10.0
+LONGEST_PAUSE_S = 600.0
+GRACE_S = 60.0
+LEFT_S = 15.0  # horovodrun --gloo takes ten seconds to end its ranks
+SETTLE_S = 1.0  # its helpers see its end and go, too
+POLL_S = 0.1
+TWICE_S = 1.0  # `timeout`, for one, sends the same signal to a process and to its group
+HURRY = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+HEARD = (*HURRY, signal.SIGUSR1)
+OPTIONS_OF_ITS_OWN = ("--supervise", "--launcher", "--resume")
+
+Requests = queue.SimpleQueue[signal.Signals]
+
+
+def supervise(
+    command: list[str],
+    run: Path,
+    num_ranks: int,
+    num_restarts: int,
+    launcher: list[str] | None = None,
+    first_pause_s: float = FIRST_PAUSE_S,
+    grace_s: float = GRACE_S,
+    deadline: float | None = None,
+) -> int:
+    """Run a command on all ranks, and again where it fails; return the exit code of the last start.
+
+    SIGTERM, SIGINT and SIGHUP ask the ranks to stop, make them after `grace_s`, and end all at once when they
+    come a second time; SIGUSR1 asks and leaves them all the time that they want. Nothing is started after that.
+    One that was ignored when this process began, as `nohup` does, stays ignored. Called in the main thread.
+
+    Args:
+        command: what each rank runs; it goes on from its checkpoints by itself.
+        run: the run folder, where checkpoints and last words are looked for.
+        num_ranks: how many ranks there are.
+        num_restarts: how often it is started again at most, whatever it reached in between.
+        launcher: the words before the command, instead of `mpirun -np R` or `horovodrun --gloo -np R`.
+        first_pause_s: seconds before the second start; each further pause is twice as long, at most ten minutes.
+        grace_s: seconds from a request to stop until the ranks are made to.
+        deadline: when the run has to be over, by `time.monotonic()`. Each start is told what is left by
+            `--time-limit`, and none comes after it.
+
+    Returns:
+        0 done, 2 wrong usage or config, 75 stopped on request, anything else: failed too often.
+
+    Raises:
+        UsageError: this is a rank itself; or the launcher cannot be started.
+
+    Blocking: as long as the run takes, and the pauses.
+    """
+    if is_rank(os.environ):
+        raise UsageError("--supervise starts the launcher itself: run it without one")
+    words = [*choose_launcher(num_ranks, launcher), *command]
+    num_starts = num_restarts + 1
+    with requests_heard() as requests:
+        for number in range(1, num_starts + 1):
+            limit = [] if deadline is None else ["--time-limit", str(max(1, int(deadline - time.monotonic())))]
+            say(f"start {number} of {num_starts}: {shlex.join([*words, *limit])}")
+            began = time.time()
+            start = Start([*words, *limit], has_launcher=len(words) > len(command))
+            code, was_asked = start.wait(requests, grace_s)
+            code = judge(code, read_last_words(run, began), was_asked)
+            ended = f"the run ended with {code} {_reached(run)}"
+            if code in (DONE, USAGE, STOPPED) or start.is_asked:
+                say(ended)
+                return code
+            pause_s = pause_before(number + 1, first_pause_s)
+            if number == num_starts or (deadline is not None and time.monotonic() + pause_s > deadline):
+                break
+            say(f"start {number + 1} of {num_starts} in {pause_s:g} s: {ended}")
+            if _next(requests, pause_s):
+                say(f"stopped on request, in the pause; the run stands {_reached(run)}")
+                return STOPPED
+    say(f"given up after start {number} of {num_starts}: {ended}")
+    return code
+
+
+def pause_before(number: int, first_pause_s: float = FIRST_PAUSE_S) -> float:
+    """Return how many seconds to wait before start `number`, 2 and up: 10, 20, 40, at most 600. Pure."""
+    return float(min(LONGEST_PAUSE_S, first_pause_s * 2 ** min(number - 2, 62)))
+
+
+def command_of_ranks(arguments: list[str]) -> list[str]:
+    """Return what each rank is to run, from this program's own command line. Pure, but for the working folder.
+
+    It is the same without `--supervise`, `--launcher` and `--resume`, and with `--resume auto`.
+
+    Raises:
+        UsageError: it holds `--overwrite`, which would throw away at each start what the one before reached.
+    """
+    if "--overwrite" in arguments:
+        raise UsageError("--supervise goes on with what is there and --overwrite replaces it: choose one")
+    kept: list[str] = []
+    rest = iter(arguments[1:])
+    for word in rest:
+        if word in OPTIONS_OF_ITS_OWN:
+            next(rest, None)
+        elif word.partition("=")[0] not in OPTIONS_OF_ITS_OWN:
+            kept.append(word)
+    return [str(Path(arguments[0]).absolute()), *kept, "--resume", "auto"]
+
+
+class Start:
+    """One start: the launcher, and all that comes from it.
+
+    Args:
+        words: the launcher and the command.
+        has_launcher: whether there is one, or the command itself is what is started.
+
+    Attributes:
+        is_asked: whether it has been asked to stop.
+
+    Raises:
+        UsageError: the system cannot start it.
+    """
+
+    def __init__(self, words: list[str], has_launcher: bool) -> None:
+        own = read_process(os.getpid())
+        if own is None:
+            raise UsageError("--supervise looks for processes in /proc, and finds none: use it on Linux")
+        self.is_asked = False
+        self._has_launcher = has_launcher
+        self._mark = f"{SUPERVISOR}={own.identity}"
+        environment = os.environ | {SUPERVISOR: own.identity}
+        environment.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+        if os.geteuid() == 0:
+            environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        try:
+            self._launcher = subprocess.Popen(
+                words, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        except OSError as error:
+            raise UsageError(
+                f"--supervise: cannot start {words[0]} ({error.strerror}); mend --launcher"
+            ) from error
+
+    def wait(self, requests: Requests, grace_s: float) -> tuple[int, bool]:
+        """Wait for the end, hand requests on, and leave no process behind.
+
+        Returns:
+            The exit code, or 128 and the number of the signal that ended it; and whether it stopped because it was
+            asked to, and was not made to.
+
+        Blocking: as long as it runs; after a request to stop in a hurry at most `grace_s` and 40 s.
+        """
+        hurried_at: float | None = None
+        make_at = kill_at = float("inf")
+        while (code := self._launcher.poll()) is None:
+            asked, now = _next(requests, POLL_S), time.monotonic()
+            if asked in HURRY and hurried_at is None:
+                hurried_at, make_at = now, now + grace_s
+                self._ask(asked)
+            elif asked in HURRY and hurried_at is not None and now - hurried_at > TWICE_S:
+                say(f"{asked.name} once more: all is ended now")
+                kill_at = now
+            elif asked == signal.SIGUSR1 and not self.is_asked:
+                self._ask(asked)
+            if now >= make_at and kill_at == float("inf"):
+                say(f"still there {grace_s:g} s after it was asked to stop: SIGTERM")
+                kill_at = now + LEFT_S
+                self._send(signal.SIGTERM)
+            if now >= kill_at:
+                end(self._all, grace_s=0.0)
+        if wait_for_end(self._all, SETTLE_S):
+            say("ending what the launcher left behind")
+            end(self._all, LEFT_S)
+        return code if code >= 0 else 128 - code, self.is_asked and kill_at == float("inf")
+
+    def _ask(self, asked: signal.Signals) -> None:
+        self.is_asked = True
+        say(f"{asked.name}: the ranks are asked to stop")
+        self._send(asked, to_ask=True)
+
+    def _send(self, number: signal.Signals, to_ask: bool = False) -> None:
+        launcher = read_process(self._launcher.pid)
+        if launcher is not None:
+            receives = receiver(launcher, self._all())
+            send(receives, stop_signal(receives, self._has_launcher, number) if to_ask else number)
+
+    def _all(self) -> list[Process]:
+        return descendants(self._launcher.pid, self._mark)
+
+
+@contextmanager
+def requests_heard() -> Iterator[Requests]:
+    """Take the signals that ask for a stop into a queue while the body runs."""
+    requests: Requests = queue.SimpleQueue()
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        requests.put(signal.Signals(number))
+
+    before = {number: signal.getsignal(number) for number in HEARD}
+    heard = [number for number, handler in before.items() if handler != signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, hear)
+    try:
+        yield requests
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])
+
+
+def say(event: str) -> None:
+    """Print one line, with the time of day, on standard error, in one piece."""
+    with suppress(OSError):  # the terminal may be gone
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        sys.stderr.write(f"{now} cxr-hvd: supervise: {' '.join(event.split())}\n")
+        sys.stderr.flush()
+
+
+def _next(requests: Requests, limit_s: float) -> signal.Signals | None:
+    """Return the next request, or None where none comes within `limit_s` seconds."""
+    try:
+        return requests.get(timeout=limit_s)
+    except queue.Empty:
+        return None
+
+
+def _reached(run: Path) -> str:
+    step = newest_step(run)
+    return "before its first checkpoint" if step is None else f"after step {step}"

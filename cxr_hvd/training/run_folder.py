@@ -1,0 +1,119 @@
+"""A site's run folder: where its files are, its records, and what others may learn from it while a run goes on.
+
+`runs/NAME/SITE/` belongs to one site, has mode 0700, and is written by that site's ranks alone: config, plan and
+environment, metrics, ledgers, status of each rank, and the checkpoints that `checkpoint` writes and reads.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import yaml
+
+from cxr_hvd.atomic import point_link, write_text
+from cxr_hvd.config import Config, load_config
+from cxr_hvd.errors import CheckpointError
+
+LATEST, BEST = "latest", "best"
+
+
+class RunFolder:
+    """The folder `run/SITE` of one site."""
+
+    def __init__(self, run: Path, site: str) -> None:
+        self.run = run
+        self.path = run / site
+        self.checkpoints = self.path / "checkpoints"
+
+    def open_new(self, overwrite: bool) -> None:
+        """Make the folder, empty.
+
+        Raises:
+            CheckpointError: it holds a run already, and `overwrite` is False.
+        """
+        if (self.path / "config.yaml").exists() and not overwrite:
+            raise CheckpointError(
+                f"{self.path} holds a run already: go on with --resume auto, replace it with --overwrite, "
+                "or name another with --run"
+            )
+        try:
+            if (self.path / "config.yaml").exists():
+                shutil.rmtree(self.path)
+            self.checkpoints.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.chmod(0o700)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot make the run folder ({error.strerror})") from error
+
+    def write_record(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON or YAML record of the run, by the ending of `name`."""
+        is_yaml = name.endswith(".yaml")
+        text = yaml.safe_dump(dict(content), sort_keys=False) if is_yaml else json.dumps(content, indent=1)
+        with disk_errors(self.path / name):
+            write_text(self.path / name, text + "\n")
+
+    def config(self, settings: tuple[str, ...] = ()) -> Config:
+        """Read back the config that the run was started with."""
+        if not (self.path / "config.yaml").is_file():
+            raise CheckpointError(f"{self.path}: no run of a site here; expected config.yaml and checkpoints/")
+        return load_config(self.path / "config.yaml", settings)
+
+    def checkpoint(self, step: int) -> Path:
+        """Return where the checkpoint after so many steps is, or would be."""
+        return self.checkpoints / f"step-{step}"
+
+    def steps(self) -> list[int]:
+        """Return the steps after which there is a checkpoint, the newest first."""
+        names = [path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*")]
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+
+    def go_back_to(self, step: int) -> None:
+        """Point `latest` at a checkpoint, and remove newer and unfinished ones and later rows of its logs."""
+        with disk_errors(self.path):
+            point_link(self.checkpoints / LATEST, self.checkpoint(step))
+            for newer in (each for each in self.steps() if each > step):
+                shutil.rmtree(self.checkpoint(newer))
+            for unfinished in self.checkpoints.glob(".*.part"):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            if not (self.checkpoints / BEST).exists():
+                (self.checkpoints / BEST).unlink(missing_ok=True)
+            cut_rows(self.path / "metrics.jsonl", step)
+            cut_rows(self.path / "validation.jsonl", step)
+
+
+def cut_rows(path: Path, first_step: int) -> None:
+    """Keep the rows of a log before `first_step`: the others will be written again. Half a row is cut, too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] >= first_step:
+                break
+        except (ValueError, KeyError, TypeError):
+            break
+        kept.append(line + "\n")
+    write_text(path, "".join(kept))
+
+
+def sites_in(run: Path) -> list[str]:
+    """Return the names of the sites whose folders are in a run and may be read from here."""
+    sites = sorted(path.parent.name for path in run.glob("*/config.yaml"))
+    if not sites:
+        raise CheckpointError(f"{run}: no run here; expected one folder for each site, as `cxr-hvd train` makes")
+    return sites
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into one line."""
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: cannot write ({error}); what was there before is whole: free the disk, then use "
+            "--resume auto"
+        ) from error

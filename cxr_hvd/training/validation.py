@@ -1,0 +1,186 @@
+"""How good the networks are while they train: each site judges its own, and all agree on the mean.
+
+A site's score is the mean AUROC over the labels that are defined on its VALIDATE studies. Its ranks share the
+studies out and put their scores together among themselves; sites tell each other one number. What is agreed on
+names the best checkpoint and, with `validation.patience`, ends the run.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cxr_hvd.collective.comm import Communicator, gather
+from cxr_hvd.config import Config
+from cxr_hvd.training.engine import Engine, forward
+from cxr_hvd.training.loader import StudySet, plain_batches
+from cxr_hvd.training.metrics import compute_metrics
+
+ROWS_AT_ONCE = 16_384  # 14 labels of 4 bytes: less than the megabyte that may be sent at once
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one validation came to.
+
+    Attributes:
+        step: steps done before it.
+        macro_auroc: this site's mean AUROC over defined labels, 0 to 1; None where it has none.
+        mean_accuracy: this site's; None where it has no study.
+        agreed_auroc: the mean of the sites' AUROCs; None where no site has one.
+        is_best: whether none before was better by more than `min_delta`.
+        seconds: how long it took.
+    """
+
+    step: int
+    macro_auroc: float | None
+    mean_accuracy: float | None
+    agreed_auroc: float | None
+    is_best: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class History:
+    """What all ranks remember of the validations before; part of a checkpoint's state.
+
+    Attributes:
+        best_auroc: the best that was agreed on; None before the first.
+        best_step: after how many steps that was.
+        num_since_best: validations since then.
+    """
+
+    best_auroc: float | None = None
+    best_step: int | None = None
+    num_since_best: int = 0
+
+    def after(self, step: int, agreed_auroc: float | None, min_delta: float) -> "History":
+        """Return the history with one more validation. Pure."""
+        if agreed_auroc is None:
+            return replace(self, num_since_best=self.num_since_best + 1)
+        if self.best_auroc is None or agreed_auroc > self.best_auroc + min_delta:
+            return History(agreed_auroc, step, 0)
+        return replace(self, num_since_best=self.num_since_best + 1)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> "History":
+        """Read what `as_json` gave; an empty mapping is no validation yet."""
+        return cls(said.get("best_auroc"), said.get("best_step"), int(said.get("num_since_best", 0)))
+
+
+class Validation:
+    """A site's validation studies and how its network does on them.
+
+    Args:
+        studies: the site's VALIDATE studies; may be none.
+        engine: the one whose network is judged: the running mean of its weights where it keeps one.
+        num_threads: of the loader.
+
+    Attributes:
+        history: what came of the validations so far.
+    """
+
+    def __init__(self, studies: StudySet, config: Config, engine: Engine, num_threads: int) -> None:
+        self.history = History()
+        self._studies = studies
+        self._config = config
+        self._engine = engine
+        self._comm, self._topology = engine.comm, engine.topology
+        self._num_threads = num_threads
+        self._mean_model = copy.deepcopy(engine.model) if engine.weight_mean else None
+
+    def is_exhausted(self) -> bool:
+        """Whether patience is over."""
+        patience = self._config.validation.patience
+        return patience is not None and self.history.num_since_best >= patience
+
+    def judge(self, step: int) -> Verdict:
+        """Judge every site's network after so many steps. Collective: every rank. Blocking."""
+        started = time.perf_counter()
+        auroc, accuracy = self._judge_own()
+        of_rank = gather(self._comm, torch.tensor([auroc], dtype=torch.float64), "auroc").flatten().tolist()
+        of_site = [of_rank[self._topology.ranks_at(site)[0]] for site in range(self._topology.num_sites)]
+        defined = [each for each in of_site if not math.isnan(each)]
+        agreed = sum(defined) / len(defined) if defined else None
+        self.history = self.history.after(step, agreed, self._config.validation.min_delta)
+        return Verdict(
+            step=step,
+            macro_auroc=None if math.isnan(auroc) else auroc,
+            mean_accuracy=accuracy,
+            agreed_auroc=agreed,
+            is_best=self.history.best_step == step,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _network(self) -> torch.nn.Module:
+        if self._mean_model is None or self._engine.weight_mean is None:
+            return self._engine.model
+        self._mean_model.load_state_dict(self._engine.weight_mean.tensors(), strict=False)
+        return self._mean_model
+
+    def _judge_own(self) -> tuple[float, float | None]:
+        """Return the site's mean AUROC (NaN where undefined) and accuracy; the same on all its ranks."""
+        if not len(self._studies):
+            return math.nan, None
+        studies, ranks = self._studies, self._topology.ranks_of_site
+        own = np.arange(self._topology.rank_in_site, len(studies), len(ranks))
+        probabilities_NL = np.zeros(studies.targets.shape, dtype=np.float32)
+        network = self._network()
+        probabilities_NL[own] = predict(network, studies, own, self._config, self._num_threads, self._comm)
+        if len(ranks) > 1:
+            for start in range(0, len(studies), ROWS_AT_ONCE):
+                rows = torch.from_numpy(probabilities_NL[start : start + ROWS_AT_ONCE])
+                # Each row comes from one rank, and zeros from the others: the sum is exact.
+                self._comm.begin_sum({f"rows from {start}": rows}, "scores", "site")()
+        metrics = compute_metrics(probabilities_NL, studies.targets, studies.known, studies.label_names)
+        auroc = math.nan if metrics.macro_auroc is None else metrics.macro_auroc
+        return auroc, metrics.mean_accuracy
+
+
+@torch.inference_mode()
+def predict(
+    model: torch.nn.Module,
+    studies: StudySet,
+    positions: Sequence[int] | NDArray[np.int64],
+    config: Config,
+    num_threads: int = 1,
+    comm: Communicator | None = None,
+) -> NDArray[np.float32]:
+    """Return probabilities (len(positions), L), 0 to 1, of studies of a set, in the order of the positions.
+
+    Args:
+        comm: where given, its watchdog is told of every batch. Not collective.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    # Studies with equally many images stand together, so that few channels are empty.
+    positions = np.asarray(positions)
+    order = np.argsort(studies.num_images[positions], kind="stable")
+    batches = plain_batches(
+        studies,
+        positions[order].tolist(),
+        config.training.batch_size,
+        config.model.image_size,
+        num_threads,
+        config.loader.prefetch,
+        device,
+    )
+    rows = []
+    for batch in batches:
+        if comm:
+            comm.watchdog.works("validating", comm.ledger.step)
+        logits_BL = forward(model, batch.images, config.training.precision)
+        rows.append(torch.sigmoid(logits_BL).cpu().numpy())
+    probabilities_NL = np.empty((len(positions), studies.targets.shape[1]), dtype=np.float32)
+    if rows:
+        probabilities_NL[order] = np.concatenate(rows)
+    return probabilities_NL
