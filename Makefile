@@ -6,7 +6,7 @@ DATA    ?=
 INSTALL ?=
 SOURCES := cxr_hvd preprocess bench tests
 
-.PHONY: help setup demo test test-slow bench lint format constraints clean
+.PHONY: help setup demo test test-slow test-faults bench lint format constraints clean
 
 help:            ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -23,9 +23,13 @@ test: setup      ## run the tests that take seconds
 test-slow: setup ## run the tests that take minutes
 	@python -m pytest -m slow tests
 
-bench: setup     ## measure preprocessing and averaging beside their peers; writes the tables in docs/performance.md
+test-faults: setup ## run the slow tests of runs in which something breaks
+	@python -m pytest -m slow tests/parallel/test_faults.py
+
+bench: setup     ## measure every part beside its peers; writes the tables in docs/performance.md
 	@python -m bench.preprocess --out docs/performance.md
 	@python -m bench.averaging --out docs/performance.md
+	@python -m bench.training --out docs/performance.md
 
 lint: setup      ## check style, imports and types; change nothing
 	@ruff check $(SOURCES)

@@ -205,8 +205,10 @@ def measure_ledger(num_rounds: int) -> list[Figure]:
     ]
 
 
-def job(kind: str, ways: list[str], num_rounds: int, pair: TwoSites | None = None, **more: str) -> dict:  # type: ignore[type-arg]
-    """Run one job of two ranks, on the machine itself or one at each site; return what it told."""
+def job(
+    kind: str, ways: list[str], num_rounds: int, pair: TwoSites | None = None, num_ranks: int = 2, **more: str
+) -> Told:
+    """Run one job, of two ranks on the machine itself or one at each site; return what it told."""
     with tempfile.TemporaryDirectory(prefix="cxr-bench-") as folder, socket.socket() as free:
         out = Path(folder, "told.json")
         free.bind(("", 0))
@@ -220,10 +222,10 @@ def job(kind: str, ways: list[str], num_rounds: int, pair: TwoSites | None = Non
             del settings["MASTER_ADDR"]
             finished = pair.mpirun(1, command, LIMIT_S, BENCH_DEVICE=pair.device, **settings)
         else:
-            finished = launch(2, command, limit_s=LIMIT_S, **settings)
+            finished = launch(num_ranks, command, limit_s=LIMIT_S, **settings)
         if finished.exit_code:
             raise SystemExit(f"the job {kind} failed: {finished.output[-3000:]}")
-        told: dict = json.loads(out.read_text())  # type: ignore[type-arg]
+        told: Told = json.loads(out.read_text())
         return told
 
 

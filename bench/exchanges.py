@@ -1,4 +1,4 @@
-"""One rank of the job that `bench.averaging` starts: takes steps, or averages alone, by several ways in turn.
+"""One rank of the jobs of `bench.averaging` and `bench.training`: takes steps, or averages alone, by several ways.
 
 `python -m bench.exchanges KIND --ways A,B --rounds N --out FILE`, under mpirun. Rank 0 writes a JSON object: for
 each way and each clock a list of seconds, round by round. A way is named as in `build_step` and `build_alone`.
@@ -24,9 +24,11 @@ from cxr_hvd.collective.sharing import Scope, SharingPlan, build_plan
 from cxr_hvd.collective.sites import Topology, bind
 from cxr_hvd.collective.traffic import Group
 from cxr_hvd.collective.watchdog import Watchdog
-from cxr_hvd.config import PRESETS
+from cxr_hvd.config import PRESETS, Training
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.training.engine import forward
+from cxr_hvd.study.study_file import MAX_IMAGES
+from cxr_hvd.training.engine import Engine, forward
+from cxr_hvd.training.loader import Batch
 from cxr_hvd.training.loss import MultiLabelLoss
 from cxr_hvd.training.model import build_model, tensor_specs
 from tests.two_sites import own_traffic
@@ -149,6 +151,43 @@ class OurStep(Step):
         return {"step": ended - started, "exchange": waited + ended - updated}
 
 
+class EngineStep(Step):
+    """A whole step of the engine, with all that it does besides: norms, pulse, learning rate."""
+
+    def __init__(self, model: nn.Module, letter: str, comm: Communicator, topology: Topology) -> None:
+        plan = build_plan(tensor_specs(model), PRIVATE[letter])
+        averager = EXCHANGES["weights"](model, plan, comm, topology, [1 / topology.num_sites] * topology.num_sites)
+        settings = Training(learning_rate=1e-5, schedule="constant", precision="bf16")
+        self.engine = Engine(model, averager, comm, topology, settings, 1_000_000_000, plan)
+        super().__init__(model)
+        self.batch = Batch(self.images, self.targets, self.known.bool())
+
+    def build_optimizer(self) -> Any:
+        return self.engine.optimizer
+
+    def __call__(self) -> dict[str, float]:
+        started = time.perf_counter()
+        self.engine.train_step(self.batch, self.step)
+        self.step += 1
+        return {"step": time.perf_counter() - started}
+
+
+class NaiveStep(Step):
+    """What is written first: float32, no memory format, all 20 channels, an optimizer that is not fused."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        empty = torch.zeros(BATCH, MAX_IMAGES - IMAGES, SIDE, SIDE)
+        self.images = torch.cat([self.images, empty], dim=1)
+
+    def build_optimizer(self) -> Any:
+        return torch.optim.AdamW(self.model.parameters(), lr=1e-5, foreach=False)
+
+    def loss(self) -> Tensor:
+        self.optimizer.zero_grad()
+        return BCE(self.model(self.images), self.targets, self.known)
+
+
 class HorovodStep(Step):
     """The same with Horovod's own optimizer."""
 
@@ -173,12 +212,17 @@ def build_averager(
 
 
 def build_step(name: str, comm: Communicator, topology: Topology) -> Step:
-    """Build a way to take steps: one of ours (`late` for after backward), none, ddp C, ddp D, optimizer."""
+    """Build a way to take steps: none, naive, engine C, one exchange of ours (`late`: after backward), ddp C,
+    optimizer."""
     model = build_model("densenet121", len(LABELS), seed=1)
     if name == "none":
         return Step(model)
     if name == "optimizer":
         return HorovodStep(model)
+    if name == "naive":
+        return NaiveStep(model)
+    if name.startswith("engine"):
+        return EngineStep(model, name.split()[1], comm, topology)
     if name.startswith("ddp"):
         return Step(wrap_in_ddp(model, name.split()[1]))
     held = HeldComm(comm) if name.startswith("late ") else None
@@ -287,7 +331,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     comm = start_comm()
-    topology = bind(comm, {"a": 1, "b": 1})
+    topology = bind(comm, {f"site{rank}": 1 for rank in range(comm.num_ranks)})
     names = options.ways.split(",")
     if any(name.startswith(("ddp", "gloo")) for name in names):
         torch.distributed.init_process_group("gloo", rank=comm.rank, world_size=comm.num_ranks)

@@ -45,8 +45,7 @@ def made_ahead(
     try:
         for item in items:
             made, tasks = begin(item)
-            # As many parts as threads: each further one wakes both threads up, which costs as much as half an
-            # image.
+            # As many parts as threads: each further one wakes two threads up, at the cost of half an image.
             parts = [tasks[number::threads] for number in range(min(threads, len(tasks)))]
             waiting.append((made, [pool.submit(work, part) for part in parts]))
             if len(waiting) > prefetch:
@@ -56,7 +55,7 @@ def made_ahead(
     finally:
         # Who stops early waits for the tasks that run, not for those that are to come.
         is_stopped.set()
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()
 
 
 def sent_ahead(

@@ -61,17 +61,13 @@ class Change:
 def draw_changes(num_images: int, strength: Augmentation, size: int, rng: np.random.Generator) -> list[Change]:
     """Draw, channel by channel, which image of a study comes there and how it changes.
 
-    Blemishes come from a generator of their own, so that they change nothing of the order and the motions.
+    Blemishes are drawn last and only where there may be any: they change nothing of order and motions.
     """
     order: list[int] = rng.permutation(num_images).tolist()
     motions = [draw_motion(strength, size, rng) for _ in order]
-    if not (strength.noise or strength.cutout):
-        return [Change(position, motion, CLEAN) for position, motion in zip(order, motions, strict=True)]
-    [own] = rng.spawn(1)
-    return [
-        Change(position, motion, draw_blemish(strength, size, own))
-        for position, motion in zip(order, motions, strict=True)
-    ]
+    has_blemishes = strength.noise > 0 or strength.cutout > 0
+    blemishes = [draw_blemish(strength, size, rng) if has_blemishes else CLEAN for _ in order]
+    return [Change(*each) for each in zip(order, motions, blemishes, strict=True)]
 
 
 def draw_motion(strength: Augmentation, size: int, rng: np.random.Generator) -> Motion:
@@ -109,7 +105,7 @@ def draw_blemish(strength: Augmentation, size: int, rng: np.random.Generator) ->
 
 @lru_cache(maxsize=1)
 def noise_table(size: int) -> NDArray[np.float32]:
-    """Standard normal values, always the same, of which the noise of an image of `size` pixels a side is a stretch.
+    """Standard normal values, always the same, of which an image of `size` pixels a side gets a stretch as noise.
 
     Any two stretches are independent, pixel by pixel, unless they begin at the same place. Values drawn afresh
     would cost an image more than all else together, and would not be the same on a GPU.

@@ -10,7 +10,7 @@ the number of threads.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Literal
@@ -50,6 +50,10 @@ class Batch:
 class StudySet:
     """The studies of one split, of one file or of several merged into one (experiment B).
 
+    An image is checked against its digest when it is first read, and in no later pass: checking takes a fifth of
+    the loader's time, and most of it where a GPU moves the images. What happens to the file after that goes
+    unnoticed until the next run, or `cxr-preprocess verify`.
+
     Attributes:
         label_names: names of the L labels, in order.
         num_images: (N,) images of each study, 1 to 20.
@@ -66,15 +70,22 @@ class StudySet:
         self.num_images: NDArray[np.uint8] = np.concatenate([file.num_images[each] for file, each in own])
         labels_NL = np.concatenate([file.labels[each] for file, each in own])
         self.targets, self.known = policy.targets(labels_NL, self.label_names)
+        self._is_checked_N = np.zeros(len(self), dtype=bool)
 
     def __len__(self) -> int:
         return len(self._index_of)
 
     def images(self, position: int) -> NDArray[np.uint8]:
-        """Read and check the images (n, H, W) of the study at a position of this set."""
+        """Read the images (n, H, W) of the study at a position of this set; check them, the first time.
+
+        Raises:
+            StudyFileError: the file cannot be read, or an image differs from its digest.
+        """
         file, index = self._files[int(self._file_of[position])], int(self._index_of[position])
         images_NHW = file.images(index)
-        file.check_images(index, images_NHW)
+        if not self._is_checked_N[position]:
+            file.check_images(index, images_NHW)
+            self._is_checked_N[position] = True
         return images_NHW
 
     def labels(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -152,7 +163,7 @@ def train_batches(
     threads: int = 1,
     prefetch: int = 2,
     device: torch.device | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield this rank's augmented batch of each step.
 
     Args:
@@ -168,8 +179,8 @@ def train_batches(
         [Wanted(position, (*shuffle.key, number, position)) for position, number in shuffle.batch_at(step)]
         for step in steps
     )
-    most = shuffle.batch_size * int(studies.num_images.max())
-    make = _batches_on_gpu if device is not None and device.type == "cuda" else _batches_on_cpu
+    most = shuffle.batch_size * int(studies.num_images.max(initial=1))
+    make = batches_on_gpu if device is not None and device.type == "cuda" else batches_on_cpu
     return make(studies, plans, most, image_size, strength, threads, prefetch, device or CPU)
 
 
@@ -181,19 +192,19 @@ def plain_batches(
     threads: int = 1,
     prefetch: int = 2,
     device: torch.device | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield the studies at these positions in order, as stored, for evaluation; the last batch may be smaller.
 
     Arguments and errors are those of `train_batches`.
     """
     starts = range(0, len(positions), batch_size)
     plans = ([Wanted(position) for position in positions[start : start + batch_size]] for start in starts)
-    most = batch_size * int(studies.num_images.max())
-    make = _batches_on_gpu if device is not None and device.type == "cuda" else _batches_on_cpu
+    most = batch_size * int(studies.num_images.max(initial=1))
+    make = batches_on_gpu if device is not None and device.type == "cuda" else batches_on_cpu
     return make(studies, plans, most, image_size, Augmentation(), threads, prefetch, device or CPU)
 
 
-def _batches_on_cpu(
+def batches_on_cpu(
     studies: StudySet,
     plans: Iterable[Sequence[Wanted]],
     most_images: int,
@@ -202,7 +213,7 @@ def _batches_on_cpu(
     threads: int,
     prefetch: int,
     device: torch.device,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield each plan's batch; its images are written straight to where they stay."""
     ring = deque(Pages(most_images, image_size) for _ in range(prefetch + 1))
 
@@ -238,7 +249,7 @@ class _Gathered:
     changes: list[list[Change]]
 
 
-def _batches_on_gpu(
+def batches_on_gpu(
     studies: StudySet,
     plans: Iterable[Sequence[Wanted]],
     most_images: int,
@@ -247,7 +258,7 @@ def _batches_on_gpu(
     threads: int,
     prefetch: int,
     device: torch.device,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield each plan's batch; the threads gather its images, the device moves them."""
     # One more than on the CPU: a buffer is claimed while the last copy out of the one before it may still run.
     ring = deque(PinnedBuffer(most_images * image_size**2, device) for _ in range(prefetch + 2))

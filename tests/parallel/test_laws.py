@@ -53,12 +53,30 @@ EXCHANGES_BY_TWO = [
     "a_difference_in_any_item_is_named_on_every_rank_within_seconds",
     "the_ledger_holds_all_that_horovod_was_given",
 ]
+STOPPING_BY_ALL = [
+    "every_rank_hears_every_pulse",
+    "a_sites_ranks_judge_together_as_one_would",
+    "a_gradient_that_is_not_finite_stops_all_and_is_named",
+    "stopping_and_going_on_equals_never_stopping",
+]
+STOPPING_BY_TWO = [
+    "a_batch_in_parts_gives_the_gradient_of_the_whole",
+    "patience_without_anything_to_judge_by_is_refused_by_all",
+    "clipping_keeps_exchanged_weights_equal_and_bounds_the_step",
+    "too_many_skipped_steps_end_the_run",
+    "a_step_that_is_not_finite_is_skipped_by_all_where_asked",
+    "a_run_without_any_checkpoint_starts_anew",
+    "all_go_on_from_the_newest_step_that_all_hold_whole",
+]
 JOBS = {
     ("mpirun", 2): BY_ALL + BY_TWO + EXCHANGES_BY_ALL + EXCHANGES_BY_TWO,
     ("mpirun", 3): BY_ALL + BY_THREE + EXCHANGES_BY_ALL,
     ("mpirun", 4): EXCHANGES_BY_ALL[:2],
     ("gloo", 2): BY_ALL + BY_TWO + EXCHANGES_BY_ALL + EXCHANGES_BY_TWO,
     ("gloo", 3): BY_THREE,
+    ("stopping mpirun", 2): STOPPING_BY_ALL + STOPPING_BY_TWO,
+    ("stopping mpirun", 3): STOPPING_BY_ALL,
+    ("stopping gloo", 2): STOPPING_BY_ALL,
     ("gloo", 4): EXCHANGES_BY_ALL[:2],
 }
 
@@ -73,7 +91,8 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Verdicts:
     def verdicts_of(launcher: str, num_ranks: int) -> dict[str, str]:
         job = (launcher, num_ranks)
         if job not in told:
-            told[job] = run_laws(num_ranks, launcher, JOBS[job], tmp_path_factory.mktemp("laws"), LIMIT_S)
+            folder = tmp_path_factory.mktemp("laws")
+            told[job] = run_laws(num_ranks, launcher.split()[-1], JOBS[job], folder, LIMIT_S)
         return told[job]
 
     return verdicts_of

@@ -1,0 +1,40 @@
+"""A process that takes ten steps by a bare loop or by the engine, with a checkpoint, and prints its peak in MB."""
+
+import resource
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from bench.exchanges import EngineStep, Step
+from cxr_hvd.collective.comm import LocalComm
+from cxr_hvd.collective.sites import Topology
+from cxr_hvd.study.labels import LABELS
+from cxr_hvd.training.checkpoint import CheckpointWriter, copy_of, state_of
+from cxr_hvd.training.model import build_model
+from cxr_hvd.training.run_folder import RunFolder
+
+NUM_STEPS, SAVE_AT = 10, 5
+
+
+def main() -> None:
+    """Take the steps."""
+    torch.set_num_threads(1)
+    model = build_model("densenet121", len(LABELS), seed=1)
+    topology = Topology(0, ("site",), (0,))
+    with tempfile.TemporaryDirectory(prefix="cxr-bench-") as name:
+        step = EngineStep(model, "C", LocalComm(), topology) if sys.argv[1] == "engine" else Step(model)
+        folder = RunFolder(Path(name), "site")
+        folder.open_new(overwrite=False)
+        writer = CheckpointWriter(folder, LocalComm(), topology, keep=2)
+        for number in range(NUM_STEPS):
+            step()
+            if number == SAVE_AT and isinstance(step, EngineStep):
+                writer.begin(number, copy_of(step.engine, number), state_of(step.engine, number, {}))
+        writer.finish()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+
+
+if __name__ == "__main__":
+    main()
