@@ -222,6 +222,47 @@ def evaluate(
             evaluation.print_results(results, console_for(comm.num_ranks))
 
 
+@app.command("inspect-run", epilog="Example: cxr-hvd inspect-run runs/D --out curves.png")
+def inspect_run(
+    run: RunPath,
+    out: Annotated[Path | None, typer.Option("--out", help="Draw the curves, too: a PNG.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look at a run that is going on, over or failed: who lives, how far and how fast, where --resume goes on.
+
+    Only reads. RUN may be one site's folder, such as runs/D/mimic.
+    """
+    from cxr_hvd.evaluation.run_snapshot import load_run
+    from cxr_hvd.evaluation.run_table import render, to_json
+
+    view = load_run(run)
+    if out:
+        from cxr_hvd.evaluation.curves import write_curves  # matplotlib takes a second: only where asked for
+
+        write_curves(view, out)
+    if as_json:
+        print(json.dumps(to_json(view), allow_nan=False))
+    else:
+        console = Console() if Console().is_terminal else Console(width=100)
+        console.print(render(view), highlight=False)
+
+
+@app.command("show-batch", epilog="Example: cxr-hvd show-batch jobs/configs/D.yaml --site mimic --out batch.png")
+def show_batch(
+    config: ConfigPath,
+    site: Annotated[str, typer.Option("--site", help="Whose studies.")],
+    out: Annotated[Path, typer.Option("--out", help="The PNG to write.")] = Path("batch.png"),
+    step: Annotated[int, typer.Option("--step", help="Which step's batch, from 0.", min=0)] = 0,
+    settings: Settings = None,
+) -> None:
+    """Draw what the network sees: a batch of a site's studies, augmented, one row a study, with its labels."""
+    from cxr_hvd.config import load_config
+    from cxr_hvd.training import batch_sheet
+
+    batch_sheet.show_batch(load_config(config, settings or []), site, out, step)
+    print(f"{out}: step {step} of {site}")
+
+
 @app.command(epilog="Example: cxr-hvd doctor")
 def doctor(as_json: JsonOption = False) -> None:
     """Check that this machine can train: packages, MPI, GPU, disk, and a real sum over two ranks."""

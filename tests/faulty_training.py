@@ -53,7 +53,7 @@ def fail(*_: Any) -> None:
 
 
 def poison(engine: Engine, batch: Any, *_: Any) -> None:
-    batch.images.fill_(float("nan"))
+    batch.images[:, 0] = float("nan")  # not in channels without an image: their memory is used again
 
 
 def ask(*_: Any) -> None:

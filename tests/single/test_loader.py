@@ -17,7 +17,6 @@ from cxr_hvd.config import Augmentation, Labels, load_config
 from cxr_hvd.errors import CxrHvdError, StudyFileError, UsageError
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.study_file import Split, StudyFile
-from cxr_hvd.training import ahead
 from cxr_hvd.training.ahead import made_ahead, sent_ahead
 from cxr_hvd.training.batch_sheet import TILE_PX, show_batch, write_batch_sheet
 from cxr_hvd.training.loader import (
@@ -30,7 +29,7 @@ from cxr_hvd.training.loader import (
     threads_for,
     train_batches,
 )
-from cxr_hvd.training.memory import Pages
+from cxr_hvd.training.memory import Pages, PinnedBuffer
 from tests.study_files import SIZE, write_study_file
 
 STRENGTH = Augmentation(noise=0.1, cutout=0.4)
@@ -268,7 +267,7 @@ def test_a_gpu_gets_the_next_batch_while_it_computes(monkeypatch: pytest.MonkeyP
         stream=lambda stream: nullcontext(),
         current_stream=lambda device: stream("compute"),
     )
-    monkeypatch.setattr(ahead.torch, "cuda", fake)
+    monkeypatch.setattr(torch, "cuda", fake)
     batches = sent_ahead(hosts(), send, torch.device("cuda"))
     next(batches)
     assert said == ["send 0", "send 1", "compute waits for 0", "compute keeps 0"]
@@ -276,6 +275,17 @@ def test_a_gpu_gets_the_next_batch_while_it_computes(monkeypatch: pytest.MonkeyP
     assert said[4:] == ["send 2", "compute waits for 1", "compute keeps 1"]
     batches.close()  # type: ignore[attr-defined]
     assert said[-1] == "closed"
+
+
+def test_a_pinned_buffer_is_not_filled_before_the_gpu_has_read_it() -> None:
+    waited: list[str] = []
+    buffer = PinnedBuffer(64, CPU)
+    first = buffer.claim(2, 4)
+    buffer._read = SimpleNamespace(synchronize=lambda: waited.append("read"))  # type: ignore[assignment]
+    again = buffer.claim(1, 8)
+    assert waited == ["read"]
+    assert (first.shape, again.shape) == ((2, 4, 4), (1, 8, 8))
+    assert first.data_ptr() == again.data_ptr()
 
 
 # ---- the picture

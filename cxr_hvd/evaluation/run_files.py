@@ -1,0 +1,275 @@
+"""The files of a run as a stranger finds them: half-written, replaced while read, damaged, or not his to read.
+
+Owns their form and how they are read: by bounded amounts, never waiting, nothing converted and nothing believed.
+`training` writes them. Leaves to `run_view` what they say together.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, BinaryIO, Generic, TypeVar
+
+import yaml
+from pydantic import AfterValidator, Field, ValidationError
+
+from cxr_hvd.collective.forms import Form
+from cxr_hvd.collective.records import Fault
+from cxr_hvd.config import SiteName
+
+MAX_RECORD_BYTES = 1 << 15
+MAX_LINE_BYTES = 1 << 14
+MAX_DEPTH = 20
+MAX_DAMAGED = 1000
+MAX_SAID = 400
+PIECE_BYTES = 1 << 12
+TAIL_BYTES = 1 << 17
+COUNTED_AT_A_TIME_BYTES = 1 << 20
+MAX_COUNTED_BYTES = 1 << 30
+
+OPENING = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+
+
+def plain(text: str) -> str:
+    """Return a stranger's words as one short line: no control characters, which a terminal would obey."""
+    line = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text[: MAX_SAID + 1])
+    return line if len(line) <= MAX_SAID else line[: MAX_SAID - 1] + "…"
+
+
+Step = Annotated[int, Field(ge=0, le=1 << 53)]
+Rank = Annotated[int, Field(ge=0, le=1 << 20)]
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+UnixTime = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Words = Annotated[str, AfterValidator(plain)]
+
+
+class SiteOfConfig(Form):
+    ranks: Annotated[int, Field(ge=1, le=1 << 20)]
+
+
+class RunConfig(Form):
+    """What `config.yaml` says of the run as a whole."""
+
+    experiment: Words
+    sites: dict[SiteName, SiteOfConfig]
+
+
+class Steps(Form):
+    num_steps: Step
+    steps_per_epoch: Step
+
+
+class Environment(Form):
+    """What `environment.json` says of the run's length."""
+
+    budget: Steps
+
+
+class Metrics(Form):
+    """One line of `metrics.jsonl`: a step. A loss that was not finite may be null."""
+
+    step: Step
+    loss_of_site: dict[SiteName, float | None]
+    learning_rate: float
+    is_skipped: bool
+    data_s: Seconds
+    compute_s: Seconds
+    averaging_s: Seconds
+    studies_per_s: Finite
+
+
+class Validation(Form):
+    """One line of `validation.jsonl`. `step` counts steps done; what is undefined is null."""
+
+    step: Step
+    macro_auroc: Share | None
+    agreed_auroc: Share | None
+    mean_accuracy: Share | None
+    is_best: bool
+    seconds: Seconds
+
+
+class Status(Form):
+    """`status-RANK.json`: what a rank does since when, and when it last said so."""
+
+    rank: Rank
+    step: Step | None
+    num_steps: Step | None
+    doing: Words
+    since: UnixTime
+    time: UnixTime
+
+
+class Results(Form):
+    """What `results.json` says of the site's network on a whole split."""
+
+    split: Words
+    step: Step
+    macro_auroc: Share | None
+    mean_accuracy: Share | None
+
+
+F = TypeVar("F", bound=Form)
+
+
+@dataclass(frozen=True)
+class Lines(Generic[F]):
+    """The whole lines of a growing file.
+
+    Attributes:
+        rows: those that have their form, in order. Where the file is long, a few from every part of it.
+        is_sampled: whether the file is longer than what was read of it.
+        fault: the first line that has not its form, and how many there are.
+    """
+
+    rows: list[F]
+    is_sampled: bool = False
+    fault: Fault | None = None
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a plain file, unbuffered. Never waits and goes nowhere else: no pipe, no device, no link.
+
+    Raises:
+        OSError: it is none, or cannot be opened.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "not a plain file")
+        return descriptor
+
+    return open(path, "rb", buffering=0, opener=opener)
+
+
+def read_form(path: Path, form: type[F]) -> F | Fault | None:
+    """Read a small JSON or YAML file, by the ending of its name; None where there is none (any more)."""
+    name = f"{path.parent.name}/{path.name}"
+    try:
+        with open_plain(path) as file:
+            content = file.read(MAX_RECORD_BYTES + 1)
+        if len(content) > MAX_RECORD_BYTES:
+            return Fault(name, None, f"expected at most {MAX_RECORD_BYTES:,} bytes, found more")
+        if path.suffix == ".yaml":
+            return form.model_validate(_plain_yaml(content))
+        return form.model_validate_json(content)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return Fault(name, None, f"cannot be read ({error.strerror})")
+    except ValidationError as error:
+        return Fault(name, None, _first_of(error))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return Fault(name, None, "is not YAML of plain values")
+
+
+def _plain_yaml(content: bytes) -> object:
+    """Read YAML without aliases and deep nesting: a few bytes of them can cost more than any machine has."""
+    text, depth = content.decode(), 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
+        if isinstance(token, yaml.AliasToken) or depth > MAX_DEPTH:
+            raise ValueError("not plain")
+    return yaml.safe_load(text)
+
+
+def read_lines(path: Path, form: type[F], max_bytes: int) -> Lines[F]:
+    """Read a file of one JSON object a line, which may be growing: half a last line is left for next time.
+
+    Args:
+        max_bytes: how much to read. Of a longer file, pieces from all over, its beginning and its end. What stands
+            after a thousand damaged lines is not looked at.
+    """
+    name = f"{path.parent.name}/{path.name}"
+    rows: list[F] = []
+    damaged: list[tuple[int, int, str]] = []
+    try:
+        with open_plain(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            pieces = _pieces(file, size, max_bytes)
+            numbered = enumerate((place for piece in pieces for place in _lines_in(*piece)), start=1)
+            for number, (start, line) in numbered:
+                try:
+                    if len(line) > MAX_LINE_BYTES:
+                        raise ValueError(f"expected at most {MAX_LINE_BYTES:,} bytes, found {len(line):,}")
+                    rows.append(form.model_validate_json(line))
+                except ValueError as error:
+                    why = _first_of(error) if isinstance(error, ValidationError) else str(error)
+                    damaged.append((number, start, why))
+                    if len(damaged) == MAX_DAMAGED:
+                        break
+    except FileNotFoundError:
+        return Lines([])
+    except OSError as error:
+        return Lines(rows, fault=Fault(name, None, f"cannot be read ({error.strerror})"))
+    return Lines(rows, size > max_bytes, _fault_of(name, damaged, size > max_bytes))
+
+
+def _fault_of(name: str, damaged: list[tuple[int, int, str]], is_sampled: bool) -> Fault | None:
+    """Say where the first damaged line is: by its number, or by its place in a file of which parts were read."""
+    if not damaged:
+        return None
+    number, start, why = damaged[0]
+    more = f", as {len(damaged) - 1:,} more" if len(damaged) > 1 else ""
+    more += " and what comes after them" if len(damaged) == MAX_DAMAGED else ""
+    said = f"left out{more}: {why}"
+    return Fault(name, None, f"the line at byte {start:,} is {said}") if is_sampled else Fault(name, number, said)
+
+
+def _pieces(file: BinaryIO, size: int, max_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """Give pieces of a file that begin and end with a line, each with its place, in order."""
+    places = [(0, size)]
+    if size > max_bytes:
+        tail_bytes = min(TAIL_BYTES, max_bytes // 2)
+        num_pieces = max(1, (max_bytes - tail_bytes) // PIECE_BYTES)
+        apart = (size - tail_bytes) // num_pieces
+        places = [(number * apart, PIECE_BYTES) for number in range(num_pieces)]
+        places.append((size - tail_bytes, tail_bytes))
+    for start, length in places:  # what is appended meanwhile is not looked at
+        file.seek(start)
+        content = file.read(length)
+        begin = content.find(b"\n") + 1 if start else 0
+        end = content.rfind(b"\n") + 1
+        if begin < end:
+            yield start + begin, content[begin:end]
+
+
+def _lines_in(start: int, piece: bytes) -> Iterator[tuple[int, bytes]]:
+    for line in piece[:-1].split(b"\n"):
+        yield start, line
+        start += len(line) + 1
+
+
+def count_in(path: Path, wanted: bytes) -> int | None:
+    """Count how often bytes occur in a file of up to a gigabyte; None where it is longer or cannot be read."""
+    count, before = 0, b""
+    try:
+        with open_plain(path) as file:
+            if os.fstat(file.fileno()).st_size > MAX_COUNTED_BYTES:
+                return None
+            for _ in range(MAX_COUNTED_BYTES // COUNTED_AT_A_TIME_BYTES):
+                content = file.read(COUNTED_AT_A_TIME_BYTES)
+                if not content:
+                    break
+                count += (before + content).count(wanted)
+                before = content[-len(wanted) + 1 :]
+    except OSError:
+        return None
+    return count
+
+
+def _first_of(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    return plain(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "))
