@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -172,9 +172,28 @@ def supervised(
     return supervise(command, folder, num_ranks, num_restarts, words, deadline=deadline)
 
 
-@app.command(epilog=r"Example: cxr-hvd plan jobs/configs/D.yaml --set 'sharing.private=\[head, stem]'")
-def plan(config: ConfigPath, settings: Settings = None, as_json: JsonOption = False) -> None:
+@app.command(
+    epilog=r"Examples: cxr-hvd plan jobs/configs/D.yaml --set 'sharing.private=\[head, stem]' · "
+    "cxr-hvd plan jobs/configs/D.yaml --scale 8x4 --link-ms 20 --link-mbit 100"
+)
+def plan(
+    config: ConfigPath,
+    settings: Settings = None,
+    scale: Annotated[
+        str | None,
+        typer.Option("--scale", metavar="SITESxRANKS", help="Predict how long a step takes at this size, too."),
+    ] = None,
+    link_ms: Annotated[
+        float, typer.Option("--link-ms", help="With --scale: delay between sites, one way.")
+    ] = 20.0,
+    link_mbit: Annotated[float, typer.Option("--link-mbit", help="With --scale: rate of a site's link.")] = 100.0,
+    compute_s: Annotated[
+        float | None, typer.Option("--compute-s", help="With --scale: seconds of a step without exchange.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show before any launch what will leave a site: block by block, bytes a step and a run, and all else."""
+    from cxr_hvd.collective import cost
     from cxr_hvd.config import load_config
     from cxr_hvd.study.labels import LABELS
     from cxr_hvd.training.agreement import plan_of
@@ -185,10 +204,20 @@ def plan(config: ConfigPath, settings: Settings = None, as_json: JsonOption = Fa
     chosen = load_config(config, settings or [])
     sharing_plan = plan_of(chosen, build_model(chosen.model.name, len(LABELS), chosen.seed))
     num_steps = num_steps_before_launch(chosen)
+    rows: list[dict[str, Any]] = []
+    if scale:
+        fitted = cost.load_fit()
+        layouts = list(dict.fromkeys([*cost.USUAL_LAYOUTS, cost.read_layout(scale)]))
+        link = cost.read_link(link_ms, link_mbit)
+        seconds = fitted.compute_s if compute_s is None else cost.check_compute_s(compute_s)
+        rows = cost.scale_rows(fitted, sharing_plan, layouts, link, seconds)
     if as_json:
-        print(json.dumps(complete_plan(sharing_plan, num_steps)))
+        print(json.dumps(complete_plan(sharing_plan, num_steps) | ({"scale": rows} if scale else {})))
         return
     console = console_for(1)
+    if scale:
+        console.print(cost.scale_table(fitted, sharing_plan, layouts, link, seconds))
+        return
     console.print(plan_table(sharing_plan, num_steps))
     console.print(traffic_table())
     if num_steps is None:

@@ -316,7 +316,9 @@ def advice_on(view: RunView) -> list[str]:
             if rank.state in ("failed", "silent"):
                 happened.setdefault((rank.state, rank.doing), {}).setdefault(site.name, []).append(rank)
     newest = view.newest_common_step
-    resume = "start anew with --resume auto" if newest is None else f"go on from step {newest:,} with --resume auto"
+    resume = (
+        "start anew with --resume auto" if newest is None else f"go on from step {newest:,} with --resume auto"
+    )
     lines = []
     for (state, doing), ranks_of_site in happened.items():
         who = _say_who(view, ranks_of_site)

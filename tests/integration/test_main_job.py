@@ -227,7 +227,7 @@ def test_a_pattern_that_matches_no_block(two_sites: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("verb", ["train", "plan", "evaluate", "doctor"])
+@pytest.mark.parametrize("verb", ["train", "plan", "evaluate", "doctor", "inspect-run", "show-batch"])
 def test_every_verb_shows_an_example(verb: str) -> None:
     told = ok(run([str(BIN / "cxr-hvd"), verb, "--help"]))
     assert told.lines(f"cxr-hvd {verb}")
