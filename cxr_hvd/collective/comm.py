@@ -207,7 +207,8 @@ class HorovodComm:
         self.ledger.note(purpose, name, tuple(tensor.shape), dtype, tensor.nbytes, group, group_size, how)
 
     def _started(self, purpose: str, start: Callable[[], Any]) -> Wait[Any]:
-        with self._stops_told(purpose):
+        # Under Gloo, Horovod does not even take an order while it waits for a rank that is frozen.
+        with self._stops_told(purpose), self.watchdog.waits(purpose):
             handle = start()
 
         def wait() -> Any:
