@@ -23,8 +23,8 @@ test: setup      ## run the tests that take seconds
 test-slow: setup ## run the tests that take minutes
 	@python -m pytest -m slow tests
 
-test-faults: setup ## run the slow tests of runs in which something breaks
-	@python -m pytest -m slow tests/parallel/test_faults.py
+test-faults: setup ## run the slow tests of runs that break, stop and go on
+	@python -m pytest -m slow tests/parallel/test_faults.py tests/parallel/test_laws.py
 
 bench: setup     ## measure every part beside its peers; writes the tables in docs/performance.md
 	@python -m bench.preprocess --out docs/performance.md

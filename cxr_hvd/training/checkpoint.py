@@ -306,7 +306,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
             "loss_scale": dict(state["loss_scale"]) if state.get("loss_scale") else None,
             "validation": dict(state.get("validation", {})),
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{checkpoint}: expected a checkpoint with state.json, found none to read"
         ) from error

@@ -100,7 +100,7 @@ def _last_word(run: Path, topology: Topology, rank: int) -> dict[str, Any] | Non
         with (run / topology.site_names[site] / name).open("rb") as file:
             said = json.loads(file.read(MAX_BYTES))
         return {"doing": str(said["doing"])[:80], "step": said["step"], "time": float(said["time"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

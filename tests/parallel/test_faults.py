@@ -66,10 +66,12 @@ class Case:
         return launch(2, command, launcher, limit_s, **self.environment(rank))
 
     def are_gone(self) -> bool:
-        """Whether all ranks of the last job are, within five seconds."""
+        """Whether all ranks of the last job are; in time after one was killed, if one was."""
         pids = [path.read_text() for path in self.pids.iterdir()]
         assert len(pids) == 2
-        return all(has_ended(pid) for pid in pids)
+        have_ended = all(has_ended(pid) for pid in pids)
+        killed = self.pids.with_name("killed")
+        return have_ended and (not killed.exists() or time.time() - float(killed.read_text()) < GONE_WITHIN_S)
 
     def latest(self) -> list[dict[str, bytes]]:
         return [

@@ -80,6 +80,8 @@ JOBS = {
     ("gloo", 4): EXCHANGES_BY_ALL[:2],
 }
 
+SLOW = (("stopping mpirun", 3), ("stopping gloo", 2))
+
 Verdicts = Callable[[str, int], dict[str, str]]
 
 
@@ -99,7 +101,12 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Verdicts:
 
 
 @pytest.mark.parametrize(
-    ("launcher", "num_ranks", "law"), [(*job, law) for job, names in JOBS.items() for law in names]
+    ("launcher", "num_ranks", "law"),
+    [
+        pytest.param(*job, law, marks=pytest.mark.slow if job in SLOW else ())
+        for job, names in JOBS.items()
+        for law in names
+    ],
 )
 def test_law(launcher: str, num_ranks: int, law: str, verdicts: Verdicts) -> None:
     verdict = verdicts(launcher, num_ranks)[law]
