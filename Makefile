@@ -24,7 +24,7 @@ test-slow: setup ## run the tests that take minutes
 	@python -m pytest -m slow tests
 
 test-faults: setup ## run the slow tests of runs that break, stop and go on
-	@python -m pytest -m slow tests/parallel/test_faults.py tests/parallel/test_laws.py
+	@python -m pytest -m slow tests/integration tests/parallel/test_faults.py tests/parallel/test_laws.py
 
 bench: setup     ## measure every part beside its peers; writes the tables in docs/performance.md
 	@python -m bench.preprocess --out docs/performance.md

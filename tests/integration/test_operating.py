@@ -39,6 +39,7 @@ def ok(job: Finished) -> Finished:
     return job
 
 
+@pytest.mark.slow
 def test_a_trial_runs_every_phase_without_data_and_leaves_nothing(tmp_path: Path) -> None:
     nowhere = settings(tmp_path / "no data here")
     told = ok(launch(2, [CXR, "train", CONFIG, "--smoke", "--run", str(tmp_path / "run"), *nowhere]))
@@ -47,6 +48,7 @@ def test_a_trial_runs_every_phase_without_data_and_leaves_nothing(tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_profile_says_where_the_time_went_and_a_look_says_how_the_run_is(data: Path, tmp_path: Path) -> None:
     own = tmp_path / "run"
     words = settings(data, "training.epochs=3", "training.steps_per_epoch=5")

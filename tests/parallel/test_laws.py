@@ -72,7 +72,8 @@ JOBS = {
     ("mpirun", 2): BY_ALL + BY_TWO + EXCHANGES_BY_ALL + EXCHANGES_BY_TWO,
     ("mpirun", 3): BY_ALL + BY_THREE + EXCHANGES_BY_ALL,
     ("mpirun", 4): EXCHANGES_BY_ALL[:2],
-    ("gloo", 2): BY_ALL + BY_TWO + EXCHANGES_BY_ALL + EXCHANGES_BY_TWO,
+    ("gloo", 2): BY_ALL + BY_TWO,
+    ("exchanges gloo", 2): EXCHANGES_BY_ALL + EXCHANGES_BY_TWO,
     ("gloo", 3): BY_THREE,
     ("stopping mpirun", 2): STOPPING_BY_ALL + STOPPING_BY_TWO,
     ("stopping mpirun", 3): STOPPING_BY_ALL,
@@ -80,7 +81,7 @@ JOBS = {
     ("gloo", 4): EXCHANGES_BY_ALL[:2],
 }
 
-SLOW = (("stopping mpirun", 3), ("stopping gloo", 2))
+SLOW = (("stopping mpirun", 3), ("stopping gloo", 2), ("exchanges gloo", 2), ("gloo", 4))
 
 Verdicts = Callable[[str, int], dict[str, str]]
 
