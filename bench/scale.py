@@ -14,27 +14,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from bench.averaging import job
-from bench.report import describe_machine, turns, write_report
+from bench.collectives import PRIVATE, batches, plan_of, take_part
+from bench.report import describe_machine, write_report
 from cxr_hvd.atomic import write_text
-from cxr_hvd.collective.comm import Communicator, start_comm
 from cxr_hvd.collective.cost import (
     ALGORITHMS,
-    PULSE_BYTES,
     Batch,
     Costs,
     Layout,
@@ -49,22 +46,13 @@ from cxr_hvd.collective.cost import (
     relative_error,
     said_s,
 )
-from cxr_hvd.collective.sharing import SharingPlan, build_plan
-from cxr_hvd.collective.sites import bind
-from cxr_hvd.collective.traffic import Group
-from cxr_hvd.config import PRESETS
-from cxr_hvd.study.labels import LABELS
-from cxr_hvd.training.model import build_model, tensor_specs
+from cxr_hvd.collective.sharing import SharingPlan
 from tests.launch import launch
 from tests.two_sites import SlowLink, TwoSites, two_sites, why_not
 
 LIMIT_S = 900
 CORES = len(os.sched_getaffinity(0))
-PRIVATE = {"C": PRESETS["none"], "D": PRESETS["ends"]}
-SIZES = {"1 KiB": 1 << 10, "64 KiB": 1 << 16, "1 MiB": 1 << 20, "8 MiB": 8 << 20, "28 MiB": 28 << 20}
 KEPT_BACK = ("8 MiB", "exchange C", "exchange D")
-SECONDS_A_TURN, MOST_CALLS = 0.05, 50
-UNCOUNTED = 3
 CABLE = Link(0.0, float("inf"))
 DRAWN = ("slow", "medium")
 MORE_LINKS = {"5 ms, 1 Gbit/s": read_link(5, 1000)}
@@ -156,22 +144,6 @@ def main() -> None:
         write_scale_plot(options.plot, told)
 
 
-@cache
-def plan_of(letter: str, every: int = 1) -> SharingPlan:
-    """Return the plan of experiment C or D."""
-    specs = tensor_specs(build_model("densenet121", len(LABELS), seed=1))
-    return build_plan(specs, PRIVATE[letter], every=every)
-
-
-def batches(layout: Layout) -> dict[str, Batch]:
-    """Return all that is measured, by name."""
-    named = {"pulse": Batch(row_bytes=PULSE_BYTES)} | {name: Batch((size,)) for name, size in SIZES.items()}
-    for letter in PRIVATE:
-        exchange = batch_of(plan_of(letter))
-        named[f"exchange {letter}"] = exchange if layout.ranks_per_site > 1 else Batch(exchange.shared)
-    return named
-
-
 def measure(num_rounds: int) -> dict[str, Any]:
     """Run all jobs; return points and whole steps as plain values."""
     links = [place.slow for place in PLACES.values() if place.slow]
@@ -225,66 +197,6 @@ def joined(place: Place) -> Iterator[TwoSites]:
             shape += ["rate", "1gbit", "burst", "512kb", "latency", "50ms"]
             subprocess.run(["ip", "netns", "exec", site.name, *shape], check=True)
         yield pair
-
-
-def take_part(layout: Layout, num_rounds: int, out: Path) -> None:
-    """Be one rank of a job of collectives. Rank 0 writes for each of them a list of seconds a call."""
-    from mpi4py import MPI  # before Horovod, which then takes over an MPI that several threads may call
-
-    world = MPI.COMM_WORLD
-    torch.set_num_threads(1)
-    comm = start_comm()
-    bind(comm, {f"site{number}": layout.ranks_per_site for number in range(layout.num_sites)})
-    calls = {name: build_call(name, batch, comm) for name, batch in batches(layout).items()}
-
-    def slowest(call: Callable[[], None], num_calls: int) -> float:
-        world.Barrier()
-        started = time.perf_counter()
-        for _ in range(num_calls):
-            call()
-        seconds: float = world.allreduce((time.perf_counter() - started) / num_calls, MPI.MAX)
-        return seconds
-
-    num_calls = {}
-    for name, call in calls.items():
-        call()
-        least_s = min(slowest(call, 1) for _ in range(UNCOUNTED))
-        num_calls[name] = max(1, min(MOST_CALLS, int(SECONDS_A_TURN / least_s)))
-    told: dict[str, list[float]] = {name: [] for name in calls}
-    for name, is_counted in turns(list(calls), num_rounds):
-        seconds = slowest(calls[name], num_calls[name])
-        if is_counted:
-            told[name].append(seconds)
-    if comm.rank == 0:
-        out.write_text(json.dumps(told))
-    world.Barrier()
-    comm.close()
-
-
-def build_call(name: str, batch: Batch, comm: Communicator) -> Callable[[], None]:
-    """Return a function that begins all of a batch and waits for it. Collective: all ranks."""
-    if batch.row_bytes:
-        row = torch.zeros(batch.row_bytes // 8, dtype=torch.float64)
-
-        def gather_once() -> None:
-            comm.begin_gather(row, "pulse")()
-
-        return gather_once
-    kinds: list[tuple[str, Group, tuple[int, ...]]] = [
-        ("weights", "all", batch.shared),
-        ("private", "site", batch.private),
-    ]
-    sums = [(purpose, group, torch.zeros(size // 4)) for purpose, group, sizes in kinds for size in sizes]
-
-    def call() -> None:
-        waits = [
-            comm.begin_sum({f"{name} {number}": buffer}, purpose, group)
-            for number, (purpose, group, buffer) in enumerate(sums)
-        ]
-        for wait in waits:
-            wait()
-
-    return call
 
 
 def steps_at(key: str, num_rounds: int) -> list[dict[str, Any]]:

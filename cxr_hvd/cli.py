@@ -132,7 +132,7 @@ def train(
 
     from cxr_hvd.collective.comm import together
     from cxr_hvd.collective.key import load_key
-    from cxr_hvd.config import load_config
+    from cxr_hvd.config_file import load_config
     from cxr_hvd.training import train as training
 
     with joined_job(stall_limit, profile) as comm:
@@ -160,7 +160,7 @@ def supervised(
     deadline: float | None,
 ) -> int:
     """Start this very command under a launcher, again and again where it fails; return its last exit code."""
-    from cxr_hvd.config import load_config
+    from cxr_hvd.config_file import load_config
     from cxr_hvd.launch.launchers import split_launcher
     from cxr_hvd.launch.supervise import command_of_ranks, supervise
 
@@ -194,7 +194,7 @@ def plan(
 ) -> None:
     """Show before any launch what will leave a site: block by block, bytes a step and a run, and all else."""
     from cxr_hvd.collective import cost
-    from cxr_hvd.config import load_config
+    from cxr_hvd.config_file import load_config
     from cxr_hvd.study.labels import LABELS
     from cxr_hvd.training.agreement import plan_of
     from cxr_hvd.training.budget import num_steps_before_launch
@@ -285,7 +285,7 @@ def show_batch(
     settings: Settings = None,
 ) -> None:
     """Draw what the network sees: a batch of a site's studies, augmented, one row a study, with its labels."""
-    from cxr_hvd.config import load_config
+    from cxr_hvd.config_file import load_config
     from cxr_hvd.training import batch_sheet
 
     batch_sheet.show_batch(load_config(config, settings or []), site, out, step)

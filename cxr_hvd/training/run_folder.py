@@ -15,7 +15,8 @@ import safetensors
 import yaml
 
 from cxr_hvd.atomic import point_link, write_text
-from cxr_hvd.config import Config, load_config
+from cxr_hvd.config import Config
+from cxr_hvd.config_file import load_config
 from cxr_hvd.errors import CheckpointError
 
 LATEST, BEST = "latest", "best"

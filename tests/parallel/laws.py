@@ -23,7 +23,8 @@ from cxr_hvd.collective.comm import HorovodComm, LocalComm, gather, gather_text,
 from cxr_hvd.collective.contract import check_contract
 from cxr_hvd.collective.sharing import Exchange, Scope, SharingPlan, build_plan
 from cxr_hvd.collective.sites import Topology, bind
-from cxr_hvd.config import PRESETS, Config, Training, parse_config
+from cxr_hvd.config import PRESETS, Config, Training
+from cxr_hvd.config_file import parse_config
 from cxr_hvd.errors import ConfigError, ContractError, DataError, PeerError, TrainingError
 from cxr_hvd.training.engine import Engine
 from cxr_hvd.training.loader import Batch

@@ -16,7 +16,8 @@ from cxr_hvd.collective.comm import HorovodComm
 from cxr_hvd.collective.pulse import Pulse, Wish, Writing, begin_pulses
 from cxr_hvd.collective.records import load_folders
 from cxr_hvd.collective.sharing import Scope
-from cxr_hvd.config import Config, parse_config
+from cxr_hvd.config import Config
+from cxr_hvd.config_file import parse_config
 from cxr_hvd.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from cxr_hvd.study.study_file import Split
 from cxr_hvd.training import stopping

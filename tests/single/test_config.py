@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from cxr_hvd.config import PRESETS, Config, load_config, parse_config
+from cxr_hvd.config import PRESETS, Config
+from cxr_hvd.config_file import load_config, parse_config
 from cxr_hvd.errors import ConfigError
 from cxr_hvd.study.labels import LABELS
 from tests.launch import PROJECT

@@ -16,7 +16,8 @@ from cxr_hvd.collective.comm import LocalComm
 from cxr_hvd.collective.pulse import Wish
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.collective.watchdog import Watchdog
-from cxr_hvd.config import Config, parse_config
+from cxr_hvd.config import Config
+from cxr_hvd.config_file import parse_config
 from cxr_hvd.errors import CheckpointError, ConfigError, Stopped
 from cxr_hvd.study.study_file import Split
 from cxr_hvd.training.checkpoint import load_judged_weights, load_weights

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cxr_hvd.config import Augmentation, Labels, load_config
+from cxr_hvd.config import Augmentation, Labels
+from cxr_hvd.config_file import load_config
 from cxr_hvd.errors import CxrHvdError, StudyFileError, UsageError
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.study_file import Split, StudyFile

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from cxr_hvd.collective.comm import LocalComm
-from cxr_hvd.config import Augmentation, Config, parse_config
+from cxr_hvd.config import Augmentation, Config
+from cxr_hvd.config_file import parse_config
 from cxr_hvd.errors import CheckpointError, StudyFileError
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.study_file import Split, StudyFile
