@@ -221,12 +221,17 @@ def test_a_wait_gives_back_what_was_done_before() -> None:
 def test_those_are_suspected_whose_word_is_old_or_who_work(tmp_path: Path) -> None:
     topology = Topology(0, ("north", "south", "west"), (0, 1, 2))
     assert suspects(tmp_path, Topology(0, ("north", "south"), (0, 1))).startswith("site south, rank 1 hangs")
-    for site, doing, age in (("south", "waiting for the other ranks in pulse", 1), ("west", "loading data", 40)):
-        (tmp_path / site).mkdir()
-        said = {"doing": doing, "step": 7, "time": time.time() - age}
+
+    def say(site: str, doing: str, age_s: float) -> None:
+        (tmp_path / site).mkdir(exist_ok=True)
+        said = {"doing": doing, "step": 7, "time": time.time() - age_s}
         (tmp_path / site / "status-0.json").write_text(json.dumps(said))
-    assert suspects(tmp_path, topology).startswith(
-        "site west, rank 2 (last word: loading data, step 7, 40 s ago) hangs"
-    )
+
+    waiting = "waiting for the other ranks in pulse"
+    say("south", waiting, 1)
+    say("west", "loading data", 1)
+    assert suspects(tmp_path, topology).startswith("site west, rank 2 (last word: loading data, step 7) hangs")
+    say("west", waiting, 40)  # frozen in a wait
+    assert suspects(tmp_path, topology).startswith(f"site west, rank 2 (last word: {waiting}, step 7, 40 s ago)")
     (tmp_path / "west" / "status-0.json").write_text("[" * 3000)
-    assert "site west, rank 2 hangs" in suspects(tmp_path, topology)
+    assert suspects(tmp_path, topology).startswith("site west, rank 2 hangs")
