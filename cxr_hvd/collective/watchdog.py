@@ -6,6 +6,7 @@ rank, step. The ranks that wait for it give it that much time and a little more,
 where it cannot speak (frozen, cut off), they name who may be meant.
 """
 
+import faulthandler
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -87,11 +88,19 @@ class Watchdog:
 
     def _watch(self) -> None:
         grace_s = min(GRACE_S, self._limit_s)
+        is_armed = False
         while True:
             time.sleep(min(1.0, self._limit_s / 4))
             doing, spent_s = self._doing, time.monotonic() - self._since
             if doing is None:
+                if is_armed:
+                    faulthandler.cancel_dump_traceback_later()
+                    is_armed = False
                 continue
+            # Horovod may block with Python's lock held while a peer is frozen, and then this thread stands still,
+            # too: a thread outside of Python, wound up anew by every turn, ends the rank and says where it stood.
+            faulthandler.dump_traceback_later(self._limit_s + 2 * grace_s + GRACE_S, exit=True)
+            is_armed = True
             self.on_tick(doing)
             if spent_s > self._limit_s + (grace_s if doing.is_waiting else 0.0) and doing is self._doing:
                 self._end(doing)

@@ -195,6 +195,13 @@ def test_what_hangs_is_named_and_ended(body: str, said: str) -> None:
     assert done.returncode == 1 and said in done.stderr
 
 
+def test_what_hangs_with_pythons_lock_held_is_ended_too() -> None:
+    body = "import ctypes; time.sleep(0.6); ctypes.PyDLL(None).sleep(60)"
+    program = HANGS.format(limit=1, body=body)
+    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and "Timeout" in done.stderr
+
+
 def test_each_piece_of_work_has_the_whole_limit() -> None:
     body = "\n".join(
         ['for step in range(5): dog.works("training", step); time.sleep(0.6)', "dog.rests()", "time.sleep(2)"]
