@@ -6,7 +6,7 @@ DATA    ?=
 INSTALL ?=
 SOURCES := cxr_hvd preprocess bench tests
 
-.PHONY: help setup demo test test-slow test-faults bench lint format constraints clean
+.PHONY: help setup demo results test test-slow test-faults bench lint format constraints clean
 
 help:            ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -16,6 +16,9 @@ setup:           ## install everything, or complete it; options: INSTALL="--offl
 
 demo: setup      ## train experiments on synthetic images, or on your own: DATA=/path/to/images
 	@DATA="$(DATA)" jobs/demo.sh
+
+results: setup   ## make docs/results.md again, in about three hours on two cores: DATA=/path/to/images
+	@DATA="$(DATA)" jobs/results.sh
 
 test: setup      ## run the tests that take seconds
 	@python -m pytest -m "not slow" tests

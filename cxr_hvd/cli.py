@@ -59,6 +59,16 @@ Settings = Annotated[
     typer.Option("--set", help="Lay a value over the config: section.key=value. May be repeated."),
 ]
 SiteOption = Annotated[str | None, typer.Option("--site", help="One site of the config, alone on one rank.")]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option(
+        "--time-limit", help="Stop with a checkpoint before so long is over: 3600, 90m, 12:00:00, 1-00:00:00."
+    ),
+]
+Outside = Annotated[
+    list[str] | None,
+    typer.Option("--outside", help="NAME=FILE: studies of an institution that took no part. May be repeated."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print for machines.")]
 
 
@@ -87,12 +97,7 @@ def train(
     key: Annotated[
         Path | None, typer.Option("--key", help="A secret file; all ranks must prove that they hold it, too.")
     ] = None,
-    time_limit: Annotated[
-        str | None,
-        typer.Option(
-            "--time-limit", help="Stop with a checkpoint before so long is over: 3600, 90m, 12:00:00, 1-00:00:00."
-        ),
-    ] = None,
+    time_limit: TimeLimit = None,
     stall_limit: Annotated[
         float | None,
         typer.Option("--stall-limit", help="Seconds that a rank may hang before the run is ended.", min=1),
@@ -234,6 +239,14 @@ def evaluate(
     ] = CheckpointWord.LATEST,
     settings: Settings = None,
     site: SiteOption = None,
+    across_sites: Annotated[
+        bool,
+        typer.Option(
+            "--across-sites",
+            help="Every network on every site's studies, where all can be read; writes RUN/scores.safetensors.",
+        ),
+    ] = False,
+    outside: Outside = None,
     as_json: JsonOption = False,
 ) -> None:
     """Judge each site's network on its own studies: AUROC and accuracy, label by label."""
@@ -243,12 +256,101 @@ def evaluate(
 
     if split.upper() not in Split.__members__:
         raise UsageError(f"--split {split}: expected test, validate or train")
+    if outside and not across_sites:
+        raise UsageError("--outside adds to what is judged by --across-sites: give both")
+    if across_sites:
+        from cxr_hvd.evaluation.scoring import score_across_sites
+
+        with joined_job(EVALUATION_LIMIT_S) as comm:
+            path = score_across_sites(run, comm, settings or [], checkpoint.value, named_files(outside or []))
+            if comm.rank == 0:
+                print(f"{path}: compare with cxr-hvd report {run}")
+        return
     with joined_job(EVALUATION_LIMIT_S) as comm:
         results = evaluation.evaluate(run, comm, Split[split.upper()], settings or [], site, checkpoint)
         if comm.rank == 0 and as_json:
             print(json.dumps(results))
         elif comm.rank == 0:
             evaluation.print_results(results, console_for(comm.num_ranks))
+
+
+@app.command(
+    epilog="Example: cxr-hvd experiment A B C D --seeds 5 --config jobs/configs/real.yaml --out runs/real"
+)
+def experiment(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="A, B, C, D, or variants of them; all if left out."),
+    ] = None,
+    config: Annotated[Path, typer.Option("--config", help="The YAML config that all have in common.")] = Path(
+        "jobs/configs/D.yaml"
+    ),
+    seeds: Annotated[int, typer.Option(help="Runs of each, with seeds from the config's on.", min=1)] = 5,
+    variants: Annotated[
+        Path | None, typer.Option("--variants", help="YAML: more set-ups, as settings over the config.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="The folder of results.")] = Path("runs/experiment"),
+    outside: Outside = None,
+    settings: Settings = None,
+    launcher: Annotated[str | None, typer.Option("--launcher", help="The words before cxr-hvd.")] = None,
+    restarts: Annotated[int, typer.Option(help="How often a run that fails is started again.", min=0)] = 1,
+    time_limit: TimeLimit = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+) -> None:
+    """Train the study's set-ups with several seeds, score each on every site, and compare them.
+
+    A: each site alone. B: all sites' studies merged and divided evenly. C: each site its own, all shared.
+    D: as C, with blocks that stay private. All train equally long. Started again, it goes on where it stopped.
+    """
+    from cxr_hvd.evaluation.experiment import plan_experiment, print_plan, run_experiment
+    from cxr_hvd.evaluation.variants import choose_variants
+    from cxr_hvd.launch.launchers import parse_duration, split_launcher
+    from cxr_hvd.training.display import console_for
+
+    console = console_for(1)
+    words = split_launcher(launcher) if launcher is not None else None
+    deadline = STARTED + parse_duration(time_limit) if time_limit else None
+    chosen = choose_variants(names or [], variants)
+    planned = plan_experiment(config, settings or [], chosen, seeds, out, named_files(outside or []))
+    print_plan(planned, console)
+    if not dry_run:
+        run_experiment(planned, console, words, restarts, deadline)
+        console.print(f"compare: cxr-hvd report {out}", highlight=False)
+
+
+@app.command(epilog="Example: cxr-hvd report runs/real, or cxr-hvd report runs/C runs/D --out runs/report")
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of experiments, or runs scored across sites.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where report.html goes; the first RUN if left out.")
+    ] = None,
+    resamples: Annotated[int, typer.Option(help="Of the bootstrap.", min=100)] = 2000,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare runs: a page of tables and figures with intervals and paired differences."""
+    from cxr_hvd.evaluation.comparison import compare
+    from cxr_hvd.evaluation.report import write_report
+    from cxr_hvd.evaluation.tables import console_table
+    from cxr_hvd.training.display import console_for
+
+    comparison = compare(runs, resamples)
+    if as_json:
+        print(json.dumps(comparison, allow_nan=False))
+        return
+    page = write_report(comparison, out or runs[0])
+    console = console_for(1)
+    console.print(console_table(comparison))
+    console.print(f"{page}", highlight=False)
+
+
+def named_files(said: list[str]) -> dict[str, Path]:
+    """Read NAME=FILE options."""
+    for each in said:
+        if not all(each.partition("=")):
+            raise UsageError(f"--outside {each}: expected NAME=FILE")
+    return {name: Path(path) for name, _, path in (each.partition("=") for each in said)}
 
 
 @app.command("inspect-run", epilog="Example: cxr-hvd inspect-run runs/D --out curves.png")

@@ -15,7 +15,8 @@ from cxr_hvd.errors import ConfigError, nearest
 from cxr_hvd.study.labels import LABELS, BlankPolicy, LabelPolicy, UncertainPolicy
 
 ExperimentName = Literal["A", "B", "C", "D"]
-SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+SITE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
+SiteName = Annotated[str, Field(pattern=SITE_PATTERN)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 

@@ -42,17 +42,27 @@ def load_config(path: Path, settings: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing, is not YAML, or something in it or in the settings is not valid.
     """
-    try:
-        tree = _Loader(path.read_text(encoding="utf-8")).get_single_data()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the config ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a mapping such as 'experiment: D', found {type(tree).__name__}")
+    tree = read_tree(path)
     for setting in settings:
         _lay_over(tree, setting)
     return parse_config(tree, str(path))
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        ConfigError: it is missing, is not YAML, or holds something else.
+    """
+    try:
+        tree = _Loader(path.read_text(encoding="utf-8")).get_single_data()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read it ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected a mapping such as 'experiment: D', found {type(tree).__name__}")
+    return tree
 
 
 def parse_config(tree: dict[str, Any], where: str) -> Config:

@@ -5,6 +5,7 @@ table (preprocess/cli_sources.py), for they share most of their options.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -26,23 +27,33 @@ app = typer.Typer(
 cli_sources.add_verbs(app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Degree = partial(typer.Option, metavar="DEGREE")
 
 
-@app.command(epilog="Example: cxr-preprocess phantom /tmp/phantom --layout chexpert --studies 600 --seed 1")
+@app.command(epilog="Example: cxr-preprocess phantom b --layout chexpert --studies 600 --seed 2 --label-shift 0.5")
 def phantom(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
     layout: Annotated[str, typer.Option("--layout", help="chexpert or mimic-cxr.")] = "chexpert",
     studies: Annotated[int, typer.Option("--studies", min=1, help="Number of studies.")] = 100,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of all that is drawn.")] = 0,
+    label_shift: Annotated[float, Degree("--label-shift", help="0 to 1: how common each finding is.")] = 0.0,
+    acquisition_shift: Annotated[float, Degree("--acquisition-shift", help="0 to 1: how films look.")] = 0.0,
+    concept_shift: Annotated[float, Degree("--concept-shift", help="0 to 1: what readers call a finding.")] = 0.0,
 ) -> None:
-    """Draw synthetic radiographs in a published layout, to try everything without a hospital's data."""
+    """Draw synthetic radiographs in a published layout, to try everything without a hospital's data.
+
+    Hospitals of one layout and two seeds differ in their patients alone. Each shift adds a difference of one kind.
+    """
     from preprocess import run
     from preprocess.sources import phantom as drawing
+    from preprocess.sources.phantom_shift import Shift
 
     if run.is_under_launcher():
         raise UsageError("phantom uses all cores by itself: run it without mpirun")
-    num_images = drawing.write_phantom(out, layout, studies, seed)
-    print(f"{out}: {studies:,} synthetic studies, {num_images:,} images, in the layout of {layout}")
+    shift = Shift(label=label_shift, acquisition=acquisition_shift, concept=concept_shift)
+    num_images = drawing.write_phantom(out, layout, studies, seed, shift)
+    made = f"{studies:,} synthetic studies, {num_images:,} images"
+    print(f"{out}: {made}, in the layout of {layout}{shift.described()}")
 
 
 @app.command(epilog="Example: cxr-preprocess inspect chexpert.h5 mimic.h5 --html sites.html")

@@ -1,25 +1,54 @@
-"""Judge a trained run: each site's own network on its own studies."""
+"""Judge a trained run: each site's own network on its own studies, by its own ranks."""
 
 import json
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from cxr_hvd.collective.comm import Communicator, gather_text, together
+from cxr_hvd.collective.sites import Topology, bind
+from cxr_hvd.config import Config
 from cxr_hvd.errors import StudyFileError, UsageError
+from cxr_hvd.evaluation.resampling import bootstrap, draw
+from cxr_hvd.evaluation.statistics import Sample
+from cxr_hvd.evaluation.weighted import Auroc, Metric, macro_auroc, mean_accuracy
 from cxr_hvd.study.study_file import Split, StudyFile
 from cxr_hvd.training.checkpoint import load_judged_weights
 from cxr_hvd.training.device import choose_device, set_threads
 from cxr_hvd.training.loader import StudySet, threads_for
-from cxr_hvd.training.metrics import compute_metrics
+from cxr_hvd.training.metrics import choose_thresholds, compute_metrics
 from cxr_hvd.training.model import build_model
 from cxr_hvd.training.run_folder import LATEST, RunFolder, sites_in
-from cxr_hvd.training.validation import predict
+from cxr_hvd.training.validation import predict_at_site
+
+
+@dataclass(frozen=True)
+class OpenSite:
+    """A site whose network is to be judged.
+
+    Attributes:
+        topology: which ranks share the work.
+        file: its study file.
+        studies: those to be judged on; `validation_studies` are for choosing thresholds, and may be none.
+        model: its network, after `step` steps.
+    """
+
+    topology: Topology
+    config: Config
+    file: StudyFile
+    studies: StudySet
+    validation_studies: StudySet
+    model: torch.nn.Module
+    step: int
 
 
 def evaluate(
@@ -30,11 +59,13 @@ def evaluate(
     site: str | None = None,
     which: str = LATEST,
 ) -> list[dict[str, Any]]:
-    """Judge every site of a run, the sites dealt out over the ranks; write each site's `results.json`.
+    """Judge every site of a run; write each site's `results.json`.
 
-    Only metrics travel between ranks, never a study's score.
+    Several ranks are bound to their sites as in training, and a site's ranks share its studies out; one rank alone
+    judges all sites that it can read. Only metrics travel between sites, never a study's score.
 
     Args:
+        site: one site only, by one rank alone.
         which: the checkpoint to judge, `latest` or `best`.
 
     Collective: every rank. Blocking.
@@ -43,52 +74,93 @@ def evaluate(
         One result for each site, in order of the sites' names, on every rank.
     """
     set_threads(comm)
-    with together(comm, "evaluating its site"):
+    with together(comm, "reading its run folder"):
         names = sites_in(run)
-        if site is not None and site not in names:
-            raise UsageError(f"{run} has no site '{site}', only {', '.join(names)}")
-        own = [site] if site else names[comm.rank :: comm.num_ranks]
-        results = [evaluate_site(RunFolder(run, name), name, split, tuple(settings), which, comm) for name in own]
+        if site is not None and (site not in names or comm.num_ranks > 1):
+            where = f"{run} has {', '.join(names)}" if comm.num_ranks == 1 else f"found {comm.num_ranks} ranks"
+            raise UsageError(f"--site {site}: expected a site of the run, alone on one rank; {where}")
+        ranks_per_site = {name: each.ranks for name, each in RunFolder(run, names[0]).config().sites.items()}
+    if comm.num_ranks == 1:
+        topologies = [Topology(0, (name,), (0,)) for name in ([site] if site else names)]
+    else:
+        topologies = [bind(comm, ranks_per_site, os.environ.get("CXR_SITE"))]
+    results = []
+    for topology in topologies:
+        folder = RunFolder(run, topology.site)
+        with ExitStack() as opened:
+            with together(comm, "opening its site's run"):
+                own = open_site(folder, topology, split, tuple(settings), which, comm, opened)
+            result = judge_site(own, split, which, comm)
+        with together(comm, "writing its results"):
+            if topology.is_site_leader:
+                folder.write_record("results.json", result)
+                results.append(result)
     told = [result for text in gather_text(comm, json.dumps(results), "results") for result in json.loads(text)]
-    return list({result["site"]: result for result in sorted(told, key=lambda each: each["site"])}.values())
+    return sorted(told, key=lambda each: str(each["site"]))
 
 
-def evaluate_site(
-    folder: RunFolder, site: str, split: Split, settings: tuple[str, ...], which: str, comm: Communicator
-) -> dict[str, Any]:
-    """Judge one site's network on one split of its own studies, and write `results.json`. Not collective."""
+def open_site(
+    folder: RunFolder,
+    topology: Topology,
+    split: Split,
+    settings: tuple[str, ...],
+    which: str,
+    comm: Communicator,
+    opened: ExitStack,
+) -> OpenSite:
+    """Open a site's study file and load its network; `opened` closes the file. Not collective."""
     config = folder.config(settings)
-    with StudyFile(config.sites[site].data) as file:
-        studies = StudySet([file], split, config.labels.policy(file.header.label_names))
-        if not len(studies):
-            raise StudyFileError(
-                f"{file.path}: expected {split.name} studies, found none; draw some with --{split.name.lower()} N"
-            )
-        model = build_model(config.model.name, len(studies.label_names), config.seed)
-        step = load_judged_weights(folder.checkpoints / which, model)
-        model.to(choose_device(config.training.device, comm))
-        num_threads = threads_for(config.loader.threads, torch.get_num_threads())
-        probabilities_NL = predict(model, studies, np.arange(len(studies)), config, num_threads, comm)
-    metrics = compute_metrics(probabilities_NL, studies.targets, studies.known, studies.label_names)
-    result = {
-        "site": site,
-        "experiment": config.experiment,
+    file = opened.enter_context(StudyFile(config.sites[topology.site].data))
+    policy = config.labels.policy(file.header.label_names)
+    studies = StudySet([file], split, policy)
+    if not len(studies):
+        raise StudyFileError(
+            f"{file.path}: expected {split.name} studies, found none; draw some with --{split.name.lower()} N"
+        )
+    model = build_model(config.model.name, len(studies.label_names), config.seed)
+    step = load_judged_weights(folder.checkpoints / which, model)
+    model.to(choose_device(config.training.device, comm))
+    return OpenSite(topology, config, file, studies, StudySet([file], Split.VALIDATE, policy), model, step)
+
+
+def judge_site(own: OpenSite, split: Split, which: str, comm: Communicator) -> dict[str, Any]:
+    """Return all metrics of a site's network. Collective: all ranks of the site."""
+    studies, thresholds = own.studies, None
+    num_threads = threads_for(own.config.loader.threads, torch.get_num_threads())
+    scores_NL = predict_at_site(own.model, studies, own.config, num_threads, comm, own.topology)
+    if split is not Split.VALIDATE and len(own.validation_studies):
+        validation = own.validation_studies
+        validated_NL = predict_at_site(own.model, validation, own.config, num_threads, comm, own.topology)
+        thresholds = choose_thresholds(validated_NL, validation.targets, validation.known)
+    metrics = compute_metrics(scores_NL, studies.targets, studies.known, studies.label_names, thresholds)
+    patients_N = np.unique(own.file.patient_ids[own.file.indices(split)], return_inverse=True)[1]
+    return {
+        "site": own.topology.site,
+        "experiment": own.config.experiment,
         "split": split.name.lower(),
         "checkpoint": which,
-        "step": step,
+        "step": own.step,
         **metrics.as_json(),
+        "intervals": intervals(Sample(studies.targets, studies.known, patients_N), scores_NL, studies.label_names),
     }
-    folder.write_record("results.json", result)
-    return result
+
+
+def intervals(sample: Sample, scores_NL: NDArray[np.float32], label_names: Sequence[str]) -> dict[str, Any]:
+    """Return 95% intervals over patients of the means and of each label's AUROC: [low, high], or None."""
+    draws = draw(sample.patients_N, num_seeds=1)
+    metrics: dict[str, Metric] = {"macro_auroc": macro_auroc(sample), "mean_accuracy": mean_accuracy(sample)}
+    metrics |= {label: Auroc(sample, (column,)) for column, label in enumerate(label_names)}
+    found = {name: bootstrap(metric, scores_NL[None], draws) for name, metric in metrics.items()}
+    return {name: None if each.low is None else [each.low, each.high] for name, each in found.items()}
 
 
 def print_results(results: Sequence[dict[str, Any]], console: Console) -> None:
-    """Print one table for each site: label, studies, AUROC, accuracy, and that of answering "absent" always."""
+    """Print a table for each site: AUROC with its interval, accuracy and that of answering "absent", by label."""
     for result in results:
         title = f"{result['site']}: experiment {result['experiment']}, step {result['step']}, {result['split']}"
         table = Table(title=f"{title}, {result['num_studies']} studies", title_justify="left")
         table.add_column("label")
-        for heading in ("studies", "present", "AUROC", "accuracy", "all-negative"):
+        for heading in ("studies", "present", "AUROC", "95%", "accuracy", "all-negative"):
             table.add_column(heading, justify="right")
         for label in (each for each in result["labels"] if each["num_studies"]):
             table.add_row(
@@ -96,6 +168,7 @@ def print_results(results: Sequence[dict[str, Any]], console: Console) -> None:
                 str(label["num_studies"]),
                 str(label["num_present"]),
                 _said(label["auroc"], ".3f"),
+                _range(result["intervals"][label["label"]], ".2f"),
                 _said(label["accuracy"], ".1%"),
                 _said(label["all_negative_accuracy"], ".1%"),
                 style="" if label["auroc"] is not None else "dim",
@@ -106,16 +179,27 @@ def print_results(results: Sequence[dict[str, Any]], console: Console) -> None:
             "",
             "",
             _said(result["macro_auroc"], ".3f"),
+            _range(result["intervals"]["macro_auroc"], ".2f"),
             _said(result["mean_accuracy"], ".1%"),
             _said(result["mean_all_negative_accuracy"], ".1%"),
             style="bold",
         )
+        captions = []
+        if result["mean_accuracy_at_threshold"] is not None:
+            chosen = _said(result["mean_accuracy_at_threshold"], ".1%")
+            captions.append(f"accuracy at thresholds chosen on VALIDATE studies: {chosen}")
         unknown = [label["label"] for label in result["labels"] if not label["num_studies"]]
         if unknown:
-            table.caption = f"known in no study here: {', '.join(unknown)}"
+            captions.append(f"known in no study here: {', '.join(unknown)}")
+        if captions:
+            table.caption = "\n".join(captions)
             table.caption_justify = "left"
         console.print(table)
 
 
 def _said(value: float | None, style: str) -> str:
     return "undefined" if value is None else format(value, style)
+
+
+def _range(bounds: Sequence[float] | None, style: str) -> str:
+    return "" if bounds is None else f"{bounds[0]:{style}} to {bounds[1]:{style}}"

@@ -14,8 +14,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from cxr_hvd.errors import UsageError
 from cxr_hvd.launch.launchers import choose_launcher, is_rank, receiver, stop_signal
@@ -46,6 +48,7 @@ def supervise(
     first_pause_s: float = FIRST_PAUSE_S,
     grace_s: float = GRACE_S,
     deadline: float | None = None,
+    log: TextIO | None = None,
 ) -> int:
     """Run a command on all ranks, and again where it fails; return the exit code of the last start.
 
@@ -63,6 +66,7 @@ def supervise(
         grace_s: seconds from a request to stop until the ranks are made to.
         deadline: when the run has to be over, by `time.monotonic()`. Each start is told what is left by
             `--time-limit`, and none comes after it.
+        log: a file that takes what the ranks and this function say, instead of the terminal.
 
     Returns:
         0 done, 2 wrong usage or config, 75 stopped on request, anything else: failed too often.
@@ -76,12 +80,13 @@ def supervise(
         raise UsageError("--supervise starts the launcher itself: run it without one")
     words = [*choose_launcher(num_ranks, launcher), *command]
     num_starts = num_restarts + 1
+    say = partial(say_event, log or sys.stderr)
     with requests_heard() as requests:
         for number in range(1, num_starts + 1):
             limit = [] if deadline is None else ["--time-limit", str(max(1, int(deadline - time.monotonic())))]
             say(f"start {number} of {num_starts}: {shlex.join([*words, *limit])}")
             began = time.time()
-            start = Start([*words, *limit], has_launcher=len(words) > len(command))
+            start = Start([*words, *limit], has_launcher=len(words) > len(command), log=log)
             code, was_asked = start.wait(requests, grace_s)
             code = judge(code, read_last_words(run, began), was_asked)
             ended = f"the run ended with {code} {_reached(run)}"
@@ -130,6 +135,7 @@ class Start:
     Args:
         words: the launcher and the command.
         has_launcher: whether there is one, or the command itself is what is started.
+        log: takes its output and what is said of it, instead of the terminal.
 
     Attributes:
         is_asked: whether it has been asked to stop.
@@ -138,12 +144,13 @@ class Start:
         UsageError: the system cannot start it.
     """
 
-    def __init__(self, words: list[str], has_launcher: bool) -> None:
+    def __init__(self, words: list[str], has_launcher: bool, log: TextIO | None = None) -> None:
         own = read_process(os.getpid())
         if own is None:
             raise UsageError("--supervise looks for processes in /proc, and finds none: use it on Linux")
         self.is_asked = False
         self._has_launcher = has_launcher
+        self._say = partial(say_event, log or sys.stderr)
         self._mark = f"{SUPERVISOR}={own.identity}"
         environment = os.environ | {SUPERVISOR: own.identity}
         environment.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
@@ -151,7 +158,12 @@ class Start:
             environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         try:
             self._launcher = subprocess.Popen(
-                words, env=environment, stdin=subprocess.DEVNULL, start_new_session=True
+                words,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT if log else None,
+                start_new_session=True,
             )
         except OSError as error:
             raise UsageError(
@@ -175,24 +187,24 @@ class Start:
                 hurried_at, make_at = now, now + grace_s
                 self._ask(asked)
             elif asked in HURRY and hurried_at is not None and now - hurried_at > TWICE_S:
-                say(f"{asked.name} once more: all is ended now")
+                self._say(f"{asked.name} once more: all is ended now")
                 kill_at = now
             elif asked == signal.SIGUSR1 and not self.is_asked:
                 self._ask(asked)
             if now >= make_at and kill_at == float("inf"):
-                say(f"still there {grace_s:g} s after it was asked to stop: SIGTERM")
+                self._say(f"still there {grace_s:g} s after it was asked to stop: SIGTERM")
                 kill_at = now + LEFT_S
                 self._send(signal.SIGTERM)
             if now >= kill_at:
                 end(self._all, grace_s=0.0)
         if wait_for_end(self._all, SETTLE_S):
-            say("ending what the launcher left behind")
+            self._say("ending what the launcher left behind")
             end(self._all, LEFT_S)
         return code if code >= 0 else 128 - code, self.is_asked and kill_at == float("inf")
 
     def _ask(self, asked: signal.Signals) -> None:
         self.is_asked = True
-        say(f"{asked.name}: the ranks are asked to stop")
+        self._say(f"{asked.name}: the ranks are asked to stop")
         self._send(asked, to_ask=True)
 
     def _send(self, number: signal.Signals, to_ask: bool = False) -> None:
@@ -224,12 +236,12 @@ def requests_heard() -> Iterator[Requests]:
             signal.signal(number, before[number])
 
 
-def say(event: str) -> None:
-    """Print one line, with the time of day, on standard error, in one piece."""
+def say_event(out: TextIO, event: str) -> None:
+    """Print one line, with the time of day, in one piece."""
     with suppress(OSError):  # the terminal may be gone
         now = time.strftime("%Y-%m-%d %H:%M:%S")
-        sys.stderr.write(f"{now} cxr-hvd: supervise: {' '.join(event.split())}\n")
-        sys.stderr.flush()
+        out.write(f"{now} cxr-hvd: supervise: {' '.join(event.split())}\n")
+        out.flush()
 
 
 def _next(requests: Requests, limit_s: float) -> signal.Signals | None:

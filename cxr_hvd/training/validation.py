@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from cxr_hvd.collective.comm import Communicator, gather
+from cxr_hvd.collective.sites import Topology
 from cxr_hvd.config import Config
 from cxr_hvd.training.engine import Engine, forward
 from cxr_hvd.training.loader import StudySet, plain_batches
@@ -131,19 +132,48 @@ class Validation:
         """Return the site's mean AUROC (NaN where undefined) and accuracy; the same on all its ranks."""
         if not len(self._studies):
             return math.nan, None
-        studies, ranks = self._studies, self._topology.ranks_of_site
-        own = np.arange(self._topology.rank_in_site, len(studies), len(ranks))
-        probabilities_NL = np.zeros(studies.targets.shape, dtype=np.float32)
-        network = self._network()
-        probabilities_NL[own] = predict(network, studies, own, self._config, self._num_threads, self._comm)
-        if len(ranks) > 1:
-            for start in range(0, len(studies), ROWS_AT_ONCE):
-                rows = torch.from_numpy(probabilities_NL[start : start + ROWS_AT_ONCE])
-                # Each row comes from one rank, and zeros from the others: the sum is exact.
-                self._comm.begin_sum({f"rows from {start}": rows}, "scores", "site")()
+        studies = self._studies
+        probabilities_NL = predict_at_site(
+            self._network(), studies, self._config, self._num_threads, self._comm, self._topology
+        )
         metrics = compute_metrics(probabilities_NL, studies.targets, studies.known, studies.label_names)
         auroc = math.nan if metrics.macro_auroc is None else metrics.macro_auroc
         return auroc, metrics.mean_accuracy
+
+
+def share_of(num_images_N: NDArray[np.uint8], batch_size: int, rank: int, num_ranks: int) -> NDArray[np.int64]:
+    """Return the positions of the studies that one of several ranks judges: every so-manieth batch. Pure.
+
+    Studies with equally many images stand together, so that few channels are empty. `predict` makes of each rank's
+    share the very batches that one rank would make of all, so that scores are the same bit for bit.
+    """
+    order_N = np.argsort(num_images_N, kind="stable")
+    batches = [order_N[start : start + batch_size] for start in range(0, len(order_N), batch_size)]
+    return np.concatenate([np.empty(0, dtype=np.int64), *batches[rank::num_ranks]])
+
+
+def predict_at_site(
+    model: torch.nn.Module,
+    studies: StudySet,
+    config: Config,
+    num_threads: int,
+    comm: Communicator,
+    topology: Topology,
+) -> NDArray[np.float32]:
+    """Return probabilities (N, L) of all studies of a site's set, its batches shared out among the site's ranks.
+
+    They are the same on all of them, and bit for bit those of one rank. Collective: all ranks of the site.
+    """
+    num_ranks = len(topology.ranks_of_site)
+    own = share_of(studies.num_images, config.training.batch_size, topology.rank_in_site, num_ranks)
+    probabilities_NL = np.zeros(studies.targets.shape, dtype=np.float32)
+    probabilities_NL[own] = predict(model, studies, own, config, num_threads, comm)
+    if num_ranks > 1:
+        for start in range(0, len(studies), ROWS_AT_ONCE):
+            rows = torch.from_numpy(probabilities_NL[start : start + ROWS_AT_ONCE])
+            # Each row comes from one rank, and zeros from the others: the sum is exact.
+            comm.begin_sum({f"rows from {start}": rows}, "scores", "site")()
+    return probabilities_NL
 
 
 @torch.inference_mode()
@@ -162,9 +192,8 @@ def predict(
     """
     model.eval()
     device = next(model.parameters()).device
-    # Studies with equally many images stand together, so that few channels are empty.
     positions = np.asarray(positions)
-    order = np.argsort(studies.num_images[positions], kind="stable")
+    order = share_of(studies.num_images[positions], config.training.batch_size, rank=0, num_ranks=1)
     batches = plain_batches(
         studies,
         positions[order].tolist(),

@@ -1,7 +1,7 @@
 """Synthetic chest films, part two: the findings, each a pattern that can be seen and learned.
 
 One finding looks the same at every site; what differs between sites is acquisition and prevalence
-(`phantom.py`). Effects are large, so that a small model learns something within a hundred steps.
+(`phantom_style`). Effects are large, so that a small model learns something within a hundred steps.
 """
 
 import numpy as np

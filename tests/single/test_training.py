@@ -1,4 +1,4 @@
-"""Model, augmentation, loader, loss, schedules and metrics on one rank."""
+"""Model, augmentation, loader, loss and schedules on one rank."""
 
 import time
 from pathlib import Path
@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
 
 from cxr_hvd.collective.comm import LocalComm
 from cxr_hvd.config import Augmentation, Config
@@ -20,7 +19,6 @@ from cxr_hvd.training.augment import apply_motion, draw_motion, fill_augmented, 
 from cxr_hvd.training.checkpoint import load_judged_weights
 from cxr_hvd.training.loader import Shuffle, StudySet, plain_batches, train_batches
 from cxr_hvd.training.loss import MultiLabelLoss
-from cxr_hvd.training.metrics import compute_metrics
 from cxr_hvd.training.model import build_model
 from cxr_hvd.training.run_folder import RunFolder
 from cxr_hvd.training.schedule import SCHEDULES
@@ -223,33 +221,7 @@ def test_schedules_stay_between_zero_and_one(name: str, num_steps: int) -> None:
     assert name == "constant" or factors[-1] <= max(factors)
 
 
-# ---- metrics
-
-
-def test_metrics_are_those_of_scikit_learn_over_known_labels() -> None:
-    rng = np.random.default_rng(0)
-    scores = rng.random((50, 3)).astype(np.float32)
-    targets = (rng.random((50, 3)) < 0.4).astype(np.float32)
-    known = rng.random((50, 3)) < 0.7
-    metrics = compute_metrics(scores, targets, known, ("a", "b", "c"))
-    for column, label in enumerate(metrics.labels):
-        at = known[:, column]
-        assert label.auroc == roc_auc_score(targets[at, column], scores[at, column])
-        assert label.num_studies == at.sum()
-        assert label.all_negative_accuracy == pytest.approx(1 - targets[at, column].mean())
-    assert metrics.macro_auroc == pytest.approx(np.mean([label.auroc for label in metrics.labels]))
-
-
-def test_what_is_undefined_is_none_and_enters_no_mean() -> None:
-    scores = np.array([[0.1, 0.2, 0.3], [0.9, 0.8, 0.7]], dtype=np.float32)
-    targets = np.array([[0, 0, 0], [1, 0, 0]], dtype=np.float32)
-    known = np.array([[True, True, False], [True, True, False]])
-    both, one_class, unknown = compute_metrics(scores, targets, known, ("both", "one class", "unknown")).labels
-    assert (both.auroc, both.accuracy) == (1.0, 1.0)
-    assert (one_class.auroc, one_class.accuracy) == (None, 0.5)
-    assert (unknown.auroc, unknown.accuracy, unknown.all_negative_accuracy) == (None, None, None)
-    metrics = compute_metrics(scores, targets, known, ("both", "one class", "unknown"))
-    assert (metrics.macro_auroc, metrics.mean_accuracy) == (1.0, 0.75)
+# ---- scores
 
 
 def test_scores_do_not_depend_on_the_batch_they_came_in(studies: StudySet) -> None:

@@ -1,0 +1,215 @@
+"""The comparison of set-ups, from their runs' scores to plain values that tables, figures and page are made of.
+
+    experiments   each set-up: what it is, what it sent, how long it took, its commands
+    results       each set-up on each site's test studies, with intervals over patients and seeds
+    matrix        every network on every site's test studies
+    policies      what an institution that took no part could do with a set-up's networks
+    differences   between two set-ups, by pairs of seeds on the same patients
+    sites, curves, notes
+
+Numbers are None where they are undefined, and a `note` beside them says why.
+"""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cxr_hvd import __version__
+from cxr_hvd.evaluation.components import components_difference
+from cxr_hvd.evaluation.delong import delong_difference
+from cxr_hvd.evaluation.judgement import draws_of, interval, judge
+from cxr_hvd.evaluation.resampling import NUM_RESAMPLES, Draws, difference, resampled
+from cxr_hvd.evaluation.run_record import curves_of, describe, read_command
+from cxr_hvd.evaluation.scored_runs import ScoredRuns, load_runs
+from cxr_hvd.evaluation.scores import AVERAGED, COMMON
+from cxr_hvd.evaluation.site_record import describe_sites
+from cxr_hvd.evaluation.statistics import Difference, Floats
+from cxr_hvd.evaluation.variants import EXPERIMENTS
+from cxr_hvd.evaluation.weighted import macro_auroc, mean_accuracy
+
+SCHEMA = 1
+MEAN_OF_SITES = "mean of sites"
+FIRST_PAIRS = (("D", "C"), ("D", "B"), ("D", "A"), ("C", "A"), ("B", "A"))
+METRICS = ("macro_auroc", "mean_accuracy")
+
+
+def compare(paths: Sequence[Path], num_resamples: int = NUM_RESAMPLES) -> dict[str, Any]:
+    """Compare all runs in these folders. Takes some seconds for each set-up.
+
+    Raises:
+        CheckpointError: there is nothing to compare, or it is not of the same studies.
+    """
+    runs = load_runs(paths)
+    origin = runs.origin
+    draws = {
+        (name, site): draws_of(runs, site, len(runs.seeds(name)), num_resamples)
+        for name in runs.names
+        for site in runs.institutions
+    }
+    return {
+        "schema": SCHEMA,
+        "tool": f"cxr-hvd {__version__}",
+        "command": read_command(paths),
+        "num_resamples": num_resamples,
+        "label_names": list(origin.label_names),
+        "sites": describe_sites(next(iter(runs.of_name.values()))[0].path, origin),
+        "experiments": [describe(name, runs.of_name[name]) for name in runs.names],
+        "results": [judge(runs, name, site, draws[name, site]) for name in runs.names for site in origin.sites],
+        "matrix": [cell for name in runs.names for cell in matrix_of(runs, name)],
+        "policies": [
+            policy
+            for name in runs.names
+            for site in runs.institutions
+            for policy in policies_of(runs, name, site, draws[name, site])
+        ],
+        "differences": [
+            each
+            for split in ("test", "validate")
+            for a, b in pairs_of(runs.names)
+            for each in differences_of(runs, a, b, split, num_resamples)
+        ],
+        "curves": [curve for name in runs.names for run in runs.of_name[name] for curve in curves_of(run)],
+        "notes": notes_of(runs),
+    }
+
+
+def matrix_of(runs: ScoredRuns, name: str) -> list[dict[str, Any]]:
+    """Return the mean AUROC of every network of a set-up on every site's test studies."""
+    cells = []
+    for network in runs.networks(name):
+        for site in runs.institutions:
+            sample = runs.samples[site, "test"]
+            once = draws_of(runs, site, len(runs.seeds(name)), num_resamples=0)
+            found = interval(macro_auroc(sample), runs.scores_SNL(name, network, site), once)
+            told = {key: found[key] for key in ("value", "by_seed", "note")}
+            told["note"] = None if told["value"] is not None else told["note"]
+            cells.append({"experiment": name, "network": network, "site": site, "macro_auroc": told})
+    return cells
+
+
+def policies_of(runs: ScoredRuns, name: str, site: str, draws: Draws) -> list[dict[str, Any]]:
+    """Judge what an institution without private blocks of its own could use of a set-up's networks.
+
+    Those are a site's network, the one whose private weights are the mean of all sites', and the ensemble: the
+    mean of the probabilities of all sites' networks. For a site itself `own` stands beside them, and the means
+    hold its part, too. Where nothing is private there is `common` alone, and only for those outside.
+    """
+    networks, is_outside = runs.networks(name), site in runs.origin.outside
+    of_sites = [each for each in networks if each in runs.origin.sites]
+    told = {}
+    if COMMON in networks and is_outside:
+        told[COMMON] = runs.scores_SNL(name, COMMON, site)
+    if AVERAGED in networks:
+        told = {"own" if each == site else f"of {each}": runs.scores_SNL(name, each, site) for each in of_sites}
+        everyone = np.stack(list(told.values()))
+        told["averaged weights"] = runs.scores_SNL(name, AVERAGED, site)
+        told["ensemble"] = everyone.mean(axis=0, dtype=np.float64).astype(np.float32)
+        told = {policy: told[policy] for policy in sorted(told, key=lambda policy: policy != "own")}
+    sample = runs.samples[site, "test"]
+    return [
+        {
+            "experiment": name,
+            "site": site,
+            "policy": policy,
+            "macro_auroc": interval(macro_auroc(sample), scores_SNL, draws),
+            "mean_accuracy": interval(mean_accuracy(sample), scores_SNL, draws),
+        }
+        for policy, scores_SNL in told.items()
+    ]
+
+
+def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return which set-ups are compared: the study's four, and each variant with D, C and its own parent."""
+    pairs = [(a, b) for a, b in FIRST_PAIRS if a in names and b in names]
+    of_study = [name for name in EXPERIMENTS if name in names]
+    pairs += [(name, other) for name in names if name not in EXPERIMENTS for other in of_study]
+    return pairs or list(itertools.combinations(reversed(names), 2))
+
+
+def differences_of(runs: ScoredRuns, a: str, b: str, split: str, num_resamples: int) -> list[dict[str, Any]]:
+    """Return how much one set-up is above another, on each site's studies and in the mean of the sites.
+
+    Both networks of a pair judged the same patients and began with the same seed; runs without a partner count
+    nowhere.
+    """
+    seeds = [seed for seed in runs.seeds(a) if seed in runs.seeds(b)]
+    found, tables = [], []
+    draws = None
+    for site in runs.origin.sites:
+        sample = runs.samples[site, split]
+        draws = draws_of(runs, site, len(seeds), num_resamples, split)
+        scores = [
+            runs.own_scores_SNL(name, site, split)[[runs.seeds(name).index(seed) for seed in seeds]]
+            for name in (a, b)
+        ]
+        metrics = (macro_auroc(sample), mean_accuracy(sample))
+        of_site = [[resampled(metric, each, draws) for metric in metrics] for each in scores]
+        note = next((why for each in scores for row in each if (why := metrics[0].why_undefined(row))), None)
+        tables.append(of_site)
+        row: dict[str, Any] = {"a": a, "b": b, "site": site, "split": split}
+        row |= paired(of_site[0], of_site[1], draws, note) | {"labels": []}
+        if split == "test":
+            for column, label in enumerate(runs.origin.label_names):
+                known = sample.known_NL[:, column]
+                told = delong_difference(
+                    scores[0][:, known, column],
+                    scores[1][:, known, column],
+                    sample.targets_NL[known, column],
+                    sample.patients_N[known],
+                )
+                row["labels"].append({"label": label, "auroc": difference_json(told)})
+        found.append(row)
+    if draws is not None and len(tables) > 1:
+        means = np.mean(np.array(tables), axis=0)  # of sites: (2 set-ups, 2 metrics, S, B)
+        row = {"a": a, "b": b, "site": MEAN_OF_SITES, "split": split, "labels": []}
+        found.append(row | paired(means[0], means[1], draws, None))
+    return found
+
+
+def paired(
+    tables_a: Sequence[Floats], tables_b: Sequence[Floats], draws: Draws, note: str | None
+) -> dict[str, dict[str, Any]]:
+    """Return the difference in each metric twice: with Student's t, which holds with few seeds, and by bootstrap.
+
+    Args:
+        tables_a, tables_b: of `resampled`, one for each of `METRICS`.
+    """
+    found = {}
+    for metric, table_a_SB, table_b_SB in zip(METRICS, tables_a, tables_b, strict=True):
+        found[metric] = difference_json(components_difference(table_a_SB, table_b_SB, note))
+        found[f"{metric}_bootstrap"] = difference_json(difference(table_a_SB, table_b_SB, draws, note))
+    return found
+
+
+def difference_json(found: Difference) -> dict[str, Any]:
+    """Return a difference as plain values."""
+    return {
+        "value": found.value,
+        "low": found.low,
+        "high": found.high,
+        "standard_error": found.standard_error,
+        "p_value": found.p_value,
+        "by_seed": list(found.per_seed),
+        "note": found.note,
+    }
+
+
+def notes_of(runs: ScoredRuns) -> list[str]:
+    """Say what a reader has to know: seeds that set-ups lack, sites without studies."""
+    notes = []
+    most = max((runs.seeds(name) for name in runs.names), key=len)
+    for name in runs.names:
+        missing = [str(seed) for seed in most if seed not in runs.seeds(name)]
+        if missing:
+            notes.append(f"{name} has no run with seed {', '.join(missing)}; differences are over common seeds.")
+    for (site, split), sample in runs.samples.items():
+        if not len(sample.targets_NL):
+            said = "nothing can be said of it" if split == "test" else "no threshold can be chosen there"
+            notes.append(f"{site} has no {split} studies: {said}.")
+    which = {run.scores.origin.checkpoint for own in runs.of_name.values() for run in own}
+    if len(which) > 1:
+        notes.append("Some runs were judged by their latest checkpoint, others by their best.")
+    return notes
