@@ -37,7 +37,6 @@ from cxr_hvd.evaluation.tables import (
     chosen,
     institutions,
     main_differences,
-    said_pair,
     said_place,
     site_names,
 )
@@ -61,7 +60,7 @@ STYLE: Any = {
 SETUP_COLORS = (INK, "#E69F00", "#56B4E9", "#CC79A7")
 COLUMNS = 4
 ROW_IN = 0.25
-MAX_NAME, LETTER_IN = 20, 0.066
+MAX_NAME, LETTER_IN = 24, 0.066
 CELL_IN, CELL_HEIGHT_IN, NETWORK_IN = 0.58, 0.28, 0.92
 LIGHT, DARK = np.array([0xF1, 0xF5, 0xF9]), np.array([0x0B, 0x3C, 0x66])
 NUM_BINS = 10
@@ -122,11 +121,12 @@ def draw_overview(comparison: Comparison) -> Figure | None:
     found = {(one["site"], one["experiment"]): one for one in comparison["results"]}
     if not found or not names:
         return None
-    left = _width_of(names)
+    labels = [shown(name, MAX_NAME) for name in names]
+    left = _width_of(labels)
     figure, panels = _grid(len(sites), 2, ROW_IN * len(names), left=left, right=0.55, between=0.8)
     for site, (aurocs, accuracies) in zip(sites, panels, strict=True):
         rows = [found.get((site, name)) for name in names]
-        _draw_estimates(aurocs, names, [row and row["macro_auroc"] for row in rows], as_score)
+        _draw_estimates(aurocs, labels, [row and row["macro_auroc"] for row in rows], as_score)
         _draw_estimates(accuracies, [], [row and row["mean_accuracy"] for row in rows], as_percent)
         accuracies.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{round(100 * share, 2):g}%"))
         _draw_all_negative(accuracies, {row["mean_all_negative_accuracy"] for row in rows if row})
@@ -150,13 +150,14 @@ def draw_differences(comparison: Comparison) -> Figure | None:
     if not rows:
         return None
     places = list(dict.fromkeys(one["site"] for one in rows))
-    pairs = list(dict.fromkeys(said_pair(one) for one in rows))
-    left = _width_of(pairs, 2 * MAX_NAME)
+    pairs = list(dict.fromkeys((one["a"], one["b"]) for one in rows))
+    labels = [f"{shown(a, MAX_NAME)} − {shown(b, MAX_NAME)}" for a, b in pairs]
+    left = _width_of(labels)
     figure, panels = _grid(len(places), 2, ROW_IN * len(pairs), left=left, right=1.15, between=1.25)
     for place, (aurocs, points) in zip(places, panels, strict=True):
-        of_pair = {said_pair(one): one for one in rows if one["site"] == place}
+        of_pair = {(one["a"], one["b"]): one for one in rows if one["site"] == place}
         here = [of_pair.get(pair) for pair in pairs]
-        _draw_estimates(aurocs, pairs, [one and one["macro_auroc"] for one in here], as_difference)
+        _draw_estimates(aurocs, labels, [one and one["macro_auroc"] for one in here], as_difference)
         _draw_estimates(points, [], [one and one["mean_accuracy"] for one in here], as_points)
         for panel, factor in ((aurocs, 1), (points, 100)):
             _widen(panel, 0.0)
@@ -195,7 +196,7 @@ def _draw_estimates(panel: Axes, names: Sequence[str], estimates: Sequence[Found
             panel.plot(seeds, below, "o", markersize=2.6, color=COLORS[5], markeredgewidth=0, zorder=2)
         p = f"  p {as_p(found['p_value'])}" if is_number(found.get("p_value")) else ""
         panel.text(1.02, row, write(found["value"]) + p, transform=beside, fontsize=7.5, va="center_baseline")
-    panel.set_yticks(range(len(names)), [shown(name, 2 * MAX_NAME) for name in names])
+    panel.set_yticks(range(len(names)), names)
     panel.set_ylim(len(estimates) - 0.45, -0.55)
     if reach:
         air = max(0.004, 0.05 * (max(reach) - min(reach)))
@@ -298,6 +299,7 @@ def draw_exchange(comparison: Comparison) -> Figure | None:
                 [shown(one["experiment"], MAX_NAME) for one in here],
             )
         else:
+            panel.set_yticks([])
             _say_empty(panel, f"{UNDEFINED} on this test set")
     return figure
 
@@ -499,8 +501,8 @@ def _used(panels: Sequence[Sequence[Axes]], number: int) -> list[Axes]:
     return flat[:number]
 
 
-def _width_of(names: Sequence[str], most: int = MAX_NAME) -> float:
-    return 0.2 + LETTER_IN * max(len(shown(name, most)) for name in names)
+def _width_of(labels: Sequence[str]) -> float:
+    return 0.2 + LETTER_IN * max(map(len, labels))
 
 
 def _line(index: int) -> dict[str, Any]:

@@ -204,15 +204,15 @@ def _draw_data(
         _frame(paper, panel.left + columns.lefts[0], top, width, DIM, MERGED)
         known = [count for count in counts if is_number(count)]
         total = sum(known) if len(known) == len(counts) else None
-        words = [(panel.left + columns.panel / 2, "merged", total, INK)]
+        words = [(panel.left + columns.panel / 2, "merged", total)]
     else:
         words = []
         for index, (site, at) in enumerate(zip(sites, columns.lefts, strict=True)):
             _frame(paper, panel.left + at, top, columns.width, color_of(index), "white")
             name = fitted(site["name"], columns.width, 6.5)
-            words.append((centers[index], name, counts[index], color_of(index)))
-    for center, name, count, color in words:
-        _write(paper, center, top + 0.11, name, 6.5, color=color)
+            words.append((centers[index], name, counts[index]))
+    for center, name, count in words:
+        _write(paper, center, top + 0.11, name, 6.5)
         _write(paper, center, top + 0.24, as_count(count), 6.5, color=DIM)
 
 

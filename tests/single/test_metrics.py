@@ -233,9 +233,7 @@ def test_bins_are_those_of_scikit_learn_with_their_sizes() -> None:
 
 
 def test_calibration_error_is_the_mean_distance_over_studies() -> None:
-    assert calibration_curve(np.array([0.0, 0.05, 1.0]), np.array([0.0, 1.0, 1.0])) == [
-        (0.025, 0.5, 2),
-        (1.0, 1.0, 1),
-    ]
-    assert judged([0.0, 0.05, 1.0], [0, 1, 1]).expected_calibration_error == pytest.approx(0.475 * 2 / 3)
+    bins = calibration_curve(np.array([0.0, 0.05, 0.95, 1.0]), np.array([0.0, 1.0, 1.0, 1.0]))
+    assert np.array(bins) == pytest.approx(np.array([(0.025, 0.5, 2), (0.975, 1.0, 2)]))
+    assert judged([0.0, 0.05, 0.95, 1.0], [0, 1, 1, 1]).expected_calibration_error == pytest.approx(0.25)
     assert calibration_curve(np.empty(0), np.empty(0)) == []

@@ -1,4 +1,4 @@
-"""The report of a comparison: one page that needs nothing else, has every figure, and says what it does not know."""
+"""The report of a comparison: one page that needs nothing else, with every figure, and what is not known, told."""
 
 import copy
 import html
