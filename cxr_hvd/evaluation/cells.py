@@ -117,7 +117,7 @@ def estimate(found: Mapping[str, Any], write: Callable[[float], str]) -> Cell:
     value, low, high = found["value"], found.get("low"), found.get("high")
     if not is_number(value):
         return Cell("", note or UNDEFINED)
-    seeds = " · ".join(write(one) if is_number(one) else UNDEFINED for one in found["by_seed"])
+    seeds = "\u00a0· ".join(write(one) if is_number(one) else UNDEFINED for one in found["by_seed"])
     if "low" not in found:
         return Cell(write(value), note, seeds)
     if not (is_number(low) and is_number(high)):

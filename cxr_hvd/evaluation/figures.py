@@ -321,10 +321,6 @@ def _draw_points(panel: Axes, places: Sequence[float], estimates: Sequence[Found
     within = Box(*(corners[0] + 2), *(corners[1] - corners[0] - 4))
     dots = [(float(x), float(y)) for x, y in dots_N2]
     taken = [Box(x - 3.5, y - 3.5, 7, 7) for x, y in dots]
-    scale = within.height / (panel.get_ylim()[1] - panel.get_ylim()[0])
-    for (x, y), (low, value, high) in zip(dots, bounds, strict=True):
-        if is_number(low) and is_number(high):
-            taken.append(Box(x - 1, y - (value - low) * scale, 2, (high - low) * scale))
     sizes = [(len(name) * LABEL_PT * 0.62 + 2, LABEL_PT + 2) for name in names]
     boxes = place_labels(dots, sizes, taken, within)
     line = {"arrowstyle": "-", "color": DIM, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
@@ -361,7 +357,7 @@ def draw_roc(comparison: Comparison, site: str) -> Figure | None:
     labels = dict(reversed(labels.items()))
     num_rows = -(-len(labels) // COLUMNS)
     figure, panels = _grid(
-        num_rows, COLUMNS, 1.5, left=0.4, right=0.1, between=0.18, below=0.42, top=0.72, bottom=TICK_IN
+        num_rows, COLUMNS, 1.5, left=0.4, right=0.1, between=0.18, below=0.42, top=0.86, bottom=TICK_IN
     )
     for number, (panel, label) in enumerate(zip(_used(panels, len(labels)), labels, strict=True)):
         for index, name in enumerate(names):
@@ -374,8 +370,9 @@ def draw_roc(comparison: Comparison, site: str) -> Figure | None:
         present = f"{labels[label]['num_present']:,} of {labels[label]['num_studies']:,} present"
         panel.text(0, 1.03, present, transform=panel.transAxes, fontsize=6.8, color=DIM)
         _unit_square(panel, number % COLUMNS == 0, number + COLUMNS >= len(labels))
-    _heading(figure, f"{shown(site, 28)}: true against false positive share")
-    _legend(figure, [(shown(name, MAX_NAME), _line(index)) for index, name in enumerate(names)])
+    heading = f"{shown(site, 40)}: true against false positive share"
+    figure.text(0.012, 1 - 0.15 / figure.get_figheight(), heading, fontsize=9, weight="bold", va="center")
+    _legend(figure, 0.24, [(shown(name, MAX_NAME), _line(index)) for index, name in enumerate(names)])
     return figure
 
 
@@ -463,7 +460,7 @@ def draw_losses(comparison: Comparison) -> Figure | None:
             panel.set_ylabel("training loss")
         if number + COLUMNS >= len(names):
             panel.set_xlabel("step")
-    _legend(figure, [(shown(site, 28), {"color": color_of(index)}) for index, site in enumerate(sites)])
+    _legend(figure, 0.02, [(shown(site, 28), {"color": color_of(index)}) for index, site in enumerate(sites)])
     return figure
 
 
@@ -513,10 +510,6 @@ def _title(panel: Axes, text: str) -> None:
     panel.set_title(text, fontsize=8.5, weight="bold", loc="left", pad=11)
 
 
-def _heading(figure: Figure, text: str) -> None:
-    figure.text(0.012, 1 - 0.16 / figure.get_figheight(), text, fontsize=9, weight="bold", va="center")
-
-
 def _tidy(panel: Axes) -> None:
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(color=FAINT, alpha=0.22, linewidth=0.5)
@@ -544,12 +537,13 @@ def _say_empty(panel: Axes, why: str) -> None:
     panel.text(0.5, 0.5, why, transform=panel.transAxes, ha="center", va="center", color=DIM, fontsize=8)
 
 
-def _legend(figure: Figure, lines: Sequence[tuple[str, dict[str, Any]]]) -> None:
+def _legend(figure: Figure, down: float, lines: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Name lines in one row, so far below the figure's upper edge, on the left: a phone shows that first."""
     figure.legend(
         [Line2D([], [], linewidth=1.8, **line) for _, line in lines],
         [name for name, _ in lines],
-        loc="upper right",
-        bbox_to_anchor=(0.995, 1 - 0.02 / figure.get_figheight()),
+        loc="upper left",
+        bbox_to_anchor=(0.0, 1 - down / figure.get_figheight()),
         ncols=len(lines),
         frameon=False,
         fontsize=7.5,

@@ -55,7 +55,8 @@ def place_labels(
         others = list(placed.values())
         apart = [box for box in inside if not _meet([box], others)]
         free = [box for box in apart if not _meet([box], taken)]
-        dots = [Box(x - DOT / 2, y - DOT / 2, DOT, DOT) for x, y in points if (x, y) != points[number]]
+        apart_points = [point for point in points if math.dist(point, points[number]) > 2 * DOT]
+        dots = [Box(x - DOT / 2, y - DOT / 2, DOT, DOT) for x, y in apart_points]
         clear = (
             box
             for box in free

@@ -100,7 +100,9 @@ def summary(comparison: Mapping[str, Any]) -> list[str]:
         said.append(f"Networks were also tried on studies of {_listed(outside)}, which took no part in training.")
     if is_number(comparison["num_resamples"]):
         resamples = as_count(comparison["num_resamples"])
-        said.append(f"Intervals are 95% intervals from {resamples} resamples of patients and seeds.")
+        said.append(
+            f"Intervals are of 95%, from {resamples} resamples of patients and seeds unless said otherwise."
+        )
     return said
 
 

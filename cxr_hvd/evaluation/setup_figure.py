@@ -24,7 +24,7 @@ TITLE_IN, ARROW_IN, DATA_IN, WORDS_IN, LEGEND_IN = 0.56, 0.12, 0.34, 0.66, 0.3
 TALL_BLOCK_IN, LOW_BLOCK_IN, MAX_TALL = 0.24, 0.19, 6
 PRIVATE_SHARE = 0.32
 """Of a block's height, for the private tensors of a block that is shared but for them."""
-CHARACTER_IN = 0.6 / 72
+CHARACTER_IN = 0.64 / 72
 """Mean width of a letter at a font size of one point."""
 
 
@@ -156,7 +156,7 @@ def _draw_setup(
     below = panel.top + TITLE_IN + len(blocks) * panel.block_height
     _draw_data(paper, panel, below, setup, sites)
     words = below + ARROW_IN + DATA_IN + 0.1
-    trains_on = _lines(setup["trains_on"], width + 0.18)
+    trains_on = _lines(setup["trains_on"], width + 0.26)
     for number, line in enumerate(trains_on):
         _write(paper, middle, words + 0.13 * number, line, 7, color=DIM)
     num_bytes = setup["bytes_per_exchange"]

@@ -60,14 +60,16 @@ def overview_rows(comparison: Comparison) -> Table:
 def difference_rows(comparison: Comparison, is_whole: bool = False) -> Table:
     """Paired differences between two set-ups on the same studies and seeds: the main ones, or all."""
     differences = comparison["differences"] if is_whole else main_differences(comparison)
-    columns = ("studies", "difference", "macro AUROC", "p, AUROC", "accuracy, points", "p, accuracy")
     places = dict.fromkeys((one["site"], one["split"]) for one in differences)
+    bootstrap = "macro_auroc_bootstrap"
+    has_both = is_whole and all(bootstrap in one for one in differences)
     rows = [
         (
             Cell(said_place(one["site"], one["split"])),
             Cell(said_pair(one)),
             estimate(one["macro_auroc"], as_difference),
             _p(one["macro_auroc"]),
+            *((estimate(one[bootstrap], as_difference), _p(one[bootstrap])) if has_both else ()),
             estimate(one["mean_accuracy"], as_points),
             _p(one["mean_accuracy"]),
         )
@@ -75,6 +77,11 @@ def difference_rows(comparison: Comparison, is_whole: bool = False) -> Table:
         for one in differences
         if (one["site"], one["split"]) == place
     ]
+    columns = (
+        *("studies", "difference", "macro AUROC", "p, AUROC"),
+        *(("the same by bootstrap", "p by bootstrap") if has_both else ()),
+        *("accuracy, points", "p, accuracy"),
+    )
     return Table("Paired differences between set-ups", columns, tuple(rows), 2, True)
 
 

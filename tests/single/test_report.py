@@ -29,6 +29,7 @@ from cxr_hvd.evaluation.setup_figure import draw_setups
 from cxr_hvd.evaluation.shape import check_comparison
 from cxr_hvd.evaluation.tables import (
     console_table,
+    difference_rows,
     exchange_rows,
     main_differences,
     markdown,
@@ -616,6 +617,16 @@ def test_main_differences_are_the_study_s_and_each_variant_s_own(comparison: dic
     assert {one["split"] for one in main_differences(new)} == {"test"}
     only = [{**first, "a": "D-head", "b": "A", "split": "validate"}]
     assert main_differences({**new, "differences": only}) == only
+
+
+def test_table_of_all_pairs_has_the_bootstrap_beside_where_it_is_there(comparison: dict[str, Any]) -> None:
+    new = copy.deepcopy(comparison)
+    for one in new["differences"]:
+        one["macro_auroc_bootstrap"] = difference_of(0.0321, 3)
+    assert "the same by bootstrap" in difference_rows(new, is_whole=True).columns
+    assert {len(row) for row in difference_rows(new, is_whole=True).rows} == {8}
+    assert difference_rows(new, is_whole=True).rows[0][4].text == "+0.032 [+0.012, +0.052]"
+    assert difference_rows(new).columns == difference_rows(comparison, is_whole=True).columns
 
 
 def test_exchange_is_in_order_of_bytes(comparison: dict[str, Any]) -> None:
