@@ -329,7 +329,11 @@ def report(
     resamples: Annotated[int, typer.Option(help="Of the bootstrap.", min=100)] = 2000,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare runs: a page of tables and figures with intervals and paired differences."""
+    """Compare runs: a page of tables and figures with intervals and paired differences; comparison.json beside it.
+
+    Works on what is there: also before an experiment is over.
+    """
+    from cxr_hvd.atomic import write_text
     from cxr_hvd.evaluation.comparison import compare
     from cxr_hvd.evaluation.report import write_report
     from cxr_hvd.evaluation.tables import console_table
@@ -339,7 +343,9 @@ def report(
     if as_json:
         print(json.dumps(comparison, allow_nan=False))
         return
-    page = write_report(comparison, out or runs[0])
+    folder = out or runs[0]
+    page = write_report(comparison, folder)
+    write_text(folder / "comparison.json", json.dumps(comparison, allow_nan=False) + "\n")
     console = console_for(1)
     console.print(console_table(comparison))
     console.print(f"{page}", highlight=False)

@@ -130,6 +130,12 @@ def _signed(value: float, num_digits: int) -> str:
     return said if any(digit in said for digit in "123456789") else said[1:]
 
 
+def p_of(found: Mapping[str, Any]) -> Cell:
+    """Return the p-value of a difference, or why there is none."""
+    note = shown(found["note"]) if found["note"] else UNDEFINED
+    return Cell(as_p(found["p_value"])) if is_number(found["p_value"]) else Cell("", note)
+
+
 def plain(value: object, write: Callable[[float], str]) -> Cell:
     """Return a number that has neither interval nor seeds."""
     return Cell(write(value)) if is_number(value) else Cell("", UNDEFINED)

@@ -11,15 +11,15 @@ from cxr_hvd.evaluation.cells import (
     as_bytes,
     as_count,
     as_difference,
-    as_p,
     as_percent,
     as_score,
     estimate,
     is_number,
+    p_of,
     plain,
     shown,
 )
-from cxr_hvd.evaluation.tables import Comparison, said_pair
+from cxr_hvd.evaluation.tables import Comparison, main_differences, said_pair
 
 SPLITS = ("train", "validate", "test")
 STATES = ("present", "absent", "uncertain", "blank")
@@ -51,15 +51,20 @@ def measure_rows(result: Mapping[str, Any]) -> Table:
 
 
 def label_difference_rows(comparison: Comparison, site: str) -> Table:
-    """Return the difference of every label's AUROC between set-ups on one test set."""
-    found = [one for one in comparison["differences"] if one["site"] == site and one["labels"]]
-    labels = [{one["label"]: one["auroc"] for one in pair["labels"]} for pair in found]
+    """Return the difference of every label's AUROC between set-ups on one test set, of the main pairs."""
     rows = [
-        (Cell(shown(label)), *(_with_p(of_pair.get(label)) for of_pair in labels))
-        for label in dict.fromkeys(label for of_pair in labels for label in of_pair)
+        (
+            Cell(said_pair(pair)),
+            Cell(shown(one["label"])),
+            estimate(one["auroc"], as_difference),
+            p_of(one["auroc"]),
+        )
+        for pair in main_differences(comparison)
+        if pair["site"] == site
+        for one in pair["labels"]
     ]
-    columns = ("label", *(said_pair(pair) for pair in found))
-    return Table(f"Differences of AUROC on the test studies of {shown(site)}", columns, tuple(rows))
+    title = f"Differences of AUROC on the test studies of {shown(site)}"
+    return Table(title, ("difference", "label", "AUROC", "p"), tuple(rows), 2, True)
 
 
 def sharing_rows(comparison: Comparison) -> Table:
@@ -85,7 +90,7 @@ def block_rows(comparison: Comparison) -> Table:
     names = dict.fromkeys(part["block"] for one in setups for part in one["blocks"])
     rows = [(Cell(shown(name)), *(_block(one["blocks"], name) for one in setups)) for name in names]
     columns = ("block", *(shown(one["name"]) for one in setups))
-    return Table("The sharing plan, block by block", columns, tuple(rows))
+    return Table("The sharing plan, block by block", columns, tuple(rows), len(columns))
 
 
 def time_rows(comparison: Comparison) -> Table:
@@ -136,14 +141,6 @@ def finding_rows(site: Mapping[str, Any]) -> Table:
 def _of_label(one: Mapping[str, Any], key: str, write: Any = as_score) -> Cell:
     cell = estimate(one[key], write)
     return Cell("", shown(one["note"])) if not cell.text and cell.note == UNDEFINED and one["note"] else cell
-
-
-def _with_p(found: Mapping[str, Any] | None) -> Cell:
-    if found is None:
-        return Cell("", UNDEFINED)
-    cell = estimate(found, as_difference)
-    p = f", p {as_p(found['p_value'])}" if cell.text and is_number(found["p_value"]) else ""
-    return Cell(cell.text + p, cell.note, cell.seeds)
 
 
 def _block(parts: Sequence[Mapping[str, Any]], name: str) -> Cell:

@@ -20,12 +20,12 @@ from cxr_hvd.evaluation.cells import (
     as_bytes,
     as_count,
     as_difference,
-    as_p,
     as_percent,
     as_points,
     as_score,
     estimate,
     is_number,
+    p_of,
     plain,
     shown,
 )
@@ -68,10 +68,10 @@ def difference_rows(comparison: Comparison, is_whole: bool = False) -> Table:
             Cell(said_place(one["site"], one["split"])),
             Cell(said_pair(one)),
             estimate(one["macro_auroc"], as_difference),
-            _p(one["macro_auroc"]),
-            *((estimate(one[bootstrap], as_difference), _p(one[bootstrap])) if has_both else ()),
+            p_of(one["macro_auroc"]),
+            *((estimate(one[bootstrap], as_difference), p_of(one[bootstrap])) if has_both else ()),
             estimate(one["mean_accuracy"], as_points),
-            _p(one["mean_accuracy"]),
+            p_of(one["mean_accuracy"]),
         )
         for place in places
         for one in differences
@@ -258,11 +258,6 @@ def said_place(site: object, split: object) -> str:
 def _is_main(a: object, b: object, parent: Mapping[str, str]) -> bool:
     of_study = a in MAIN and b in MAIN
     return of_study or (a not in MAIN and parent.get(str(a)) == b) or (b not in MAIN and parent.get(str(b)) == a)
-
-
-def _p(found: Mapping[str, Any]) -> Cell:
-    note = shown(found["note"]) if found["note"] else UNDEFINED
-    return Cell(as_p(found["p_value"])) if is_number(found["p_value"]) else Cell("", note)
 
 
 def _optional(found: Mapping[str, Any] | None, write: Callable[[float], str]) -> Cell:

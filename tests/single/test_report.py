@@ -329,7 +329,7 @@ def _undefined_label(label: str, num_seeds: int) -> dict[str, Any]:
 
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
-PHONE, DESKTOP = 390, 1440
+PHONE, DESKTOP, PAPER = 390, 1440, 703
 
 
 class Page(HTMLParser):
@@ -674,11 +674,14 @@ def test_numbers_are_written_as_they_are_read() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+@pytest.mark.parametrize("width", [PHONE, DESKTOP, PAPER])
 def test_page_is_no_wider_than_the_window(text: str, tmp_path: Path, width: int) -> None:
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
         pytest.skip("no Chromium here")
+    if width == PAPER:
+        assert "@media print" in text
+        text = text.replace("@media print", "@media all")
     # In a frame of its own, since a browser's window has a least width.
     wrapper = tmp_path / "wrapper.html"
     wrapper.write_text(
