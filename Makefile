@@ -17,7 +17,7 @@ setup:           ## install everything, or complete it; options: INSTALL="--offl
 demo: setup      ## train experiments on synthetic images, or on your own: DATA=/path/to/images
 	@DATA="$(DATA)" jobs/demo.sh
 
-results: setup   ## make docs/results.md again, in about three hours on two cores: DATA=/path/to/images
+results: setup   ## make docs/results.md again, in about two hours on two cores: DATA=/path/to/images
 	@DATA="$(DATA)" jobs/results.sh
 
 test: setup      ## run the tests that take seconds

@@ -97,9 +97,12 @@ def print_error(program: str, error: CxrHvdError) -> None:
 
 @contextmanager
 def reported(program: str) -> Iterator[None]:
-    """Turn a `CxrHvdError` into one line on standard error and its exit code."""
+    """Turn a `CxrHvdError` into one line on standard error and its exit code; to be stopped is no error."""
     try:
         yield
+    except Stopped as stopped:
+        print(f"{program}: {stopped}", flush=True)
+        leave(stopped.exit_code)
     except CxrHvdError as error:
         print_error(program, error)
         leave(error.exit_code)
