@@ -27,7 +27,7 @@ preprocess chexpert "$(dirname "$nih")" runs/real-data/nih.h5 nih --train 320 --
 preprocess mimic-cxr "$(dirname "$guangzhou")" runs/real-data/guangzhou.h5 guangzhou
 
 say "2/5  Two real hospitals: the four experiments with five seeds, their variants with three"
-real=(--config jobs/configs/real.yaml --variants jobs/configs/real-variants.yaml --out runs/real)
+real=(--config jobs/configs/real.yaml --variants jobs/variants/real.yaml --out runs/real)
 experiment "${real[@]}" --seeds 3
 experiment A B C D C-with-block D-with-block D-head D-last "${real[@]}" --seeds 5
 

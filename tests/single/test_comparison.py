@@ -16,6 +16,7 @@ from cxr_hvd.evaluation.statistics import Sample
 from cxr_hvd.evaluation.variants import choose_variants, configure, private_of
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.training.validation import share_of
+from tests.launch import PROJECT
 
 SITES = ("north", "south")
 NUM_RESAMPLES = 100
@@ -233,6 +234,14 @@ def test_the_private_set_of_the_common_config_is_that_of_d_alone(common: Path, t
     assert {config.training.steps_per_epoch for config in configs.values()} == {7}
     assert configs["fast"].sharing.every == 4
     assert len({config_digest(config) for config in configs.values()}) == 6
+
+
+def test_every_variant_that_we_ship_fits_its_config() -> None:
+    for path in sorted((PROJECT / "jobs" / "variants").glob("*.yaml")):
+        chosen = choose_variants([], path)
+        assert len(chosen) > 4
+        for variant in chosen:
+            configure(PROJECT / "jobs" / "configs" / path.name, [], variant, steps_per_epoch=5)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ CONFIGS = PROJECT / "jobs" / "configs"
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_that_we_ship_loads(path: Path) -> None:
     config = load_config(path)
-    assert config.experiment == path.stem or path.stem.startswith("demo")
+    assert config.experiment == (path.stem if path.stem in "ABCD" else "D")
     assert parse_config(config.model_dump(mode="json"), "again") == config
 
 
@@ -94,7 +94,7 @@ def test_a_file_that_is_no_config_is_one_line(text: str, said: str, tmp_path: Pa
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read the config"):
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot read it"):
         load_config(tmp_path / "none.yaml")
 
 
