@@ -26,14 +26,18 @@ from cxr_hvd.evaluation.run_record import curves_of, describe, read_command
 from cxr_hvd.evaluation.scored_runs import ScoredRuns, load_runs
 from cxr_hvd.evaluation.scores import AVERAGED, COMMON
 from cxr_hvd.evaluation.site_record import describe_sites
-from cxr_hvd.evaluation.statistics import Difference, Floats
+from cxr_hvd.evaluation.statistics import Difference, Floats, Sample, Scores
 from cxr_hvd.evaluation.variants import EXPERIMENTS
-from cxr_hvd.evaluation.weighted import macro_auroc, mean_accuracy
+from cxr_hvd.evaluation.weighted import Metric, macro_auroc, mean_accuracy
 
 SCHEMA = 1
 MEAN_OF_SITES = "mean of sites"
 FIRST_PAIRS = (("D", "C"), ("D", "B"), ("D", "A"), ("C", "A"), ("B", "A"))
 METRICS = ("macro_auroc", "mean_accuracy")
+SPLITS = ("test", "validate")
+
+Tables = dict[tuple[str, str, str], list[Floats]]
+"""One for each of `METRICS`, (S, B), by set-up, site and split."""
 
 
 def compare(paths: Sequence[Path], num_resamples: int = NUM_RESAMPLES) -> dict[str, Any]:
@@ -49,6 +53,7 @@ def compare(paths: Sequence[Path], num_resamples: int = NUM_RESAMPLES) -> dict[s
         for name in runs.names
         for site in runs.institutions
     }
+    tables = tables_of(runs, num_resamples)
     return {
         "schema": SCHEMA,
         "tool": f"cxr-hvd {__version__}",
@@ -67,9 +72,9 @@ def compare(paths: Sequence[Path], num_resamples: int = NUM_RESAMPLES) -> dict[s
         ],
         "differences": [
             each
-            for split in ("test", "validate")
+            for split in SPLITS
             for a, b in pairs_of(runs.names)
-            for each in differences_of(runs, a, b, split, num_resamples)
+            for each in differences_of(runs, a, b, split, num_resamples, tables)
         ],
         "curves": [curve for name in runs.names for run in runs.of_name[name] for curve in curves_of(run)],
         "notes": notes_of(runs),
@@ -129,43 +134,71 @@ def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
     return pairs or list(itertools.combinations(reversed(names), 2))
 
 
-def differences_of(runs: ScoredRuns, a: str, b: str, split: str, num_resamples: int) -> list[dict[str, Any]]:
+def tables_of(runs: ScoredRuns, num_resamples: int) -> Tables:
+    """Return every set-up's metrics in every resample, seed by seed, on each site's studies: once for all pairs.
+
+    Patients are drawn alike whatever the number of seeds, so that rows of any two set-ups make a pair.
+    """
+    found: Tables = {}
+    for name in runs.names:
+        for site, split in itertools.product(runs.origin.sites, SPLITS):
+            draws = draws_of(runs, site, len(runs.seeds(name)), num_resamples, split)
+            scores_SNL = runs.own_scores_SNL(name, site, split)
+            found[name, site, split] = [
+                resampled(metric, scores_SNL, draws) for metric in metrics_of(runs.samples[site, split])
+            ]
+    return found
+
+
+def differences_of(
+    runs: ScoredRuns, a: str, b: str, split: str, num_resamples: int, tables: Tables
+) -> list[dict[str, Any]]:
     """Return how much one set-up is above another, on each site's studies and in the mean of the sites.
 
     Both networks of a pair judged the same patients and began with the same seed; runs without a partner count
     nowhere.
+
+    Args:
+        tables: of `tables_of`, with as many resamples.
     """
     seeds = [seed for seed in runs.seeds(a) if seed in runs.seeds(b)]
-    found, tables = [], []
-    draws = None
+    rows = {name: [runs.seeds(name).index(seed) for seed in seeds] for name in (a, b)}
+    found, of_sites = [], []
     for site in runs.origin.sites:
         sample = runs.samples[site, split]
         draws = draws_of(runs, site, len(seeds), num_resamples, split)
-        scores = [
-            runs.own_scores_SNL(name, site, split)[[runs.seeds(name).index(seed) for seed in seeds]]
-            for name in (a, b)
-        ]
-        metrics = (macro_auroc(sample), mean_accuracy(sample))
-        of_site = [[resampled(metric, each, draws) for metric in metrics] for each in scores]
-        note = next((why for each in scores for row in each if (why := metrics[0].why_undefined(row))), None)
-        tables.append(of_site)
-        row: dict[str, Any] = {"a": a, "b": b, "site": site, "split": split}
-        row |= paired(of_site[0], of_site[1], draws, note) | {"labels": []}
-        if split == "test":
-            for column, label in enumerate(runs.origin.label_names):
-                known = sample.known_NL[:, column]
-                told = delong_difference(
-                    scores[0][:, known, column],
-                    scores[1][:, known, column],
-                    sample.targets_NL[known, column],
-                    sample.patients_N[known],
-                )
-                row["labels"].append({"label": label, "auroc": difference_json(told)})
-        found.append(row)
-    if draws is not None and len(tables) > 1:
-        means = np.mean(np.array(tables), axis=0)  # of sites: (2 set-ups, 2 metrics, S, B)
-        row = {"a": a, "b": b, "site": MEAN_OF_SITES, "split": split, "labels": []}
-        found.append(row | paired(means[0], means[1], draws, None))
+        scores = [runs.own_scores_SNL(name, site, split)[rows[name]] for name in (a, b)]
+        own = [[table_SB[rows[name]] for table_SB in tables[name, site, split]] for name in (a, b)]
+        metric = metrics_of(sample)[0]
+        note = next((why for each in scores for row in each if (why := metric.why_undefined(row))), None)
+        of_sites.append(own)
+        labels = label_differences(runs, sample, scores) if split == "test" else []
+        place = {"a": a, "b": b, "site": site, "split": split}
+        found.append(place | paired(own[0], own[1], draws, note) | {"labels": labels})
+    if len(of_sites) > 1:
+        means = np.mean(np.array(of_sites), axis=0)  # of sites: (2 set-ups, 2 metrics, S, B)
+        place = {"a": a, "b": b, "site": MEAN_OF_SITES, "split": split}
+        found.append(place | paired(means[0], means[1], draws, None) | {"labels": []})
+    return found
+
+
+def metrics_of(sample: Sample) -> tuple[Metric, ...]:
+    """Return what `METRICS` names, on one test set."""
+    return macro_auroc(sample), mean_accuracy(sample)
+
+
+def label_differences(runs: ScoredRuns, sample: Sample, scores: Sequence[Scores]) -> list[dict[str, Any]]:
+    """Return DeLong's difference in AUROC of each label between two set-ups; scores (S, N, L) of each."""
+    found = []
+    for column, label in enumerate(runs.origin.label_names):
+        known = sample.known_NL[:, column]
+        told = delong_difference(
+            scores[0][:, known, column],
+            scores[1][:, known, column],
+            sample.targets_NL[known, column],
+            sample.patients_N[known],
+        )
+        found.append({"label": label, "auroc": difference_json(told)})
     return found
 
 

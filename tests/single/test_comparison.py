@@ -1,6 +1,7 @@
 """Scores on disk, the runs that are compared, and what is said of them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,15 @@ import pytest
 from cxr_hvd.config import Config
 from cxr_hvd.config_file import parse_config
 from cxr_hvd.errors import CheckpointError, ConfigError, CxrHvdError, UsageError
-from cxr_hvd.evaluation.comparison import MEAN_OF_SITES, differences_of, matrix_of, notes_of, pairs_of, policies_of
+from cxr_hvd.evaluation.comparison import (
+    MEAN_OF_SITES,
+    differences_of,
+    matrix_of,
+    notes_of,
+    pairs_of,
+    policies_of,
+    tables_of,
+)
 from cxr_hvd.evaluation.judgement import draws_of, judge
 from cxr_hvd.evaluation.scored_runs import ScoredRun, ScoredRuns, check_alike, load_runs, name_of
 from cxr_hvd.evaluation.scores import NAME, Origin, Scores, Truth, config_digest, read_scores, write_scores
@@ -60,6 +69,10 @@ def runs_of(**scores: list[Scores]) -> ScoredRuns:
         place: Sample(each.targets_NL, each.known_NL, each.patients_N) for place, each in first.truth.items()
     }
     return ScoredRuns(of_name, samples)
+
+
+def differences_between(runs: ScoredRuns, a: str, b: str) -> list[dict[str, Any]]:
+    return differences_of(runs, a, b, "test", NUM_RESAMPLES, tables_of(runs, NUM_RESAMPLES))
 
 
 # ---- scores on disk
@@ -134,7 +147,7 @@ def test_better_scores_are_said_to_be_better_and_equal_ones_the_same() -> None:
     runs = runs_of(
         C=[scores_of(seed, 0.1) for seed in (1, 2, 3)], D=[scores_of(seed, 0.3) for seed in (1, 2, 3, 4)]
     )
-    found = differences_of(runs, "D", "C", "test", NUM_RESAMPLES)
+    found = differences_between(runs, "D", "C")
     assert [each["site"] for each in found] == [*SITES, MEAN_OF_SITES]
     for each in found:
         told = each["macro_auroc"]
@@ -146,7 +159,7 @@ def test_better_scores_are_said_to_be_better_and_equal_ones_the_same() -> None:
     never = found[0]["labels"][7]["auroc"]
     assert never["value"] is None and "one class only" in never["note"]
     assert found[0]["labels"][5]["auroc"]["note"] == "no study"
-    same = differences_of(runs_of(C=[scores_of(1, 0.1)], D=[scores_of(1, 0.1)]), "D", "C", "test", NUM_RESAMPLES)
+    same = differences_between(runs_of(C=[scores_of(1, 0.1)], D=[scores_of(1, 0.1)]), "D", "C")
     assert same[0]["macro_auroc"]["value"] == 0
     assert notes_of(runs) == ["C has no run with seed 4; differences are over common seeds."]
 
@@ -168,7 +181,7 @@ def test_a_set_up_is_judged_with_words_where_nothing_is_defined() -> None:
     told = judge(empty, "D", "north", draws_of(empty, "north", 1, NUM_RESAMPLES))
     assert told["macro_auroc"]["value"] is None and told["macro_auroc"]["note"] == "no study"
     assert notes_of(empty)[0] == "north has no test studies: nothing can be said of it."
-    differences_of(empty, "D", "D", "test", NUM_RESAMPLES)
+    differences_between(empty, "D", "D")
     policies_of(empty, "D", "north", draws_of(empty, "north", 1, NUM_RESAMPLES))
 
     lost = scores_of(1, 0.25)
