@@ -338,6 +338,7 @@ def report(
     from cxr_hvd.evaluation.report import write_report
     from cxr_hvd.evaluation.tables import console_table
     from cxr_hvd.training.display import console_for
+    from cxr_hvd.training.run_folder import disk_errors
 
     comparison = compare(runs, resamples)
     if as_json:
@@ -345,7 +346,8 @@ def report(
         return
     folder = out or runs[0]
     page = write_report(comparison, folder)
-    write_text(folder / "comparison.json", json.dumps(comparison, allow_nan=False) + "\n")
+    with disk_errors(folder):
+        write_text(folder / "comparison.json", json.dumps(comparison, allow_nan=False) + "\n")
     console = console_for(1)
     console.print(console_table(comparison))
     console.print(f"{page}", highlight=False)

@@ -22,7 +22,8 @@ from rich.console import Console
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.evaluation import figures, report, tables
 from cxr_hvd.evaluation.cells import as_bytes, as_difference, as_p, estimate, shown
-from cxr_hvd.evaluation.figures import Drawn, drawing, pool_bins, render_figures
+from cxr_hvd.evaluation.figures import Drawn, drawing, render_figures
+from cxr_hvd.evaluation.label_figures import pool_bins
 from cxr_hvd.evaluation.placing import Box, place_labels
 from cxr_hvd.evaluation.report import build_page, write_report
 from cxr_hvd.evaluation.setup_figure import draw_setups
