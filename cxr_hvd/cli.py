@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from cxr_hvd import __version__
+from cxr_hvd.cli_jobs import jobs_app
 from cxr_hvd.errors import CxrHvdError, Stopped, UsageError, leave, print_error, reported
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ app = typer.Typer(
 
 ledger_app = typer.Typer(help="What a site handed to others, and whether it was as planned.", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(jobs_app, name="jobs")
 
 
 class ResumeWord(StrEnum):
@@ -111,6 +113,10 @@ def train(
     launcher: Annotated[
         str | None, typer.Option("--launcher", help="With --supervise: the words before cxr-hvd.")
     ] = None,
+    stage: Annotated[
+        Path | None,
+        typer.Option("--stage", help="Copy each rank's study file to this folder of its node first, checked."),
+    ] = None,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Two batches of every phase, on random images; leaves nothing behind.")
     ] = False,
@@ -145,7 +151,7 @@ def train(
             chosen = load_config(config, settings or [])
             chosen = chosen.alone(site) if site else chosen
             secret = load_key(key) if key else None
-        job = training.Job(resume.value, overwrite, secret, deadline, profile)
+        job = training.Job(resume.value, overwrite, secret, deadline, profile, stage)
         folder = run or Path("runs") / chosen.experiment
         if smoke:
             from cxr_hvd.smoke import smoke as try_out

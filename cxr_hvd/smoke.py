@@ -4,7 +4,6 @@ The network, batch size, image size and sharing are the config's own; only the d
 stands beside the run folder and is removed at the end.
 """
 
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +35,7 @@ def smoke(config: Config, run: Path, comm: Communicator, job: Job) -> None:
         CxrHvdError: as the real run would.
     """
     run = run.with_name(run.name + ".smoke")
-    topology = bind(comm, {name: site.ranks for name, site in config.sites.items()}, os.environ.get("CXR_SITE"))
+    topology = bind(comm, {name: site.ranks for name, site in config.sites.items()})
     console = console_for(comm.num_ranks)
     small = small_config(config, run)
     try:

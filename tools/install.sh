@@ -21,6 +21,7 @@ PYTHON=            # --python, or found by choose_python
 DOWNLOAD_DIR=      # --download
 OFFLINE_DIR=       # --offline
 SYSTEM_TORCH=      # 1 with --system-torch
+NO_DEV=            # 1 with --no-dev
 CACHE=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/cxr_hvd/horovod
 
 # ---------------------------------------------------------------- what the user sees
@@ -37,6 +38,7 @@ Options
   --venv DIR        the virtual environment (default: .venv beside setup.cfg); an existing one is completed, never wiped
   --python PY       the interpreter to build it from (default: the first python3 on PATH that is 3.11 or newer)
   --system-torch    use the torch and torchvision that PY already has (torch 2.9 or newer), and install neither
+  --no-dev          leave out what only tests and lint need; a later run without this option adds it
   --download DIR    only fill DIR with every package, for a machine without a network (same Python and processor)
   --offline DIR     take every package from DIR; no network is used
   -h, --help        this text
@@ -156,6 +158,7 @@ parse_options() {
             --download) DOWNLOAD_DIR=$2; shift 2 ;;
             --offline) OFFLINE_DIR=$2; shift 2 ;;
             --system-torch) SYSTEM_TORCH=1; shift ;;
+            --no-dev) NO_DEV=1; shift ;;
             -h | --help) usage; exit 0 ;;
             *) wrong_usage "unknown option '$1'" ;;
         esac
@@ -175,7 +178,7 @@ fingerprint() {
     local site
     site=$(site_packages)
     {
-        say "$ROOT $VENV ${SYSTEM_TORCH:-0}"
+        say "$ROOT $VENV ${SYSTEM_TORCH:-0}${NO_DEV:+ --no-dev}"
         (cd "$ROOT" && sha256sum "${FILES_THAT_MATTER[@]}")
         cat "$VENV/pyvenv.cfg"
         if [[ -n $site ]]; then
@@ -442,7 +445,11 @@ install_project() {
         printf 'torch\ntorchvision\n' >"$STATE/excluded.txt"
         extra=(--excludes "$STATE/excluded.txt")
     fi
-    uv_install "Installing cxr_hvd and its tools" --no-build-isolation "${extra[@]}" --editable "${ROOT}[dev]"
+    if [[ -n $NO_DEV ]]; then
+        uv_install "Installing cxr_hvd" --no-build-isolation "${extra[@]}" --editable "$ROOT"
+    else
+        uv_install "Installing cxr_hvd and its tools" --no-build-isolation "${extra[@]}" --editable "${ROOT}[dev]"
+    fi
 }
 
 # ---------------------------------------------------------------- Horovod
@@ -510,7 +517,7 @@ choose_accelerator() {
 # functions or the compiler's stand-in does not get a wheel of the old recipe. No "+" in it: CMake takes paths for patterns.
 wheel_key() {
     local recipe compiler nvcc=-
-    recipe=$({ declare -f build_horovod horovod_environment hide_cuda; cat "$ROOT/tools/horovod_cxx.sh"; } | sha256sum | cut -c 1-8)
+    recipe=$({ declare -f build_horovod horovod_environment hide_cuda let_python_run; cat "$ROOT/tools/horovod_cxx.sh"; } | sha256sum | cut -c 1-8)
     compiler=$(compiler_identity)
     if [[ $CUDA_TOOLKIT != - ]]; then nvcc=$("$CUDA_TOOLKIT/bin/nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p'); fi
     printf '%s' "$HOROVOD_VERSION-torch$TORCH_VERSION-$PYTHON_ABI-$(mpi_identity)-$compiler-$(uname -m)" \
@@ -561,6 +568,7 @@ build_horovod() {
     fetch_horovod "$BUILD_DIR"
     cp "$ROOT/tools/horovod_cxx.sh" "$BUILD_DIR/cxx"
     [[ $CUDA_TOOLKIT != - ]] || hide_cuda "$BUILD_DIR/horovod-$HOROVOD_VERSION"
+    let_python_run "$BUILD_DIR/horovod-$HOROVOD_VERSION"
     mapfile -t settings < <(horovod_environment "$BUILD_DIR")
     say "Horovod $HOROVOD_VERSION has to be built for this machine, once; this takes minutes"
     step "Building Horovod" \
@@ -586,6 +594,14 @@ hide_cuda() {
     local file=$1/cmake/Modules/FindPytorch.cmake
     sed -i 's/(CUDA_HOME is not None)/False/' "$file"
     grep -q 'and False' "$file" || fail "Horovod's FindPytorch.cmake is not as expected: $file"
+}
+
+# Horovod hands a tensor over with Python's lock held, and waits meanwhile for its own thread; where that waits for a
+# frozen peer, all threads of Python stand still, the watchdog among them. Here it lets go of the lock first.
+let_python_run() {
+    local file=$1/horovod/torch/mpi_ops_v2.cc
+    sed -i -E 's/&(Do[A-Za-z]+)\)/\&\1, py::call_guard<py::gil_scoped_release>())/' "$file"
+    grep -q 'DoAllgather, py::call_guard' "$file" || fail "Horovod's mpi_ops_v2.cc is not as expected: $file"
 }
 
 # The build's environment, NAME=VALUE, one a line.

@@ -1,5 +1,6 @@
 """Which rank belongs to which institution. All arithmetic with ranks is here, and every role is asked here."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import torch
 
 from cxr_hvd.collective.comm import Communicator, gather, together
 from cxr_hvd.errors import ConfigError, nearest
+from cxr_hvd.launch.site_hosts import named_site
 
 NOT_SAID = -1
 
@@ -69,7 +71,9 @@ class Topology:
         return f"site {self.site_names[self.site_of_rank[rank]]}, rank {rank}"
 
 
-def bind(comm: Communicator, ranks_per_site: Mapping[str, int], own_site: str | None = None) -> Topology:
+def bind(
+    comm: Communicator, ranks_per_site: Mapping[str, int], environment: Mapping[str, str] = os.environ
+) -> Topology:
     """Give every rank its site: in the config's order, or as each rank's own environment says.
 
     Collective: all ranks, with the same `ranks_per_site`. Forms the groups that average private tensors.
@@ -77,13 +81,14 @@ def bind(comm: Communicator, ranks_per_site: Mapping[str, int], own_site: str | 
     Args:
         comm: the job.
         ranks_per_site: how many ranks the config wants at each site, in its order.
-        own_site: what CXR_SITE says on this rank, or None.
+        environment: of this rank: CXR_SITE, or CXR_SITE_HOSTS, which names hosts for each site.
 
     Raises:
         ConfigError: on all ranks alike, where number or names do not fit.
     """
     names = tuple(ranks_per_site)
-    with together(comm, "reading CXR_SITE"):
+    with together(comm, "reading CXR_SITE and CXR_SITE_HOSTS"):
+        own_site = named_site(environment)
         said = NOT_SAID if not own_site else _index_of(own_site, names)
     said_by_rank = gather(comm, torch.tensor([said]), "site.index").flatten().tolist()
     try:

@@ -1,7 +1,6 @@
 """Judge a trained run: each site's own network on its own studies, by its own ranks."""
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -83,7 +82,7 @@ def evaluate(
     if comm.num_ranks == 1:
         topologies = [Topology(0, (name,), (0,)) for name in ([site] if site else names)]
     else:
-        topologies = [bind(comm, ranks_per_site, os.environ.get("CXR_SITE"))]
+        topologies = [bind(comm, ranks_per_site)]
     results = []
     for topology in topologies:
         folder = RunFolder(run, topology.site)

@@ -20,6 +20,8 @@ from cxr_hvd.launch.processes import Process
 RANK_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
 MPI_LAUNCHERS = ("mpirun", "mpiexec", "orterun", "prterun")
 MPI_DAEMONS = ("orted", "prted", "hydra_pmi_proxy")
+# Like mpirun; at SIGTERM srun ends its ranks without a word.
+HAND_SIGUSR1_ON = ("srun",)
 
 # Days, hours, minutes, seconds.
 SECONDS_PER = (86_400, 3_600, 60, 1)
@@ -103,7 +105,7 @@ def stop_signal(receives: Process, has_launcher: bool, asked: signal.Signals) ->
         has_launcher: whether that is a launcher, not the one rank itself.
         asked: the signal that came.
     """
-    if is_mpi_launcher(receives):
+    if is_mpi_launcher(receives) or receives.name in HAND_SIGUSR1_ON:
         return signal.SIGUSR1
     return signal.SIGTERM if has_launcher or asked != signal.SIGUSR1 else signal.SIGUSR1
 

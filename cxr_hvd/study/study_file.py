@@ -127,8 +127,16 @@ class StudyFile:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise StudyFileError(f"{path}: no study file here; make one with cxr-preprocess ... --out {path}")
+        try:
+            self.path.open("rb").close()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise StudyFileError(
+                f"{path}: no study file here; make one with cxr-preprocess ... --out {path}"
+            ) from error
+        except OSError as error:  # of another user, as a rule
+            raise StudyFileError(
+                f"{path}: cannot read it ({error.strerror}); each rank needs its own site's file alone"
+            ) from error
         try:
             # No lock: the file never changes once it has its name. No chunk cache: a chunk is read once a pass.
             self._file = h5py.File(self.path, "r", rdcc_nbytes=0, locking=False)

@@ -1,6 +1,8 @@
 """The data of a rank: which study files it opens, and its share of their studies."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.config import Config
@@ -28,10 +30,18 @@ class TrainingData:
     validation_studies: StudySet
 
 
-def open_training_data(config: Config, topology: Topology) -> TrainingData:
-    """Open this rank's study file, or all of them where experiment B merges the sites."""
+def open_training_data(
+    config: Config, topology: Topology, staged: Callable[[Path], Path] = lambda path: path
+) -> TrainingData:
+    """Open this rank's study file, or all of them where experiment B merges the sites.
+
+    Args:
+        config: names the files.
+        topology: says whose rank this is.
+        staged: gives the path to open for a file.
+    """
     names = list(config.sites) if config.is_merged else [topology.site]
-    files = [StudyFile(config.sites[name].data) for name in names]
+    files = [StudyFile(staged(config.sites[name].data)) for name in names]
     for file in files:
         if not len(file.indices(Split.TRAIN)):
             raise StudyFileError(f"{file.path}: expected training studies, found none; draw some with --train N")

@@ -3,7 +3,6 @@
 `train` is read from top to bottom by every rank. Each phase says who takes part.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from cxr_hvd.training.model import build_model
 from cxr_hvd.training.profiling import Profile
 from cxr_hvd.training.record import Log, open_ledger, record_run, witness_ledgers
 from cxr_hvd.training.run_folder import RunFolder, disk_errors
+from cxr_hvd.training.staging import stage
 from cxr_hvd.training.status import status_kept
 from cxr_hvd.training.stopping import REASONS, StopRequest
 from cxr_hvd.training.validation import Validation, Verdict
@@ -55,6 +55,7 @@ class Job:
         deadline: by `time.monotonic()`, when all are to have stopped with a checkpoint; None: whenever they are
             done.
         has_profile: whether a few steps are recorded to see where the time goes.
+        stage: a folder on the node's own disk to which each rank copies the study files that it opens.
     """
 
     resume: Resume = "never"
@@ -62,6 +63,7 @@ class Job:
     key: bytes | None = None
     deadline: float | None = None
     has_profile: bool = False
+    stage: Path | None = None
 
 
 FRESH_START = Job()
@@ -79,13 +81,13 @@ def train(config: Config, run: Path, comm: Communicator, job: Job = FRESH_START)
         opened.callback(LauncherWatch(stop.lose_launcher).stop)
         # Every rank finds its site, opens its own data and fits its threads to the machine.
         ranks_per_site = {name: site.ranks for name, site in config.sites.items()}
-        topology = bind(comm, ranks_per_site, os.environ.get("CXR_SITE"))
+        topology = bind(comm, ranks_per_site)
         comm.watchdog.name = topology.name_of(topology.rank)
         prove_key(comm, topology, job.key)
         set_threads(comm)
         with together(comm, "opening its study file"):
             device = choose_device(config.training.device, comm)
-            data = open_training_data(config, topology)
+            data = open_training_data(config, topology, staged_in(job.stage, comm))
             for file in data.files:
                 opened.callback(file.close)
 
@@ -158,6 +160,13 @@ def train(config: Config, run: Path, comm: Communicator, job: Job = FRESH_START)
             )
     if topology.is_leader:
         console.print(f"trained {num_done} steps; run folder: {run}", highlight=False)
+
+
+def staged_in(folder: Path | None, comm: Communicator) -> Callable[[Path], Path]:
+    """Return what gives the path to open for a study file: a copy in `folder`, or without one the file itself."""
+    if folder is None:
+        return lambda path: path
+    return lambda path: stage(path, folder, on_part=lambda: comm.watchdog.works("copying its study file"))
 
 
 @contextmanager

@@ -152,7 +152,7 @@ def the_order_of_sites_changes_no_gradient(comm: HorovodComm, folder: Path) -> N
     results = []
     names = [f"site{rank}" for rank in range(comm.num_ranks)]
     for order in (names, names[::-1]):
-        topology = bind(comm, dict.fromkeys(order, 1), f"site{comm.rank}")
+        topology = bind(comm, dict.fromkeys(order, 1), {"CXR_SITE": f"site{comm.rank}"})
         engine, plan = engine_of(comm, topology, {"private_patterns": ENDS, "exchange": "gradients"}, "sgd")
         engine.run(iter([random_batch(10 * comm.rank + step) for step in range(3)]), 0, lambda report: None)
         results.append(values(engine.model))

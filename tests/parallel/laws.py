@@ -6,9 +6,15 @@ with 3 ranks; a law says what it needs where that matters.
 
 import hashlib
 import json
+import os
 import shutil
+import signal
+import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -380,13 +386,21 @@ def ranks_find_their_sites_by_order_or_by_their_own_word(comm: HorovodComm, fold
     last = comm.num_ranks - 1
     sites = {f"site{rank}": 1 for rank in range(comm.num_ranks)}
     assert bind(comm, sites).site == f"site{comm.rank}"
-    assert bind(comm, sites, f"site{last - comm.rank}").site == f"site{last - comm.rank}"
-    only_one = "site0" if comm.rank == 0 else None
+    said = {"CXR_SITE": f"site{last - comm.rank}"}
+    assert bind(comm, sites, said).site == f"site{last - comm.rank}"
+    by_host = {"SLURMD_NODENAME": f"node{comm.rank}.cluster"}
+    by_host["CXR_SITE_HOSTS"] = " ".join(f"site{last - rank}=node{rank}" for rank in range(comm.num_ranks))
+    assert bind(comm, sites, by_host).site == f"site{last - comm.rank}"
+    assert bind(comm, sites, by_host | {"CXR_SITE": f"site{comm.rank}"}).site == f"site{comm.rank}"
+    only_one = {"CXR_SITE": "site0"} if comm.rank == 0 else {}
     fails_with(ConfigError, "CXR_SITE is not set on rank 1", lambda: bind(comm, sites, only_one))
     fails_with(ConfigError, f"found {comm.num_ranks}", lambda: bind(comm, {"lone": 1}))
-    wrong = "sitr1" if comm.rank == 1 else f"site{comm.rank}"
+    wrong = {"CXR_SITE": "sitr1" if comm.rank == 1 else f"site{comm.rank}"}
     kind = ConfigError if comm.rank == 1 else PeerError
     fails_with(kind, "did you mean 'site1'" if comm.rank == 1 else "rank 1", lambda: bind(comm, sites, wrong))
+    by_host["SLURMD_NODENAME"] = "login1" if comm.rank == 1 else f"node{comm.rank}"
+    unknown = "has no site for host login1" if comm.rank == 1 else "rank 1"
+    fails_with(kind, unknown, lambda: bind(comm, sites, by_host))
 
 
 def texts_of_any_length_arrive_whole(comm: HorovodComm, folder: Path) -> None:
@@ -396,12 +410,34 @@ def texts_of_any_length_arrive_whole(comm: HorovodComm, folder: Path) -> None:
     fails_with(ContractError, "at most", lambda: gather_text(comm, too_long, "contract.laws"))
 
 
+def a_frozen_peer_does_not_stop_python(comm: HorovodComm, folder: Path) -> None:
+    pids = gather(comm, torch.tensor([os.getpid()]), "verdict.process ids").flatten().tolist()
+    if comm.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if comm.rank == 0:
+        # Should this rank stand still, too, a process apart thaws the other, so that the law fails and ends.
+        subprocess.Popen(["sh", "-c", f"sleep 10; kill -CONT {pids[1]}"])
+        time.sleep(1.0)  # Horovod's own thread now waits for the frozen rank
+        ticks: list[float] = []
+
+        def tick_then_thaw() -> None:
+            while len(ticks) < 20:
+                ticks.append(time.monotonic())
+                time.sleep(0.1)
+            os.kill(pids[1], signal.SIGCONT)
+
+        thread = threading.Thread(target=tick_then_thaw)
+        thread.start()
+    gather(comm, torch.zeros(1), "verdict.handed over while rank 1 is frozen")
+    if comm.rank == 0:
+        thread.join()
+        assert max(later - earlier for earlier, later in pairwise(ticks)) < 1.0
+
+
 # ---- not a law: what a hanging rank looks like to the tests
 
 
 def rank_1_hangs(comm: HorovodComm, folder: Path) -> None:
-    import time
-
     if comm.rank == 1:
         time.sleep(10_000)
     gather(comm, torch.from_numpy(np.zeros(1, dtype=np.float32)), "verdict.waits for rank 1")

@@ -28,7 +28,11 @@ BY_ALL = [
     "private_tensors_train_as_alone_given_the_same_shared_weights",
     "a_loss_that_is_not_finite_stops_all_ranks_and_names_the_site",
 ]
-BY_TWO = ["resuming_equals_never_stopping_bit_for_bit", "merged_training_deals_every_study_out_once_a_pass"]
+BY_TWO = [
+    "resuming_equals_never_stopping_bit_for_bit",
+    "merged_training_deals_every_study_out_once_a_pass",
+    "a_frozen_peer_does_not_stop_python",
+]
 BY_THREE = [
     "a_site_weighs_one_share_however_many_ranks_it_has",
     "many_ranks_of_a_site_stand_in_ledgers_of_their_own",

@@ -1,0 +1,214 @@
+"""What a batch job is to be: its size, its limits, its sites; checked before a script is written. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import ceil
+from string import ascii_lowercase
+
+from cxr_hvd.errors import UsageError, nearest
+from cxr_hvd.launch.launchers import parse_duration
+from cxr_hvd.launch.machines import Machine
+from cxr_hvd.launch.site_hosts import read_site_hosts
+
+RECIPES = ("train", "experiment", "preprocess")
+BINDINGS = ("order", "hosts", "groups", "applications")
+SHORTEST_WALLTIME_S = 60
+PREPROCESS_RANKS = 8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `--set` may say; each has a default, of the machine or this one.
+
+    Attributes:
+        account: whose hours are spent; empty where the centre asks for none.
+        queue: partition, queue or QOS.
+        walltime: as `parse_duration` reads it.
+        warn: seconds before the end at which the ranks are asked to write a checkpoint and leave.
+        nodes, ranks_per_node: 0: as the config's sites need.
+        cores_per_node, gpus_per_node: what a node has.
+        launcher: what starts the ranks.
+        mpi: what srun speaks with the ranks.
+        bind: `cores`: each rank keeps cores of its own; `none`: the system moves it about.
+        binding: how a rank finds its site: by `order`, by `hosts`, by `groups` of the scheduler, or as
+            `applications` of one launch.
+        hosts: which hosts belong to which site, `chexpert=node[1-2] mimic=node3`.
+        modules: to load, parted by blanks.
+        activate: how the Python environment is entered.
+        stage: a folder of a node's own disk to which each rank copies its site's study file; empty: none.
+        run: the run folder, or the experiment's folder of results.
+        options: more words for the command, such as `--key site.key`.
+        resubmit: `yes`: a job that was stopped before its end queues itself again.
+        source, root, out, site: of preprocess.
+        names, seeds: of experiment.
+    """
+
+    account: str = ""
+    queue: str = ""
+    walltime: str = "12:00:00"
+    warn: int = 300
+    nodes: int = 0
+    ranks_per_node: int = 0
+    cores_per_node: int = 16
+    gpus_per_node: int = 0
+    launcher: str = ""
+    mpi: str = "pmix"
+    bind: str = "cores"
+    binding: str = "order"
+    hosts: str = ""
+    modules: str = ""
+    activate: str = "source .venv/bin/activate"
+    stage: str = ""
+    run: str = ""
+    options: str = ""
+    resubmit: str = "yes"
+    queue_directive: str = "partition"
+    source: str = "chexpert"
+    root: str = "/data/chexpert"
+    out: str = "chexpert.h5"
+    site: str = "chexpert"
+    names: str = "A B C D"
+    seeds: int = 5
+
+    @property
+    def walltime_s(self) -> int:
+        """Seconds until the scheduler ends the job."""
+        return int(parse_duration(self.walltime))
+
+    @property
+    def clock(self) -> str:
+        """The walltime as all schedulers read it: HH:MM:SS."""
+        hours, rest = divmod(self.walltime_s, 3600)
+        return f"{hours:02}:{rest // 60:02}:{rest % 60:02}"
+
+    @property
+    def num_ranks(self) -> int:
+        """How many ranks there are in all."""
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def cores_per_rank(self) -> int:
+        """A rank's share of its node, or of a GPU where there are more GPUs than ranks; at least one core."""
+        return max(1, self.cores_per_node // max(self.ranks_per_node, self.gpus_per_node))
+
+
+CHOICES = {"binding": BINDINGS, "bind": ("cores", "none"), "resubmit": ("yes", "no")}
+
+
+def read_settings(
+    recipe: str, machine: Machine, said: Sequence[str], ranks_per_site: Mapping[str, int]
+) -> Settings:
+    """Lay what the user said over the machine's row and the defaults, and complete it from the config's sites.
+
+    Args:
+        recipe: train, experiment or preprocess.
+        machine: where the job is to run.
+        said: `key=value`, each.
+        ranks_per_site: how many ranks each site of the config wants, in its order.
+
+    Raises:
+        UsageError: a key or a value is unknown, or numbers do not fit each other.
+    """
+    if recipe not in RECIPES:
+        raise UsageError(f"{recipe}: expected one of {', '.join(RECIPES)}{nearest(recipe, list(RECIPES))}")
+    values: dict[str, str | int] = {}
+    for key, text in {**machine.defaults, **_pairs(said)}.items():
+        values[key] = _value(key, text)
+    if recipe == "preprocess":
+        values.setdefault("ranks_per_node", PREPROCESS_RANKS)
+        values["ranks_per_node"] = values["ranks_per_node"] or PREPROCESS_RANKS
+        values["nodes"] = values.get("nodes") or 1
+        values["gpus_per_node"] = 0
+    else:
+        _complete_size(values, sum(ranks_per_site.values()))
+    values["launcher"] = values.get("launcher") or machine.launchers[0]
+    values["run"] = values.get("run") or ("runs/experiment" if recipe == "experiment" else "runs/train")
+    if machine.scheduler == "ssh" and not values.get("hosts"):
+        letters = zip(ranks_per_site, ascii_lowercase, strict=False)
+        values["hosts"] = " ".join(f"{site}=hospital-{letter}" for site, letter in letters)
+    settings = Settings(**values)  # type: ignore[arg-type]
+    _check(recipe, machine, settings, ranks_per_site)
+    return settings
+
+
+def _pairs(said: Sequence[str]) -> dict[str, str]:
+    pairs = {}
+    for each in said:
+        key, sign, value = each.partition("=")
+        if not sign or not key:
+            raise UsageError(f"--set {each}: expected key=value")
+        pairs[key] = value
+    return pairs
+
+
+def _value(key: str, text: str) -> str | int:
+    types = {each.name: type(each.default) for each in fields(Settings)}
+    if key not in types:
+        raise UsageError(f"--set {key}: expected one of {', '.join(types)}{nearest(key, list(types))}")
+    if any(not (character.isprintable()) for character in text):
+        raise UsageError(f"--set {key}: expected one line of text, found a control character")
+    if types[key] is str:
+        if key in CHOICES and text not in CHOICES[key]:
+            raise UsageError(f"--set {key}={text}: expected one of {', '.join(CHOICES[key])}")
+        return text
+    if not text.isascii() or not text.isdigit() or len(text) > 6:
+        raise UsageError(f"--set {key}={text}: expected a whole number")
+    return int(text)
+
+
+def _complete_size(values: dict[str, str | int], num_ranks: int) -> None:
+    """Fill in nodes and ranks per node where they were left open: as few nodes as hold all ranks."""
+    nodes, per_node = int(values.get("nodes", 0)), int(values.get("ranks_per_node", 0))
+    if not per_node:
+        per_node = ceil(num_ranks / nodes) if nodes else 1
+    per_node = min(per_node, num_ranks) if not nodes else per_node
+    values["ranks_per_node"] = per_node
+    values["nodes"] = nodes or ceil(num_ranks / per_node)
+
+
+def _check(recipe: str, machine: Machine, settings: Settings, ranks_per_site: Mapping[str, int]) -> None:
+    wanted = sum(ranks_per_site.values())
+    each = ", ".join(f"{name} {count}" for name, count in ranks_per_site.items())
+    if recipe != "preprocess" and settings.num_ranks != wanted:
+        raise UsageError(
+            f"nodes={settings.nodes} with ranks_per_node={settings.ranks_per_node} make {settings.num_ranks} "
+            f"ranks, the config's sites want {wanted} ({each}): change either, or sites.NAME.ranks"
+        )
+    if settings.launcher not in machine.launchers:
+        raise UsageError(
+            f"--set launcher={settings.launcher}: {machine.name} knows {', '.join(machine.launchers)}"
+        )
+    if settings.walltime_s < SHORTEST_WALLTIME_S or settings.walltime_s <= settings.warn:
+        raise UsageError(
+            f"--set walltime={settings.walltime}: expected {SHORTEST_WALLTIME_S} s or more, and more than the "
+            f"{settings.warn} s (warn) that ranks have for a last checkpoint"
+        )
+    if recipe == "train":
+        _check_binding(machine, settings, ranks_per_site)
+    elif settings.binding in ("groups", "applications"):
+        raise UsageError(f"--set binding={settings.binding}: for train alone; {recipe} takes order or hosts")
+
+
+def _check_binding(machine: Machine, settings: Settings, ranks_per_site: Mapping[str, int]) -> None:
+    per_node = settings.ranks_per_node
+    if settings.binding == "order":
+        return
+    if settings.binding in ("hosts", "groups") and any(count % per_node for count in ranks_per_site.values()):
+        raise UsageError(
+            f"--set binding={settings.binding}: a node belongs to one site, so each site's ranks have to be a "
+            f"multiple of ranks_per_node={per_node}"
+        )
+    if settings.binding == "hosts" or (machine.scheduler == "ssh" and settings.binding == "applications"):
+        named = read_site_hosts(settings.hosts)
+        if set(named) != set(ranks_per_site):
+            raise UsageError(
+                f"--set hosts={settings.hosts or '(nothing)'}: expected hosts for each of "
+                f"{', '.join(ranks_per_site)}, such as '{next(iter(ranks_per_site))}=node[1-2] ...'"
+            )
+    if settings.binding == "groups" and (machine.scheduler, settings.launcher) != ("slurm", "srun"):
+        raise UsageError("--set binding=groups: heterogeneous jobs are Slurm's, and srun starts them")
+    if settings.binding == "applications" and settings.launcher not in ("mpirun", "mpiexec"):
+        raise UsageError(
+            f"--set binding=applications: mpirun or mpiexec starts several applications as one job, not "
+            f"{settings.launcher}; use order, hosts, or groups"
+        )
