@@ -73,12 +73,31 @@ class OneRank:
         return OnePool(num_tasks)
 
 
+def _start_mpi() -> Any:
+    """Load MPI and start it, so that ranks on several machines can have a window in common (`MpiPool`).
+
+    Open MPI 4 offers one over plain sockets by one of its components alone (osc/pt2pt), and prefers another
+    (osc/rdma), which then fails. The first wants MPI to be called by one thread, as it is here.
+    """
+    import mpi4py
+
+    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+    from mpi4py import MPI
+
+    vendor, version = MPI.get_vendor()
+    if vendor == "Open MPI" and version < (5, 0, 0):
+        os.environ.setdefault("OMPI_MCA_osc", "^rdma")
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_FUNNELED)
+    return MPI
+
+
 class MpiRanks:
     """The ranks that mpirun started."""
 
     def __init__(self) -> None:
         try:
-            from mpi4py import MPI
+            MPI = _start_mpi()
         except (ImportError, RuntimeError) as error:
             raise UsageError(
                 "started by an MPI launcher, but mpi4py does not load; install it for this MPI"
