@@ -1,6 +1,7 @@
 """The command `cxr-hvd`: its verbs, their options, and how errors leave."""
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -114,8 +115,11 @@ def train(
         str | None, typer.Option("--launcher", help="With --supervise: the words before cxr-hvd.")
     ] = None,
     stage: Annotated[
-        Path | None,
-        typer.Option("--stage", help="Copy each rank's study file to this folder of its node first, checked."),
+        str | None,
+        typer.Option(
+            "--stage",
+            help="Copy each rank's study file to this folder of its node first, checked; may name $VARIABLES.",
+        ),
     ] = None,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="Two batches of every phase, on random images; leaves nothing behind.")
@@ -151,7 +155,7 @@ def train(
             chosen = load_config(config, settings or [])
             chosen = chosen.alone(site) if site else chosen
             secret = load_key(key) if key else None
-        job = training.Job(resume.value, overwrite, secret, deadline, profile, stage)
+        job = training.Job(resume.value, overwrite, secret, deadline, profile, stage_folder(stage))
         folder = run or Path("runs") / chosen.experiment
         if smoke:
             from cxr_hvd.smoke import smoke as try_out
@@ -159,6 +163,22 @@ def train(
             try_out(chosen, folder, comm, job)
         else:
             training.train(chosen, folder, comm, job)
+
+
+def stage_folder(said: str | None) -> Path | None:
+    """Return the folder for staged copies, with this node's variables filled in.
+
+    Raises:
+        UsageError: it names a variable that is not set here.
+    """
+    if said is None:
+        return None
+    filled = os.path.expandvars(said)
+    if "$" in filled:
+        raise UsageError(
+            f"--stage {said}: names a variable that is not set on this node; set it, or give a folder"
+        )
+    return Path(filled)
 
 
 def supervised(

@@ -111,16 +111,17 @@ def read_settings(
     """
     if recipe not in RECIPES:
         raise UsageError(f"{recipe}: expected one of {', '.join(RECIPES)}{nearest(recipe, list(RECIPES))}")
-    values: dict[str, str | int] = {}
-    for key, text in {**machine.defaults, **_pairs(said)}.items():
-        values[key] = _value(key, text)
+    own = _pairs(said)
+    values = {key: _value(key, text) for key, text in {**machine.defaults, **own}.items()}
     if recipe == "preprocess":
         values.setdefault("ranks_per_node", PREPROCESS_RANKS)
         values["ranks_per_node"] = values["ranks_per_node"] or PREPROCESS_RANKS
         values["nodes"] = values.get("nodes") or 1
         values["gpus_per_node"] = 0
     else:
-        _complete_size(values, sum(ranks_per_site.values()))
+        _complete_size(values, sum(ranks_per_site.values()), is_fixed="ranks_per_node" in own)
+    if machine.scheduler == "ssh":
+        values["resubmit"] = "no"  # nobody queues
     values["launcher"] = values.get("launcher") or machine.launchers[0]
     values["run"] = values.get("run") or ("runs/experiment" if recipe == "experiment" else "runs/train")
     if machine.scheduler == "ssh" and not values.get("hosts"):
@@ -156,12 +157,18 @@ def _value(key: str, text: str) -> str | int:
     return int(text)
 
 
-def _complete_size(values: dict[str, str | int], num_ranks: int) -> None:
-    """Fill in nodes and ranks per node where they were left open: as few nodes as hold all ranks."""
-    nodes, per_node = int(values.get("nodes", 0)), int(values.get("ranks_per_node", 0))
-    if not per_node:
-        per_node = ceil(num_ranks / nodes) if nodes else 1
-    per_node = min(per_node, num_ranks) if not nodes else per_node
+def _complete_size(values: dict[str, str | int], num_ranks: int, is_fixed: bool) -> None:
+    """Fill in nodes and ranks per node where they were left open: as few nodes as hold all ranks.
+
+    Args:
+        values: the settings so far; a machine's own number of ranks per node is the most that it takes.
+        num_ranks: what the sites want.
+        is_fixed: whether the user gave the number of ranks per node.
+    """
+    nodes, per_node = int(values.get("nodes", 0)), int(values.get("ranks_per_node", 0)) or 1
+    if not is_fixed:
+        most = per_node if "ranks_per_node" in values else num_ranks
+        per_node = min(most, ceil(num_ranks / nodes)) if nodes else min(per_node, num_ranks)
     values["ranks_per_node"] = per_node
     values["nodes"] = nodes or ceil(num_ranks / per_node)
 

@@ -28,7 +28,6 @@ PURPOSES = {
 SUBMIT = {"slurm": "sbatch", "pbs": "qsub", "lsf": "bsub <", "flux": "flux batch", "ssh": "bash"}
 # What a scheduler does before it ends a job. PBS and Flux leave no time: the ranks look at the clock themselves.
 LIMITS_ITSELF = ("pbs", "flux")
-SIGNALS = {"slurm": "USR1 TERM", "pbs": "TERM", "lsf": "USR1 USR2 TERM", "flux": "TERM", "ssh": "USR1 TERM INT"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ def render(
     """
     templates = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True)
     template = templates.get_template(f"{machine.scheduler}.sh.jinja")
+    time_left_s = settings.walltime_s - settings.warn
     in_groups = settings.binding == "groups"
     text = template.render(
         recipe=recipe,
@@ -73,13 +73,14 @@ def render(
         directives=[_filled(line, settings) for line in machine.directives],
         groups=_nodes_of_groups(settings, ranks_per_site) if in_groups else [settings.nodes],
         variables=_variables(recipe, settings, config),
+        stage=shlex.quote(settings.stage) if settings.stage and recipe == "train" else "",
         environment=_environment(machine, settings, recipe),
         size=_size(settings, ranks_per_site, recipe),
         launcher=_in_lines(_words(machine, settings, in_groups)),
         start=_start(settings, ranks_per_site, machine.scheduler),
         again=_again(machine.scheduler, path),
         more=_more(recipe, settings, machine.scheduler),
-        signals=SIGNALS[machine.scheduler],
+        within=f"timeout {time_left_s} " if machine.scheduler in LIMITS_ITSELF else "",
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
@@ -101,11 +102,7 @@ def _variables(recipe: str, settings: Settings, config: Path) -> list[tuple[str,
             ("SITE", settings.site),
         ],
     }[recipe]
-    variables = [(name, shlex.quote(value)) for name, value in quoted]
-    if settings.stage and recipe == "train":
-        # As given, since it may name a variable of the scheduler, such as $TMPDIR.
-        variables.append(("SCRATCH", f'"{settings.stage}"'))
-    return variables
+    return [(name, shlex.quote(value)) for name, value in quoted]
 
 
 def _environment(machine: Machine, settings: Settings, recipe: str) -> list[tuple[str, str, str]]:
@@ -281,11 +278,11 @@ def _nodes_of_groups(settings: Settings, ranks_per_site: Mapping[str, int]) -> l
 
 
 def _again(scheduler: str, path: str) -> str:
-    """Write what queues the job again, as the last thing that it does."""
+    """Write what queues the job again, as the last thing that it does; nothing where there is no queue."""
     return {
         "slurm": 'scontrol requeue "$SLURM_JOB_ID"',
         "pbs": f"qsub {shlex.quote(path)}",
-        "lsf": "exit 75    # -Q 75: LSF queues it again",
+        "lsf": "exit 75    # LSF queues it again, by -Q 75",
         "flux": f"flux batch {shlex.quote(path)}",
-        "ssh": "exit 75",
+        "ssh": "",
     }[scheduler]

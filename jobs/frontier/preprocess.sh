@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Read an institution's files into its study file, on many ranks. Stopped, it goes on.
+#
+#   sbatch jobs/frontier/preprocess.sh
+#
+# Made by: cxr-hvd jobs render preprocess --machine frontier --out jobs/frontier/preprocess.sh
+# frontier: not run there by us; its GPUs are AMD's, for which Horovod has to be built with RCCL, which tools/install.sh does not do.
+# From https://docs.olcf.ornl.gov/systems/frontier_user_guide.html (read 2026-11-24).
+#SBATCH --job-name=cxr-preprocess
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@300
+#SBATCH --partition=batch
+#SBATCH --time=12:00:00
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=7
+#SBATCH --threads-per-core=1
+
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:-.}"
+
+# ---- what is run; change it here, or render it anew
+SOURCE=chexpert
+ROOT=/data/chexpert
+OUT=chexpert.h5
+SITE=chexpert
+
+# ---- environment
+module load PrgEnv-gnu rocm craype-accel-amd-gfx90a cray-python
+# shellcheck source=/dev/null
+source .venv/bin/activate
+export OMP_NUM_THREADS=1    # one thread of torch for each core of the rank
+export PYTHONUNBUFFERED=1    # the log says what happens when it happens
+export HDF5_USE_FILE_LOCKING=BEST_EFFORT    # shared file systems may have no locks
+export MPICH_GPU_SUPPORT_ENABLED="0"    # weights travel by RCCL; MPI itself sees host memory alone
+export NCCL_SOCKET_IFNAME="hsn"    # the Slingshot ports
+export MIOPEN_USER_DB_PATH="/tmp/miopen-$SLURM_JOB_ID"    # not on the shared file system, where ranks would wait for its lock
+
+# ---- ranks: 1 nodes x 8, 7 cores each
+launcher=(srun --mpi=cray_shasta    # what MPI and srun tell each other when ranks start
+    --ntasks=8 --ntasks-per-node=8
+    --cpus-per-task=7    # said again: srun does not take it from the job
+    --cpu-bind=cores    # a rank keeps its cores and the memory beside them
+    --kill-on-bad-exit=1    # one rank fails: all end at once
+)
+
+# ---- work, and what comes after it
+say() { printf '%s cxr-preprocess: %s\n' "$(date '+%F %T')" "$*"; }
+
+# Before the walltime is over, or when another job needs the nodes.
+# shellcheck disable=SC2317,SC2329  # called by trap
+ask() { say "has to go: what is written is kept"; kill -TERM "$work" 2>/dev/null || true; }
+
+# Whether anybody still wants this job, once it has stopped: not after it was cancelled.
+is_wanted() {
+    case $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) in
+        RUNNING | SIGNALING) ;;
+        *) return 1 ;;
+    esac
+}
+
+# What has been reached: a job that gets no further must not queue itself for ever.
+reached() { find "$(dirname "$OUT")" -path "*$(basename "$OUT")*" -type f -printf '%p %s\n' | sort | cksum; }
+before=$(reached)
+
+say "start on $(hostname)"
+"${launcher[@]}" cxr-preprocess "$SOURCE" "$ROOT" --out "$OUT" --site "$SITE" &
+work=$!
+trap ask USR1 TERM INT
+# A signal ends `wait`, not the work.
+while kill -0 "$work" 2>/dev/null; do wait "$work" || true; done
+status=0
+wait "$work" || status=$?
+trap '' USR1 TERM INT
+
+if [ "$status" -eq 0 ]; then
+    say "done"
+    exit
+fi
+if ! is_wanted; then
+    say "ended with $status, and is not queued again; the same job goes on where it stood"
+    exit "$status"
+fi
+# 75 is a stop on request. Another failure may be that of a node: worth a new start if this one got further.
+if [ "$(reached)" = "$before" ]; then
+    say "ended with $status and not one step further than before: see the lines above; 75 wants a longer walltime"
+    exit 1
+fi
+say "ended with $status; goes on in a further job"
+scontrol requeue "$SLURM_JOB_ID"
