@@ -130,7 +130,10 @@ class Slurm:
                 os.kill(pid, signal.SIGKILL)
 
     def start_node(self, node: str) -> None:
-        """Start a node's daemon."""
+        """Start a node's daemon, on a disk that holds nothing of earlier jobs, as after a restart."""
+        for kind in ("spool", "tmp"):
+            shutil.rmtree(self.folder / kind / node, ignore_errors=True)
+            (self.folder / kind / node).mkdir(parents=True)
         subprocess.run(["slurmd", "-N", node], env=self.environment(), check=True, timeout=30)
 
     def processes(self, job: str) -> list[int]:
@@ -143,7 +146,7 @@ def private_slurm(folder: Path) -> Iterator[Slurm]:
     """Start a Slurm in a folder; end it, and all jobs, with the context."""
     slurm = Slurm(folder, folder / "jobs")
     munge = folder / "munge"
-    for name in ("state", "jobs", *(f"{kind}/{node}" for kind in ("spool", "tmp") for node in NODES)):
+    for name in ("state", "jobs"):
         (folder / name).mkdir(parents=True)
     for parent in (folder, *folder.parents):  # munge's user has to reach its own folder
         if parent.stat().st_uid == os.geteuid() and parent != Path(parent.anchor):

@@ -67,14 +67,15 @@ def own_traffic(device: str) -> Traffic:
 
 @dataclass(frozen=True)
 class Site:
-    """One namespace: its name, which is its host name too, and its address on the way to the other."""
+    """One namespace: its name, its address on the way to the other, and its host name, as a rule the same name."""
 
     name: str
     address: str
+    host: str
 
     def command(self, *command: str) -> list[str]:
         """Return a command that runs the given one at this site."""
-        return ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", NAMED, self.name, *command]
+        return ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", NAMED, self.host, *command]
 
 
 @dataclass(frozen=True)
@@ -110,17 +111,18 @@ class TwoSites:
 
     def traffic(self, site: int) -> Traffic:
         """Read the counters of the interface that leads to the other site."""
-        table = _output(["ip", "netns", "exec", self.sites[site].name, "cat", "/proc/net/dev"])
+        table = output_of(["ip", "netns", "exec", self.sites[site].name, "cat", "/proc/net/dev"])
         return traffic_in(table, self.device)
 
 
 @contextmanager
-def two_sites(link: SlowLink | None = None) -> Iterator[TwoSites]:
+def two_sites(link: SlowLink | None = None, host_names: tuple[str, str] | None = None) -> Iterator[TwoSites]:
     """Set up two sites joined by a cable or, where one is given, by a slow link; take all down at the end."""
     tag = secrets.token_hex(3)
     names = f"cxr-{tag}-a", f"cxr-{tag}-b"
     network = "10.78.0" if link else "10.77.0"
-    sites = Site(names[0], f"{network}.1"), Site(names[1], f"{network}.2")
+    hosts = host_names or names
+    sites = Site(names[0], f"{network}.1", hosts[0]), Site(names[1], f"{network}.2", hosts[1])
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cxr-sites-")))
         for site in sites:
@@ -130,7 +132,7 @@ def two_sites(link: SlowLink | None = None) -> Iterator[TwoSites]:
             known = Path("/etc/netns", site.name)
             known.mkdir(parents=True)
             stack.callback(shutil.rmtree, known, ignore_errors=True)
-            lines = ["127.0.0.1 localhost", *(f"{each.address} {each.name}" for each in sites)]
+            lines = ["127.0.0.1 localhost", *(f"{each.address} {each.host}" for each in sites)]
             (known / "hosts").write_text("\n".join(lines) + "\n")
         if link:
             stack.enter_context(_slow_link(names, link))
@@ -192,29 +194,34 @@ def _slow_link(names: tuple[str, str], link: SlowLink) -> Iterator[None]:
 
 def _write_agent(folder: Path, sites: tuple[Site, Site]) -> Path:
     """Write what mpirun calls in place of ssh: AGENT HOST COMMAND..., the command to be read by a shell."""
-    chosen = "\n".join(f"  {site.address}|{site.name}) name={site.name} ;;" for site in sites)
+    chosen = "\n".join(f"  {site.address}|{site.host}) name={site.name} host={site.host} ;;" for site in sites)
     agent = folder / "agent"
     agent.write_text(
         f'#!/bin/sh\ncase "$1" in\n{chosen}\n  *) echo "no site $1" >&2; exit 1 ;;\nesac\nshift\n'
-        f'exec ip netns exec "$name" unshare --uts sh -c \'hostname "$0" && eval "$1"\' "$name" "$*"\n'
+        f'exec ip netns exec "$name" unshare --uts sh -c \'hostname "$0" && eval "$1"\' "$host" "$*"\n'
     )
     agent.chmod(0o755)
     return agent
 
 
-def _remove(name: str) -> None:
-    """End what still runs in a namespace of ours and remove it."""
-    for pid in _output(["ip", "netns", "pids", name]).split():
+def end_all(name: str) -> None:
+    """End what still runs in a namespace of ours."""
+    for pid in output_of(["ip", "netns", "pids", name]).split():
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(pid), 9)
+
+
+def _remove(name: str) -> None:
+    end_all(name)
     _ip("netns", "delete", name)
 
 
 def _ip(*arguments: str) -> None:
-    _output(["ip", *arguments])
+    output_of(["ip", *arguments])
 
 
-def _output(command: list[str]) -> str:
+def output_of(command: list[str]) -> str:
+    """Return what a command prints, or raise RuntimeError with what it complains of."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")

@@ -102,9 +102,16 @@ checkpoints: {{every_steps: 5}}
 """
 
 
-# Stands still two thirds of the time.
-SLOWLY = """#!/bin/sh
-(while kill -STOP $$; do sleep 0.4; kill -CONT $$ || exit; sleep 0.2; done 2>/dev/null) &
+# In its first start, stands still after the first checkpoint until it is asked to stop (SIGUSR1 is pending).
+WAITS = """#!/bin/sh
+asked='^ShdPnd:[[:space:]]+[0-9a-f]+[2367abef][0-9a-f]{2}$'
+[ -n "$SLURM_RESTART_COUNT" ] || (
+    trap '' USR1 TERM  # Slurm signals all processes of a task
+    until ls "$RUN"/*/checkpoints/step-* >&2; do sleep 0.2; done 2>/dev/null
+    kill -STOP $$
+    while [ -d /proc/$$ ] && ! grep -qE "$asked" /proc/$$/status; do sleep 0.2; done
+    kill -CONT $$
+) &
 exec "$@"
 """
 
@@ -121,7 +128,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     for seed, site in enumerate(SITES):
         write_study_file(data / f"{site}.h5", 48, seed, SPLITS, site=site)
     with private_slurm(tmp_path_factory.mktemp("slurm")) as slurm:
-        for name, script in {"slowly": SLOWLY, "ends_with_75": "#!/bin/sh\nexit 75\n"}.items():
+        for name, script in {"waits": WAITS, "ends_with_75": "#!/bin/sh\nexit 75\n"}.items():
             (slurm.jobs / name).write_text(script)
             (slurm.jobs / name).chmod(0o755)
         yield Case(slurm, data)
@@ -140,9 +147,13 @@ def undisturbed(case: Case) -> dict[str, str]:
 def test_a_job_whose_walltime_ends_queues_itself_again_and_ends_with_the_same_weights(
     case: Case, undisturbed: dict[str, str]
 ) -> None:
-    script = case.render("walltime", "walltime=60", "warn=45")
-    # Slower, so that a minute is too short: Slurm looks for jobs whose time is up twice a minute.
-    script.write_text(script.read_text().replace("cxr-hvd train", f"{case.slurm.jobs}/slowly cxr-hvd train"))
+    # Slurm looks for jobs whose time is up twice a minute.
+    script = case.render("walltime", "walltime=90", "warn=45")
+    script.write_text(
+        script.read_text().replace(
+            "train=(cxr-hvd train", f"export RUN\ntrain=({case.slurm.jobs}/waits cxr-hvd train"
+        )
+    )
     job = case.submit(script)
     assert case.slurm.finish(job, ENDS_WITHIN_S) == "COMPLETED", case.slurm.log(job)
     said = case.slurm.log(job)
