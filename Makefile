@@ -6,7 +6,7 @@ DATA    ?=
 INSTALL ?=
 SOURCES := cxr_hvd preprocess bench tests
 
-.PHONY: help setup demo results test test-slow test-faults bench lint format constraints clean
+.PHONY: help setup demo results test test-slow test-faults test-cluster test-image test-ci bench lint format constraints clean
 
 help:            ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -27,7 +27,17 @@ test-slow: setup ## run the tests that take minutes
 	@python -m pytest -m slow tests
 
 test-faults: setup ## run the slow tests of runs that break, stop and go on
-	@python -m pytest -m slow tests/integration tests/parallel/test_faults.py tests/parallel/test_laws.py
+	@python -m pytest -m slow tests/parallel tests/integration --ignore-glob='*_image.py' --ignore-glob='*_slurm.py' \
+	    --ignore-glob='*_hosts.py'
+
+test-cluster: setup ## run batch scripts on a private Slurm, and jobs between two hosts; as root
+	@python -m pytest -m slow tests/integration/test_slurm.py tests/integration/test_two_hosts.py
+
+test-image: setup ## build the container image and train inside; as root
+	@python -m pytest -m slow -rs -s tests/integration/test_image.py
+
+test-ci: setup   ## run the slow tests that continuous integration has time for
+	@python -m pytest -m "slow and not night" -rs --durations=25 tests/parallel tests/integration
 
 bench: setup     ## measure every part beside its peers; writes the tables in docs/performance.md
 	@python -m bench.preprocess --out docs/performance.md

@@ -130,6 +130,7 @@ def test_what_cannot_be_planned_is_refused_before_anything_is_written(tmp_path: 
     assert not out.exists()
 
 
+@pytest.mark.night
 @pytest.mark.slow
 def test_the_four_experiments_killed_on_the_way_end_with_the_scores_of_an_undisturbed_run(tmp_path: Path) -> None:
     config = write_sites(tmp_path, num_steps=30)

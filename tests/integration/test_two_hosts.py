@@ -297,7 +297,7 @@ def test_a_config_that_names_the_others_file_ends_in_one_line_on_both_ranks(
     assert not any((laboratory.home(host) / "runs/other").exists() for host in (0, 1))
 
 
-@pytest.mark.parametrize(("launcher", "host"), [("mpirun", 1), ("gloo", 0)])
+@pytest.mark.parametrize(("launcher", "host"), [pytest.param("mpirun", 1, marks=pytest.mark.night), ("gloo", 0)])
 def test_a_rank_killed_at_one_host_ends_the_job_on_both_which_then_goes_on(
     launcher: str, host: int, laboratory: Laboratory, tmp_path: Path
 ) -> None:

@@ -32,6 +32,9 @@ QUICK = (
 )  # fmt: skip
 GONE_WITHIN_S = 15.0
 BOTH = pytest.mark.parametrize("launcher", ["mpirun", "gloo"])
+# The other launcher by night: a failure that does not depend on it is looked at under one.
+BY_MPIRUN = pytest.mark.parametrize("launcher", ["mpirun", pytest.param("gloo", marks=pytest.mark.night)])
+BY_GLOO = pytest.mark.parametrize("launcher", [pytest.param("mpirun", marks=pytest.mark.night), "gloo"])
 
 
 class Case:
@@ -126,7 +129,7 @@ def is_undisturbed(case: Case, undisturbed: list[dict[str, bytes]]) -> None:
 # ---- a rank that is killed
 
 
-@BOTH
+@BY_GLOO
 @pytest.mark.parametrize(("fault", "step"), [("kill", 0), ("kill", 5), ("kill-writing", 4)])
 def test_a_killed_rank_ends_all_and_the_run_goes_on(
     launcher: str, fault: str, step: int, case: Case, undisturbed: list[dict[str, bytes]]
@@ -138,7 +141,11 @@ def test_a_killed_rank_ends_all_and_the_run_goes_on(
 
 
 @pytest.mark.parametrize(("fault", "rank"), [
-    ("kill-copied", 0), ("kill-written", 0), ("kill-written", 1), ("kill-renamed", 1), ("kill-linked", 1),
+    ("kill-copied", 0),
+    pytest.param("kill-written", 0, marks=pytest.mark.night),
+    ("kill-written", 1),
+    pytest.param("kill-renamed", 1, marks=pytest.mark.night),
+    pytest.param("kill-linked", 1, marks=pytest.mark.night),
 ])  # fmt: skip
 def test_a_kill_at_any_point_of_a_checkpoint_loses_nothing(
     fault: str, rank: int, case: Case, undisturbed: list[dict[str, bytes]]
@@ -152,7 +159,7 @@ def test_a_kill_at_any_point_of_a_checkpoint_loses_nothing(
     is_undisturbed(case, undisturbed)
 
 
-@BOTH
+@BY_MPIRUN
 def test_a_rank_killed_in_evaluation_ends_all(launcher: str, case: Case) -> None:
     ok(case.train())
     for pid in case.pids.iterdir():
@@ -189,7 +196,7 @@ def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(
 # ---- errors
 
 
-@BOTH
+@BY_GLOO
 def test_a_defect_on_one_rank_ends_all_with_its_message_once(launcher: str, case: Case) -> None:
     job = case.train(launcher, "raise", 1, 3)
     assert job.exit_code not in (0, 75)
@@ -197,7 +204,7 @@ def test_a_defect_on_one_rank_ends_all_with_its_message_once(launcher: str, case
     assert case.are_gone()
 
 
-@BOTH
+@BY_MPIRUN
 def test_a_loss_that_is_not_finite_stops_all_at_that_step(
     launcher: str, case: Case, undisturbed: list[dict[str, bytes]]
 ) -> None:
@@ -217,7 +224,7 @@ def test_a_step_that_is_not_finite_is_left_out_where_the_config_allows(case: Cas
     assert rows[5]["loss"] is None
 
 
-@BOTH
+@BY_GLOO
 def test_a_study_file_that_is_cut_short_ends_all_in_one_line(launcher: str, tmp_path: Path) -> None:
     for seed, site in enumerate(SITES):
         write_study_file(tmp_path / f"{site}.h5", 24, seed, SPLITS, site=site)
@@ -289,7 +296,7 @@ def test_a_disk_that_became_read_only_leaves_the_earlier_checkpoint_whole(
 # ---- stopped on request
 
 
-@BOTH
+@BY_MPIRUN
 def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
     launcher: str, case: Case, undisturbed: list[dict[str, bytes]]
 ) -> None:

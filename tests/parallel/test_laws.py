@@ -85,7 +85,15 @@ JOBS = {
     ("gloo", 4): EXCHANGES_BY_ALL[:2],
 }
 
-SLOW = (("stopping mpirun", 3), ("stopping gloo", 2), ("exchanges gloo", 2), ("gloo", 4))
+SLOW = (("stopping gloo", 2), ("gloo", 4))
+BY_NIGHT = (("stopping mpirun", 3), ("exchanges gloo", 2))
+
+
+def marks_of(job: tuple[str, int]) -> list[pytest.MarkDecorator]:
+    """Return when the laws of a job are tried."""
+    by_night = [pytest.mark.night] if job in BY_NIGHT else []
+    return by_night + ([pytest.mark.slow] if job in (*SLOW, *BY_NIGHT) else [])
+
 
 Verdicts = Callable[[str, int], dict[str, str]]
 
@@ -107,11 +115,7 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Verdicts:
 
 @pytest.mark.parametrize(
     ("launcher", "num_ranks", "law"),
-    [
-        pytest.param(*job, law, marks=pytest.mark.slow if job in SLOW else ())
-        for job, names in JOBS.items()
-        for law in names
-    ],
+    [pytest.param(*job, law, marks=marks_of(job)) for job, names in JOBS.items() for law in names],
 )
 def test_law(launcher: str, num_ranks: int, law: str, verdicts: Verdicts) -> None:
     verdict = verdicts(launcher, num_ranks)[law]
