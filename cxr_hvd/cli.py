@@ -4,22 +4,17 @@ import json
 import os
 import sys
 import time
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from cxr_hvd import __version__
 from cxr_hvd.cli_jobs import jobs_app
-from cxr_hvd.errors import CxrHvdError, Stopped, UsageError, leave, print_error, reported
-
-if TYPE_CHECKING:
-    from cxr_hvd.collective.comm import Communicator
+from cxr_hvd.errors import UsageError, reported
+from cxr_hvd.joining import joined_job
 
 PROGRAM = "cxr-hvd"
 STARTED = time.monotonic()  # what a time limit counts from
@@ -150,7 +145,7 @@ def train(
     from cxr_hvd.config_file import load_config
     from cxr_hvd.training import train as training
 
-    with joined_job(stall_limit, profile) as comm:
+    with joined_job(PROGRAM, stall_limit, profile) as comm:
         with together(comm, "reading its config and key"):
             chosen = load_config(config, settings or [])
             chosen = chosen.alone(site) if site else chosen
@@ -287,12 +282,12 @@ def evaluate(
     if across_sites:
         from cxr_hvd.evaluation.scoring import score_across_sites
 
-        with joined_job(EVALUATION_LIMIT_S) as comm:
+        with joined_job(PROGRAM, EVALUATION_LIMIT_S) as comm:
             path = score_across_sites(run, comm, settings or [], checkpoint.value, named_files(outside or []))
             if comm.rank == 0:
                 print(f"{path}: compare with cxr-hvd report {run}")
         return
-    with joined_job(EVALUATION_LIMIT_S) as comm:
+    with joined_job(PROGRAM, EVALUATION_LIMIT_S) as comm:
         results = evaluation.evaluate(run, comm, Split[split.upper()], settings or [], site, checkpoint)
         if comm.rank == 0 and as_json:
             print(json.dumps(results))
@@ -463,42 +458,6 @@ def verify_ledger(run: RunPath, as_json: JsonOption = False) -> None:
             console.print("All holds: chains, plan, amounts.", style="green")
     if judged.faults:
         raise typer.Exit(1)
-
-
-@contextmanager
-def joined_job(stall_limit_s: float | None = None, has_timeline: bool = False) -> Iterator["Communicator"]:
-    """Join the job that a launcher started, and leave it in order or, on an error, at once and for good.
-
-    Collective: every rank. An error that all ranks know of is printed by all before the first one leaves, since
-    a launcher ends the others as soon as one is gone.
-    """
-    import torch
-
-    from cxr_hvd.collective.comm import STALL_LIMIT_S, start_comm
-
-    comm = start_comm(stall_limit_s or STALL_LIMIT_S, has_timeline)
-    try:
-        yield comm
-        comm.close()
-    except Stopped as stopped:
-        if comm.rank == 0:
-            print(f"{PROGRAM}: {stopped}", flush=True)
-        comm.close()
-        leave(stopped.exit_code)
-    except CxrHvdError as error:
-        print_error(PROGRAM, error)
-        if error.is_agreed:
-            comm.begin_gather(torch.zeros(1), "leaving")()
-        leave(error.exit_code)
-    except OSError as error:
-        print_error(
-            PROGRAM,
-            CxrHvdError(f"{error.filename or 'a file'}: {error.strerror}; mend it, then use --resume auto"),
-        )
-        leave(1)
-    except Exception:
-        traceback.print_exc()
-        leave(1)
 
 
 def main() -> None:

@@ -88,7 +88,7 @@ def list_settings() -> None:
 
     from cxr_hvd.launch.job import Settings
 
-    table = Table("setting", "default")
+    table = Table("setting", "default", "what it is")
     for each in fields(Settings):
-        table.add_row(each.name, str(each.default))
+        table.add_row(each.name, str(each.default), each.metadata["meaning"])
     Console().print(table)

@@ -7,16 +7,10 @@ is taken down at the end, whatever happened. Needs root and openssh-server.
 
 Users must be able to read this checkout and its Python. What lies below a folder that is closed to them (/root,
 as a rule) is mounted into a private view of the file system that each host has; the folder itself stays closed.
-
-Run as `python -m tests.two_hosts DEVICE FILE` in a namespace, it writes all packets of a device to a file.
 """
 
 import contextlib
-import os
 import shutil
-import signal
-import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -27,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests import two_sites as sites
-from tests.launch import BIN, PROJECT, Finished, environment, run
+from tests.launch import BIN, PROJECT, Finished, run
 from tests.packages import install
 from tests.two_sites import Site, SlowLink, Traffic, TwoSites, end_all, output_of, two_sites
 
@@ -36,8 +30,6 @@ TUNNEL_NAMES = "tunnel-a", "tunnel-b"
 TUNNEL = "10.79.0"
 PORT = 2222
 UP_WITHIN_S = 10.0
-SETTLED_AFTER_S = 0.3
-SOL_PACKET, PACKET_STATISTICS, SO_RCVBUFFORCE, ETH_P_ALL = 263, 6, 33, 3
 
 SSHD = """\
 Port {port}
@@ -195,103 +187,6 @@ def need_two_hosts(link: SlowLink | None = None) -> None:
         pytest.skip(reason)
 
 
-def need_wireguard() -> None:
-    """Skip, with the reason, where WireGuard's tools are not here and cannot be installed."""
-    import pytest
-
-    if reason := install(("wg", "wireguard-go"), ("wireguard-tools", "wireguard-go")):
-        pytest.skip(f"a tunnel needs wireguard-tools and wireguard-go: {reason}")
-    if not Path("/dev/net/tun").exists():
-        pytest.skip("a tunnel needs /dev/net/tun")
-
-
-@contextmanager
-def wireguard(both: TwoHosts) -> Iterator[str]:
-    """Join the hosts by an encrypted tunnel as well, as `tunnel-a` and `tunnel-b`; yield its device."""
-    private = [output_of(["wg", "genkey"]).strip() for _ in both.hosts]
-    public = [_told(["wg", "pubkey"], key).strip() for key in private]
-    with ExitStack() as stack:
-        for number, host in enumerate(both.hosts):
-            other = 1 - number
-            if subprocess.run(
-                host.as_root("ip", "link", "add", "wg0", "type", "wireguard"), capture_output=True, check=False
-            ).returncode:  # not in this kernel: the same in a process
-                stack.enter_context(_process(host.as_root("wireguard-go", "-f", "wg0")))
-                _wait(lambda host=host: Path("/proc", str(host.sshd), "net/dev").read_text().count("wg0:"), "wg0")
-            else:
-                stack.callback(output_of, host.as_root("ip", "link", "del", "wg0"))
-            peer = ["peer", public[other], "allowed-ips", f"{TUNNEL}.{other + 1}/32"]
-            peer += ["endpoint", f"{both.hosts[other].site.address}:51820"]
-            setting = ["wg", "set", "wg0", "listen-port", "51820", "private-key", "/dev/stdin", *peer]
-            _told(host.as_root(*setting), private[number])
-            output_of(host.as_root("ip", "addr", "add", f"{TUNNEL}.{number + 1}/24", "dev", "wg0"))
-            output_of(host.as_root("ip", "link", "set", "wg0", "up"))
-        yield "wg0"
-
-
-class Packets:
-    """What a device carried while it was `captured`."""
-
-    def __init__(self) -> None:
-        self.content = b""
-
-    def hold(self, pattern: bytes) -> bool:
-        """Return whether some packet holds these bytes in clear."""
-        return pattern in self.content
-
-
-@contextmanager
-def captured(both: TwoHosts, device: str, host: int = 0) -> Iterator[Packets]:
-    """Write down every packet of a host's device while the body runs; what is given can be read after it.
-
-    Raises:
-        RuntimeError: a packet was lost.
-    """
-    packets = Packets()
-    with tempfile.TemporaryDirectory(prefix="cxr-capture-") as folder:
-        path = Path(folder, "packets")
-        command = both.hosts[host].as_root(sys.executable, "-m", "tests.two_hosts", device, str(path))
-        with subprocess.Popen(
-            command, cwd=PROJECT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as capture:
-            assert capture.stdout is not None and capture.stderr is not None
-            try:
-                if capture.stdout.readline().strip() != "up":
-                    raise RuntimeError(f"the capture did not start: {capture.stderr.read()[-500:]}")
-                yield packets
-                time.sleep(SETTLED_AFTER_S)
-                capture.send_signal(signal.SIGTERM)
-                lost, complaint = capture.communicate(timeout=20)
-            finally:
-                capture.kill()
-            if lost.strip() != "0":
-                raise RuntimeError(f"the capture lost {lost.strip()} packets: {complaint[-500:]}")
-        packets.content = path.read_bytes()
-
-
-def main() -> None:
-    """Write packets of a device to a file until SIGTERM; print "up" at the start, the number lost at the end."""
-    device, path = sys.argv[1:]
-    with (
-        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as tap,
-        Path(path).open("wb") as file,
-    ):
-        tap.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 29)
-        tap.bind((device, 0))
-        signal.signal(signal.SIGTERM, lambda *_: tap.setblocking(False))
-        os.nice(-15)
-        print("up", flush=True)
-        tap.settimeout(0.2)
-        while True:
-            try:
-                file.write(tap.recv(1 << 18))
-            except TimeoutError:
-                continue
-            except BlockingIOError:
-                break
-        print(struct.unpack("II", tap.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))[1])
-
-
 @contextmanager
 def _user(name: str, home: Path) -> Iterator[None]:
     """Make a user that nobody can log in as by a password, and its home of mode 0700."""
@@ -353,9 +248,9 @@ def _sshd(site: Site, user: str, folder: Path) -> Iterator[int]:
     sshd = shutil.which("sshd") or "/usr/sbin/sshd"
     script = "\n".join(["set -e", *_view([PROJECT, Path(sys.prefix), Path(sys.base_prefix), folder])])
     command = site.command("sh", "-c", f'{script}\nexec "$0" "$@"', sshd, "-D", "-e", "-f", str(config))
-    with _process(command) as process:
+    with running(command) as process:
         listening = f":{PORT:04X} "
-        _wait(lambda: listening in Path("/proc", str(process.pid), "net/tcp").read_text(), "an sshd", process)
+        wait_until(lambda: listening in Path("/proc", str(process.pid), "net/tcp").read_text(), "an sshd", process)
         yield process.pid
 
 
@@ -381,7 +276,7 @@ def _view(needed: Iterable[Path]) -> list[str]:
 
 
 @contextmanager
-def _process(command: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
+def running(command: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a command beside the body, and end it."""
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
@@ -395,7 +290,7 @@ def _process(command: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
             process.wait()
 
 
-def _wait(is_up: Callable[[], object], what: str, process: "subprocess.Popen[bytes] | None" = None) -> None:
+def wait_until(is_up: Callable[[], object], what: str, process: "subprocess.Popen[bytes] | None" = None) -> None:
     """Wait until something is up."""
     deadline = time.monotonic() + UP_WITHIN_S
     while time.monotonic() < deadline and (process is None or process.poll() is None):
@@ -406,10 +301,6 @@ def _wait(is_up: Callable[[], object], what: str, process: "subprocess.Popen[byt
     raise RuntimeError(f"{what} did not start")
 
 
-def _told(command: list[str], said: str) -> str:
+def told(command: list[str], said: str) -> str:
     """Return what a command prints that is told something."""
     return subprocess.run(command, input=said + "\n", capture_output=True, text=True, check=True).stdout
-
-
-if __name__ == "__main__":
-    main()

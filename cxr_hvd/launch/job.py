@@ -1,9 +1,10 @@
 """What a batch job is to be: its size, its limits, its sites; checked before a script is written. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from math import ceil
 from string import ascii_lowercase
+from typing import Any
 
 from cxr_hvd.errors import UsageError, nearest
 from cxr_hvd.launch.launchers import parse_duration
@@ -16,59 +17,42 @@ SHORTEST_WALLTIME_S = 60
 PREPROCESS_RANKS = 8
 
 
+def _setting(default: Any, meaning: str) -> Any:
+    return field(default=default, metadata={"meaning": meaning})
+
+
 @dataclass(frozen=True)
 class Settings:
-    """What `--set` may say; each has a default, of the machine or this one.
+    """What `--set` may say, each with its default and its meaning; a machine's row and the user go before both."""
 
-    Attributes:
-        account: whose hours are spent; empty where the centre asks for none.
-        queue: partition, queue or QOS.
-        walltime: as `parse_duration` reads it.
-        warn: seconds before the end at which the ranks are asked to write a checkpoint and leave.
-        nodes, ranks_per_node: 0: as the config's sites need.
-        cores_per_node, gpus_per_node: what a node has.
-        launcher: what starts the ranks.
-        mpi: what srun speaks with the ranks.
-        bind: `cores`: each rank keeps cores of its own; `none`: the system moves it about.
-        binding: how a rank finds its site: by `order`, by `hosts`, by `groups` of the scheduler, or as
-            `applications` of one launch.
-        hosts: which hosts belong to which site, `chexpert=node[1-2] mimic=node3`.
-        modules: to load, parted by blanks.
-        activate: how the Python environment is entered.
-        stage: a folder of a node's own disk to which each rank copies its site's study file; empty: none.
-        run: the run folder, or the experiment's folder of results.
-        options: more words for the command, such as `--key site.key`.
-        resubmit: `yes`: a job that was stopped before its end queues itself again.
-        source, root, out, site: of preprocess.
-        names, seeds: of experiment.
-    """
-
-    account: str = ""
-    queue: str = ""
-    walltime: str = "12:00:00"
-    warn: int = 300
-    nodes: int = 0
-    ranks_per_node: int = 0
-    cores_per_node: int = 16
-    gpus_per_node: int = 0
-    launcher: str = ""
-    mpi: str = "pmix"
-    bind: str = "cores"
-    binding: str = "order"
-    hosts: str = ""
-    modules: str = ""
-    activate: str = "source .venv/bin/activate"
-    stage: str = ""
-    run: str = ""
-    options: str = ""
-    resubmit: str = "yes"
-    queue_directive: str = "partition"
-    source: str = "chexpert"
-    root: str = "/data/chexpert"
-    out: str = "chexpert.h5"
-    site: str = "chexpert"
-    names: str = "A B C D"
-    seeds: int = 5
+    account: str = _setting("", "whose hours are spent; empty where the centre asks for none")
+    queue: str = _setting("", "partition, queue or QOS")
+    walltime: str = _setting("12:00:00", "when the scheduler ends the job: 12:00:00, 90m, 3600")
+    warn: int = _setting(300, "seconds before that at which the ranks are asked for a last checkpoint")
+    nodes: int = _setting(0, "0: as many as the config's sites need")
+    ranks_per_node: int = _setting(0, "0: one, or as many as the machine's row says")
+    cores_per_node: int = _setting(16, "what a node has, shared out among its ranks")
+    gpus_per_node: int = _setting(0, "what a node has")
+    launcher: str = _setting("", "what starts the ranks; the machine's first if empty")
+    mpi: str = _setting("pmix", "what srun speaks with the ranks")
+    bind: str = _setting("cores", "cores: each rank keeps cores of its own; none: the system moves it about")
+    binding: str = _setting("order", "how a rank finds its site: order, hosts, groups or applications")
+    hosts: str = _setting("", "whose hosts are which: chexpert=node[1-2] mimic=node3")
+    modules: str = _setting("", "to load, parted by blanks")
+    activate: str = _setting("source .venv/bin/activate", "how the Python environment is entered")
+    stage: str = _setting(
+        "", "a folder of the node's own disk to copy each rank's study file to; may name $VARIABLES"
+    )
+    run: str = _setting("", "the run folder, or an experiment's folder of results")
+    options: str = _setting("", "more words for the command, such as --key site.key")
+    resubmit: str = _setting("yes", "no: a job that was stopped does not queue itself again")
+    queue_directive: str = _setting("partition", "Slurm's word for queue: partition or qos")
+    source: str = _setting("chexpert", "preprocess: the layout of the files")
+    root: str = _setting("/data/chexpert", "preprocess: the folder of the files")
+    out: str = _setting("chexpert.h5", "preprocess: the study file")
+    site: str = _setting("chexpert", "preprocess: the institution's name")
+    names: str = _setting("A B C D", "experiment: what is compared")
+    seeds: int = _setting(5, "experiment: runs of each")
 
     @property
     def walltime_s(self) -> int:

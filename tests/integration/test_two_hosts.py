@@ -22,18 +22,10 @@ from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.study_file import Split, StudyRow, View
 from cxr_hvd.study.study_writer import StudyFileWriter
 from tests.launch import BIN, PROJECT, Finished, launch, need_horovod
+from tests.packets import captured
 from tests.study_files import SIZE, header
-from tests.two_hosts import (
-    TUNNEL_NAMES,
-    TwoHosts,
-    captured,
-    horovodrun,
-    mpirun,
-    need_two_hosts,
-    need_wireguard,
-    two_hosts,
-    wireguard,
-)
+from tests.tunnel import need_wireguard, wireguard
+from tests.two_hosts import TUNNEL_NAMES, TwoHosts, horovodrun, mpirun, need_two_hosts, two_hosts
 from tests.two_sites import Traffic, output_of
 
 need_horovod()
