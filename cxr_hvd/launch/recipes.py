@@ -124,7 +124,9 @@ def _environment(machine: Machine, settings: Settings, recipe: str) -> list[tupl
 
 
 def _size(settings: Settings, ranks_per_site: Mapping[str, int], recipe: str) -> str:
-    size = f"{settings.nodes} nodes x {settings.ranks_per_node}, {settings.cores_per_rank} cores each"
+    nodes, cores = settings.nodes, settings.cores_per_rank
+    size = f"{nodes} {'node' if nodes == 1 else 'nodes'} x {settings.ranks_per_node}, "
+    size += f"{cores} {'core' if cores == 1 else 'cores'} each"
     if recipe == "preprocess":
         return size
     each = ", ".join(f"{name} {count}" for name, count in ranks_per_site.items())

@@ -34,6 +34,8 @@ POLL_S = 0.1
 TWICE_S = 1.0  # `timeout`, for one, sends the same signal to a process and to its group
 HURRY = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 HEARD = (*HURRY, signal.SIGUSR1)
+# Open MPI 4 and 5 bind each of two ranks to one core, and leave the others idle.
+UNBOUND = ("OMPI_MCA_hwloc_base_binding_policy", "PRTE_MCA_hwloc_default_binding_policy")
 OPTIONS_OF_ITS_OWN = ("--supervise", "--launcher", "--resume")
 
 Requests = queue.SimpleQueue[signal.Signals]
@@ -154,6 +156,8 @@ class Start:
         self._mark = f"{SUPERVISOR}={own.identity}"
         environment = os.environ | {SUPERVISOR: own.identity}
         environment.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+        for name in UNBOUND:  # unless the launcher's own words say otherwise
+            environment.setdefault(name, "none")
         if os.geteuid() == 0:
             environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         try:

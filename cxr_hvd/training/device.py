@@ -1,6 +1,7 @@
 """Which processor a rank computes on, and how many threads it may use."""
 
 import os
+from collections.abc import Mapping
 
 import torch
 
@@ -27,6 +28,20 @@ def choose_device(wanted: str, comm: Communicator) -> torch.device:
     device = torch.device("cuda", comm.local_rank % num_gpus)
     torch.cuda.set_device(device)
     return device
+
+
+def binding_remark(comm: Communicator, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return what to say where mpirun has bound this rank to one of many cores, or None.
+
+    That is what Open MPI 4 does with up to two ranks, unless it is told otherwise.
+    """
+    own, cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    if "OMPI_COMM_WORLD_SIZE" not in environment or own > 1 or cores <= comm.ranks_per_node:
+        return None
+    return (
+        f"mpirun has bound each rank to 1 of {cores} cores: start it with --bind-to none, or give each rank its "
+        f"cores by --map-by ppr:{comm.ranks_per_node}:node:pe={cores // comm.ranks_per_node}"
+    )
 
 
 def set_threads(comm: Communicator) -> None:

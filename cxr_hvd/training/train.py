@@ -26,7 +26,7 @@ from cxr_hvd.training.agreement import check_same_config, check_shared_weights, 
 from cxr_hvd.training.budget import Budget, agree_on_budget
 from cxr_hvd.training.checkpoint import CheckpointWriter, agree_on_step, load_checkpoint
 from cxr_hvd.training.data import TrainingData, open_training_data
-from cxr_hvd.training.device import choose_device, set_threads
+from cxr_hvd.training.device import binding_remark, choose_device, set_threads
 from cxr_hvd.training.display import TrainingDisplay, console_for, print_agreed
 from cxr_hvd.training.engine import Engine, StepReport
 from cxr_hvd.training.loader import threads_for, train_batches
@@ -99,6 +99,8 @@ def train(config: Config, run: Path, comm: Communicator, job: Job = FRESH_START)
         budget = agree_on_budget(config, comm, topology, data)
         if topology.is_leader:
             print_agreed(console, config, plan, budget, has_key=job.key is not None)
+            if remark := binding_remark(comm):
+                console.print(remark, highlight=False)
         averager = build_averager(config, plan, model.to(device), comm, topology, budget)
         with together(comm, "building its loss"):
             studies = data.studies

@@ -27,7 +27,7 @@ export OMP_NUM_THREADS=1    # one thread of torch for each core of the rank
 export PYTHONUNBUFFERED=1    # the log says what happens when it happens
 export HDF5_USE_FILE_LOCKING=BEST_EFFORT    # shared file systems may have no locks
 
-# ---- ranks: 1 nodes x 8, 2 cores each
+# ---- ranks: 1 node x 8, 2 cores each
 launcher=(flux run --nodes=1 --ntasks=8
     --cores-per-task=2 -o cpu-affinity=per-task    # a rank keeps its cores
 )

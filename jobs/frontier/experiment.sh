@@ -38,7 +38,7 @@ export MPICH_GPU_SUPPORT_ENABLED="0"    # weights travel by RCCL; MPI itself see
 export NCCL_SOCKET_IFNAME="hsn"    # the Slingshot ports
 export MIOPEN_USER_DB_PATH="/tmp/miopen-$SLURM_JOB_ID"    # not on the shared file system, where ranks would wait for its lock
 
-# ---- ranks: 1 nodes x 2, 7 cores each; chexpert 1, mimic 1, dealt out in this order
+# ---- ranks: 1 node x 2, 7 cores each; chexpert 1, mimic 1, dealt out in this order
 launcher=(srun --mpi=cray_shasta    # what MPI and srun tell each other when ranks start
     --ntasks=2 --ntasks-per-node=2
     --cpus-per-task=7    # said again: srun does not take it from the job

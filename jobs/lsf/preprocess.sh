@@ -29,7 +29,7 @@ export OMP_NUM_THREADS=1    # one thread of torch for each core of the rank
 export PYTHONUNBUFFERED=1    # the log says what happens when it happens
 export HDF5_USE_FILE_LOCKING=BEST_EFFORT    # shared file systems may have no locks
 
-# ---- ranks: 1 nodes x 8, 2 cores each
+# ---- ranks: 1 node x 8, 2 cores each
 launcher=(jsrun -n 8 -r 8    # a resource set for each rank
     -a 1 -c 2 -g 0 -b packed:2    # its cores, its GPU
 )

@@ -37,7 +37,7 @@ export HDF5_USE_FILE_LOCKING=BEST_EFFORT    # shared file systems may have no lo
 export MPICH_GPU_SUPPORT_ENABLED="0"    # weights travel by NCCL; MPI itself sees host memory alone
 export NCCL_SOCKET_IFNAME="hsn"    # the Slingshot ports
 
-# ---- ranks: 1 nodes x 4, 16 cores each
+# ---- ranks: 1 node x 4, 16 cores each
 launcher=(srun --mpi=cray_shasta    # what MPI and srun tell each other when ranks start
     --ntasks=4 --ntasks-per-node=4
     --cpus-per-task=16    # said again: srun does not take it from the job

@@ -36,7 +36,7 @@ export NCCL_DEBUG=WARN    # say so if the GPUs' own network is not found
 export MPICH_GPU_SUPPORT_ENABLED="0"    # weights travel by NCCL; MPI itself sees host memory alone
 export NCCL_SOCKET_IFNAME="hsn"    # the Slingshot ports
 
-# ---- ranks: 1 nodes x 2, 16 cores each; chexpert 1, mimic 1, dealt out in this order
+# ---- ranks: 1 node x 2, 16 cores each; chexpert 1, mimic 1, dealt out in this order
 launcher=(srun --mpi=cray_shasta    # what MPI and srun tell each other when ranks start
     --ntasks=2 --ntasks-per-node=2
     --cpus-per-task=16    # said again: srun does not take it from the job

@@ -34,7 +34,7 @@ export NCCL_DEBUG=WARN    # say so if the GPUs' own network is not found
 export MPICH_GPU_SUPPORT_ENABLED="0"    # weights travel by NCCL; MPI itself sees host memory alone
 export NCCL_SOCKET_IFNAME="hsn"    # the Slingshot ports
 
-# ---- ranks: 1 nodes x 2, 8 cores each; chexpert 1, mimic 1, dealt out in this order
+# ---- ranks: 1 node x 2, 8 cores each; chexpert 1, mimic 1, dealt out in this order
 launcher=(mpiexec -n 2 --ppn 2
     --depth=8 --cpu-bind depth    # a rank keeps its cores and the memory beside them
 )

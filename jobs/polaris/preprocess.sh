@@ -35,7 +35,7 @@ export HDF5_USE_FILE_LOCKING=BEST_EFFORT    # shared file systems may have no lo
 export MPICH_GPU_SUPPORT_ENABLED="0"    # weights travel by NCCL; MPI itself sees host memory alone
 export NCCL_SOCKET_IFNAME="hsn"    # the Slingshot ports
 
-# ---- ranks: 1 nodes x 4, 8 cores each
+# ---- ranks: 1 node x 4, 8 cores each
 launcher=(mpiexec -n 4 --ppn 4
     --depth=8 --cpu-bind depth    # a rank keeps its cores and the memory beside them
 )

@@ -31,7 +31,7 @@ export OMP_NUM_THREADS=1    # one thread of torch for each core of the rank
 export PYTHONUNBUFFERED=1    # the log says what happens when it happens
 export HDF5_USE_FILE_LOCKING=BEST_EFFORT    # shared file systems may have no locks
 
-# ---- ranks: 1 nodes x 8, 2 cores each
+# ---- ranks: 1 node x 8, 2 cores each
 launcher=(srun --mpi=pmix    # what MPI and srun tell each other when ranks start
     --ntasks=8 --ntasks-per-node=8
     --cpus-per-task=2    # said again: srun does not take it from the job

@@ -23,7 +23,7 @@ export PYTHONUNBUFFERED=1    # the log says what happens when it happens
 export HDF5_USE_FILE_LOCKING=BEST_EFFORT    # shared file systems may have no locks
 export OMPI_MCA_mpi_warn_on_fork=0    # the version of git is asked once
 
-# ---- ranks: 1 nodes x 8, 2 cores each
+# ---- ranks: 1 node x 8, 2 cores each
 launcher=(mpirun -np 8
     --map-by ppr:8:node:pe=2 --bind-to core    # a rank keeps its cores
     --tag-output    # which rank said it

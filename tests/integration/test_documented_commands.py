@@ -48,10 +48,10 @@ HERE = (
     "horovodrun -np 2 cxr-hvd evaluate runs/D",
     "cxr-hvd experiment A B C D --seeds 5 --config jobs/configs/paper.yaml --out runs/paper",
     "cxr-hvd report runs/paper",
-    "mpirun -np 2 cxr-hvd train jobs/configs/D.yaml --run runs/D --resume auto --time-limit 12:00:00",
+    "mpirun --bind-to none -np 2 cxr-hvd train jobs/configs/D.yaml --run runs/D --resume auto --time-limit 12:00:00",
     "cxr-hvd train jobs/configs/D.yaml --run runs/D --supervise 5",
     "cxr-hvd inspect-run runs/D --out curves.png",
-    "mpirun -np 1 -x CXR_SITE=chexpert cxr-hvd train D.yaml : -np 1 -x CXR_SITE=mimic cxr-hvd train D.yaml",
+    "mpirun --bind-to none -np 1 -x CXR_SITE=chexpert cxr-hvd train D.yaml : -np 1 -x CXR_SITE=mimic cxr-hvd train D.yaml",
     "cxr-hvd ledger verify runs/D",
     "cxr-hvd jobs machines",
     "cxr-hvd jobs render --machine slurm --set account=abc123 --set walltime=04:00:00 --out train.sh",
@@ -97,13 +97,13 @@ NOT_RUN = {
     "BUILD_BASE=nvidia/cuda:13.0.2-devel-ubuntu24.04 --build-arg BASE=ubuntu:24.04 .": NO_ENGINE,
     "docker run --rm --gpus all --shm-size=1g cxr_hvd:cuda cxr-hvd doctor": NO_ENGINE,
     "docker save cxr_hvd -o cxr_hvd.tar && apptainer build cxr_hvd.sif apptainer.def": NO_APPTAINER,
-    'apptainer exec --bind "$PWD/runs:/data" cxr_hvd.sif mpirun -np 2 cxr-hvd train D.yaml --run runs/D': NO_APPTAINER,
+    'apptainer exec --bind "$PWD/runs:/data" cxr_hvd.sif mpirun --bind-to none -np 2 cxr-hvd train D.yaml --run runs/D': NO_APPTAINER,
     'srun --mpi=pmix -n 2 apptainer exec --bind "$PWD/runs:/data" cxr_hvd.sif cxr-hvd train D.yaml --run runs/D': (
         NO_APPTAINER
     ),
 }
 # Each starts a run of its own in the same folder.
-STARTS_ANEW = "mpirun -np 1 -x CXR_SITE"
+STARTS_ANEW = "mpirun --bind-to none -np 1 -x CXR_SITE"
 
 
 def place(folder: Path) -> dict[str, str]:

@@ -17,7 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_hvd.errors import UsageError
-from cxr_hvd.launch.launchers import RANK_VARIABLES, choose_launcher, parse_duration, receiver, split_launcher
+from cxr_hvd.launch.launchers import (
+    RANK_VARIABLES,
+    choose_launcher,
+    parse_duration,
+    receiver,
+    split_launcher,
+    stop_signal,
+)
 from cxr_hvd.launch.orphan import SUPERVISOR, LauncherWatch, who_matters
 from cxr_hvd.launch.outcome import LastWord, judge, newest_step, read_last_words
 from cxr_hvd.launch.processes import Process, ancestors, is_running, read_process
@@ -239,6 +246,25 @@ sys.exit(75)
     launcher = [str(Path(sys.executable).parent / "horovodrun"), "--gloo", "-np", "2", "-H", "localhost:2"]
     assert supervise(program(text, tmp_path), tmp_path, 2, 3, launcher) == 75
     assert [(tmp_path / rank / "env").read_text() for rank in "01"] == ["1", "1"]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores that could be left idle")
+def test_ranks_that_it_starts_by_mpirun_may_use_all_cores(tmp_path: Path) -> None:
+    text = """
+import os, sys
+from pathlib import Path
+Path(sys.argv[1], os.environ["OMPI_COMM_WORLD_RANK"]).write_text(str(len(os.sched_getaffinity(0))))
+"""
+    assert supervise(program(text, tmp_path), tmp_path, 2, 0, None) == 0
+    assert [(tmp_path / rank).read_text() for rank in "01"] == [str(len(os.sched_getaffinity(0)))] * 2
+
+
+def test_a_request_to_stop_is_handed_on_by_the_signal_that_a_launcher_hands_on() -> None:
+    said = {
+        name: stop_signal(Process(7, 1, 7, 0, name), has_launcher=True, asked=signal.SIGTERM)
+        for name in ("mpirun", "srun", "horovodrun")
+    }
+    assert said == {"mpirun": signal.SIGUSR1, "srun": signal.SIGUSR1, "horovodrun": signal.SIGTERM}
 
 
 @pytest.mark.parametrize("name", RANK_VARIABLES)
