@@ -49,7 +49,8 @@ def render(
     from cxr_hvd.launch.recipes import render as render_script
 
     chosen = choose_machine(machine)
-    sites = load_config(config, []).sites
+    # An institution preprocesses by itself: no config says what takes part.
+    sites = load_config(config, []).sites if recipe != Recipe.PREPROCESS else {}
     ranks_per_site = {name: site.ranks for name, site in sites.items()}
     read = read_settings(recipe.value, chosen, settings or [], ranks_per_site)
     path = str(out) if out else f"jobs/{machine}/{recipe.value}.sh"

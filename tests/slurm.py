@@ -90,7 +90,10 @@ class Slurm:
     def environment(self) -> dict[str, str]:
         """Return the environment that finds this Slurm; jobs inherit it."""
         as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-        return environment(SLURM_CONF=str(self.folder / "slurm.conf"), OMPI_MCA_mpi_yield_when_idle="1", **as_root)
+        found = environment(
+            SLURM_CONF=str(self.folder / "slurm.conf"), OMPI_MCA_mpi_yield_when_idle="1", **as_root
+        )
+        return found | {"PATH": f"{found['PATH']}:/usr/sbin"}
 
     def submit(self, *words: str) -> str:
         """Submit a job, and return its id."""
@@ -169,7 +172,8 @@ def private_slurm(folder: Path) -> Iterator[Slurm]:
         munged = f"--key-file={munge}/key/munge.key --socket={munge}/run/socket --pid-file={munge}/run/pid"
         munged += f" --log-file={munge}/log/log --seed-file={munge}/seed/seed"
         as_munge = ["setpriv", "--reuid", "munge", "--regid", "munge", "--clear-groups"]
-        subprocess.run([*as_munge, "munged", "--force", *munged.split()], check=True, timeout=30)
+        start = [*as_munge, "munged", "--force", *munged.split()]
+        subprocess.run(start, env=slurm.environment(), check=True, timeout=30)
         subprocess.run(["slurmctld", "-c"], env=slurm.environment(), check=True, timeout=30)
         for node in NODES:
             slurm.start_node(node)

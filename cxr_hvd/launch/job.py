@@ -102,6 +102,7 @@ def read_settings(
         values["ranks_per_node"] = values["ranks_per_node"] or PREPROCESS_RANKS
         values["nodes"] = values.get("nodes") or 1
         values["gpus_per_node"] = 0
+        values.pop("hosts", None)
     else:
         _complete_size(values, sum(ranks_per_site.values()), is_fixed="ranks_per_node" in own)
     if machine.scheduler == "ssh":

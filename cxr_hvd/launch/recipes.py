@@ -226,7 +226,9 @@ def _words(machine: Machine, settings: Settings, in_groups: bool) -> list[Word]:
 
 
 def _by_ssh(settings: Settings) -> list[Word]:
-    """Return what a launcher has to be told where no scheduler names the hosts."""
+    """Return what a launcher has to be told where no scheduler names the hosts; nothing on one host alone."""
+    if not settings.hosts:
+        return []
     hosts = ",".join(_hosts_with_slots(settings, site) for site in read_site_hosts(settings.hosts))
     if settings.launcher == "horovodrun":
         return [Word(f"-H '{hosts}'", "hosts and how many ranks each takes")]

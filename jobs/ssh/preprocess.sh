@@ -27,9 +27,6 @@ export OMPI_MCA_mpi_warn_on_fork=0    # the version of git is asked once
 launcher=(mpirun -np 8
     --map-by ppr:8:node:pe=2 --bind-to core    # a rank keeps its cores
     --tag-output    # which rank said it
-    --mca pml ob1 --mca btl 'tcp,vader,self'    # plain sockets between hospitals
-    -host 'hospital-a:8,hospital-b:8'
-    -x PATH -x OMP_NUM_THREADS -x PYTHONUNBUFFERED    # ssh hands no variables on
 )
 
 # ---- work, and what comes after it

@@ -124,6 +124,7 @@ def type_in(command: str, folder: Path, env: dict[str, str], limit_s: float = 30
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_what_is_shown_runs_as_it_is_shown(tmp_path: Path) -> None:
     need_horovod()
     env = place(tmp_path)

@@ -5,6 +5,7 @@ host's user, whose home holds its own config, study file and runs.
 """
 
 import json
+import shlex
 import shutil
 import stat
 import subprocess
@@ -123,7 +124,16 @@ class Laboratory:
             return mpirun([["-x", f"CXR_SITE={site}", *train] for site in SITES], device, names)
         if launcher == "readme":
             return horovodrun(train, names=names)
+        if launcher == "script":
+            return self.script(shlex.join(train[3:]))
         return horovodrun(train, f"--{launcher}", "-p", "2222", "--network-interfaces", device, names=names)
+
+    def script(self, options: str) -> list[str]:
+        """Render the batch script for plain ssh as the first host's user, and return the words that start it."""
+        said = ["binding=applications", "bind=none", "activate=:", "run=runs/D", f"options={options}"]
+        render = ["cxr-hvd", "jobs", "render", "--machine", "ssh", "--config", "D.yaml", "--out", "train.sh"]
+        ok(self.both.run(0, [*render, *(word for each in said for word in ("--set", each))], 30))
+        return ["cxr-hvd", "jobs", "submit", "train.sh"]
 
     def train(self, launcher: str, *more: str, device: str | None = None) -> Trained:
         """Train from the start, with the packets of a device written down."""
@@ -190,7 +200,7 @@ def on_one_machine(laboratory: Laboratory) -> list[dict[str, bytes]]:
     return [files_in(run / site / "checkpoints" / "latest") for site in SITES]
 
 
-@pytest.fixture(scope="module", params=["mpirun", "mpi", "gloo", "readme"])
+@pytest.fixture(scope="module", params=["mpirun", "mpi", "gloo", "readme", "script"])
 def launcher(request: pytest.FixtureRequest, laboratory: Laboratory) -> str:
     """A launcher, whose run is the last one."""
     laboratory.trained(request.param)

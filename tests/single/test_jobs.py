@@ -20,7 +20,7 @@ SHIPPED = [(machine, recipe) for machine in MACHINES for recipe in RECIPES]
 
 
 def script(machine: str = "slurm", *said: str, recipe: str = "train", sites: dict[str, int] | None = None) -> str:
-    chosen, ranks = choose_machine(machine), sites or SITES
+    chosen, ranks = choose_machine(machine), {} if recipe == "preprocess" else sites or SITES
     settings = read_settings(recipe, chosen, said, ranks)
     path = f"jobs/{machine}/{recipe}.sh"
     command = f"cxr-hvd jobs render {recipe} --machine {machine} --out {path}"
