@@ -86,7 +86,7 @@ JOBS = {
 }
 
 SLOW = (("stopping gloo", 2), ("gloo", 4))
-BY_NIGHT = (("stopping mpirun", 3), ("exchanges gloo", 2))
+BY_NIGHT = (("stopping mpirun", 3), ("exchanges gloo", 2), ("mpirun", 4), ("gloo", 3))
 
 
 def marks_of(job: tuple[str, int]) -> list[pytest.MarkDecorator]:
@@ -124,7 +124,7 @@ def test_law(launcher: str, num_ranks: int, law: str, verdicts: Verdicts) -> Non
 
 @pytest.mark.parametrize("launcher", ["mpirun", "gloo"])
 def test_a_hanging_rank_fails_its_test_by_name_in_time(launcher: str, tmp_path: Path) -> None:
-    said = run_laws(2, launcher, ["rank_1_hangs"], tmp_path, limit_s=40)["rank_1_hangs"]
+    said = run_laws(2, launcher, ["rank_1_hangs"], tmp_path, limit_s=25)["rank_1_hangs"]
     assert "rank 1 did not finish rank_1_hangs" in said
     assert "in rank_1_hangs" in said
 
