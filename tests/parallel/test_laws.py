@@ -85,8 +85,8 @@ JOBS = {
     ("gloo", 4): EXCHANGES_BY_ALL[:2],
 }
 
-SLOW = (("stopping gloo", 2), ("gloo", 4))
-BY_NIGHT = (("stopping mpirun", 3), ("exchanges gloo", 2), ("mpirun", 4), ("gloo", 3))
+SLOW = (("stopping gloo", 2),)
+BY_NIGHT = (("stopping mpirun", 3), ("exchanges gloo", 2), ("mpirun", 4), ("gloo", 3), ("gloo", 4))
 
 
 def marks_of(job: tuple[str, int]) -> list[pytest.MarkDecorator]:
