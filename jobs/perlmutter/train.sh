@@ -5,7 +5,7 @@
 #
 # Made by: cxr-hvd jobs render train --machine perlmutter --out jobs/perlmutter/train.sh
 # perlmutter: not run there by us.
-# From https://docs.nersc.gov/systems/perlmutter/running-jobs/ (read 2026-11-24).
+# From https://docs.nersc.gov/jobs/ (read 2026-11-24).
 #SBATCH --job-name=cxr-train
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
