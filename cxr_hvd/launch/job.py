@@ -60,6 +60,11 @@ class Settings:
         return int(parse_duration(self.walltime))
 
     @property
+    def work_s(self) -> int:
+        """Seconds until the ranks are asked for a last checkpoint."""
+        return self.walltime_s - self.warn
+
+    @property
     def clock(self) -> str:
         """The walltime as all schedulers read it: HH:MM:SS."""
         hours, rest = divmod(self.walltime_s, 3600)
@@ -107,11 +112,11 @@ def read_settings(
         _complete_size(values, sum(ranks_per_site.values()), is_fixed="ranks_per_node" in own)
     if machine.scheduler == "ssh":
         values["resubmit"] = "no"  # nobody queues
+        letters = zip(ranks_per_site, ascii_lowercase, strict=False)
+        hosts = " ".join(f"{site}=hospital-{letter}" for site, letter in letters)
+        values["hosts"] = values.get("hosts") or hosts
     values["launcher"] = values.get("launcher") or machine.launchers[0]
     values["run"] = values.get("run") or ("runs/experiment" if recipe == "experiment" else "runs/train")
-    if machine.scheduler == "ssh" and not values.get("hosts"):
-        letters = zip(ranks_per_site, ascii_lowercase, strict=False)
-        values["hosts"] = " ".join(f"{site}=hospital-{letter}" for site, letter in letters)
     settings = Settings(**values)  # type: ignore[arg-type]
     _check(recipe, machine, settings, ranks_per_site)
     return settings
@@ -170,7 +175,7 @@ def _check(recipe: str, machine: Machine, settings: Settings, ranks_per_site: Ma
         raise UsageError(
             f"--set launcher={settings.launcher}: {machine.name} knows {', '.join(machine.launchers)}"
         )
-    if settings.walltime_s < SHORTEST_WALLTIME_S or settings.walltime_s <= settings.warn:
+    if settings.walltime_s < SHORTEST_WALLTIME_S or settings.work_s <= 0:
         raise UsageError(
             f"--set walltime={settings.walltime}: expected {SHORTEST_WALLTIME_S} s or more, and more than the "
             f"{settings.warn} s (warn) that ranks have for a last checkpoint"

@@ -59,8 +59,6 @@ def render(
     """
     templates = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True)
     template = templates.get_template(f"{machine.scheduler}.sh.jinja")
-    time_left_s = settings.walltime_s - settings.warn
-    in_groups = settings.binding == "groups"
     text = template.render(
         recipe=recipe,
         machine=machine,
@@ -71,16 +69,16 @@ def render(
         command=command,
         job_name=f"cxr-{recipe}",
         directives=[_filled(line, settings) for line in machine.directives],
-        groups=_nodes_of_groups(settings, ranks_per_site) if in_groups else [settings.nodes],
+        groups=_nodes_of_groups(settings, ranks_per_site),
         variables=_variables(recipe, settings, config),
         stage=shlex.quote(settings.stage) if settings.stage and recipe == "train" else "",
         environment=_environment(machine, settings, recipe),
         size=_size(settings, ranks_per_site, recipe),
-        launcher=_in_lines(_words(machine, settings, in_groups)),
-        start=_start(settings, ranks_per_site, machine.scheduler),
+        launcher=_in_lines(_words(machine, settings)),
+        start=_start(settings, ranks_per_site),
         again=_again(machine.scheduler, path),
         more=_more(recipe, settings, machine.scheduler),
-        within=f"timeout {time_left_s} " if machine.scheduler in LIMITS_ITSELF else "",
+        within=f"timeout {settings.work_s} " if machine.scheduler in LIMITS_ITSELF else "",
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
@@ -142,9 +140,9 @@ def _size(settings: Settings, ranks_per_site: Mapping[str, int], recipe: str) ->
 # ---- the words that start the ranks
 
 
-def _srun(settings: Settings, in_groups: bool) -> list[Word]:
+def _srun(settings: Settings) -> list[Word]:
     words = [Word(f"srun --mpi={settings.mpi}", "what MPI and srun tell each other when ranks start")]
-    if not in_groups:
+    if settings.binding != "groups":  # there, each group says how many are its own
         words.append(Word(f"--ntasks={settings.num_ranks} --ntasks-per-node={settings.ranks_per_node}"))
     words.append(
         Word(f"--cpus-per-task={settings.cores_per_rank}", "said again: srun does not take it from the job")
@@ -162,7 +160,7 @@ def _srun(settings: Settings, in_groups: bool) -> list[Word]:
     return words
 
 
-def _mpirun(settings: Settings, in_groups: bool, program: str = "mpirun") -> list[Word]:
+def _mpirun(settings: Settings, program: str = "mpirun") -> list[Word]:
     per_node, cores = settings.ranks_per_node, settings.cores_per_rank
     words = [Word(program)]
     if settings.binding != "applications":
@@ -175,7 +173,7 @@ def _mpirun(settings: Settings, in_groups: bool, program: str = "mpirun") -> lis
     return words
 
 
-def _pals(settings: Settings, in_groups: bool) -> list[Word]:
+def _pals(settings: Settings) -> list[Word]:
     cores = settings.cores_per_rank
     return [
         Word(f"mpiexec -n {settings.num_ranks} --ppn {settings.ranks_per_node}"),
@@ -183,7 +181,7 @@ def _pals(settings: Settings, in_groups: bool) -> list[Word]:
     ]
 
 
-def _jsrun(settings: Settings, in_groups: bool) -> list[Word]:
+def _jsrun(settings: Settings) -> list[Word]:
     gpus = 1 if settings.gpus_per_node else 0
     return [
         Word(f"jsrun -n {settings.num_ranks} -r {settings.ranks_per_node}", "a resource set for each rank"),
@@ -194,11 +192,11 @@ def _jsrun(settings: Settings, in_groups: bool) -> list[Word]:
     ]
 
 
-def _horovodrun(settings: Settings, in_groups: bool) -> list[Word]:
+def _horovodrun(settings: Settings) -> list[Word]:
     return [Word(f"horovodrun -np {settings.num_ranks}")]
 
 
-def _flux(settings: Settings, in_groups: bool) -> list[Word]:
+def _flux(settings: Settings) -> list[Word]:
     words = [
         Word(f"flux run --nodes={settings.nodes} --ntasks={settings.num_ranks}"),
         Word(f"--cores-per-task={settings.cores_per_rank} -o cpu-affinity=per-task", "a rank keeps its cores"),
@@ -208,7 +206,7 @@ def _flux(settings: Settings, in_groups: bool) -> list[Word]:
     return words
 
 
-Launcher = Callable[[Settings, bool], list[Word]]
+Launcher = Callable[[Settings], list[Word]]
 LAUNCHERS: dict[str, Launcher] = {
     "srun": _srun,
     "mpirun": _mpirun,
@@ -220,8 +218,8 @@ LAUNCHERS: dict[str, Launcher] = {
 }
 
 
-def _words(machine: Machine, settings: Settings, in_groups: bool) -> list[Word]:
-    words = LAUNCHERS[settings.launcher](settings, in_groups)
+def _words(machine: Machine, settings: Settings) -> list[Word]:
+    words = LAUNCHERS[settings.launcher](settings)
     return words + _by_ssh(settings) if machine.scheduler == "ssh" else words
 
 
@@ -248,18 +246,18 @@ def _more(recipe: str, settings: Settings, scheduler: str) -> str:
     """Write what follows the command's first words."""
     words = []
     if scheduler in LIMITS_ITSELF and recipe != "preprocess":
-        words.append(f"--time-limit {settings.walltime_s - settings.warn}")
+        words.append(f"--time-limit {settings.work_s}")
     if settings.stage and recipe == "train":
         words.append('--stage "$SCRATCH"')
     return "".join(f" {word}" for word in [*words, settings.options] if word)
 
 
-def _start(settings: Settings, ranks_per_site: Mapping[str, int], scheduler: str) -> str:
+def _start(settings: Settings, ranks_per_site: Mapping[str, int]) -> str:
     """Write the line that starts training, with each site's ranks bound to it."""
     if settings.binding == "groups":
         parts = []
         for number, (site, count) in enumerate(ranks_per_site.items()):
-            own = "" if number == 0 else " ".join(["", *(word.text for word in _srun(settings, True)[1:-1])])
+            own = "" if number == 0 else " ".join(["", *(word.text for word in _srun(settings)[1:-1])])
             ntasks = f"--ntasks={count} --ntasks-per-node={settings.ranks_per_node}"
             parts.append(f'--het-group={number}{own} {ntasks} env CXR_SITE={shlex.quote(site)} "${{train[@]}}"')
         return '"${launcher[@]}" ' + " : \\\n    ".join(parts)
@@ -278,6 +276,9 @@ def _hosts_with_slots(settings: Settings, site: str) -> str:
 
 
 def _nodes_of_groups(settings: Settings, ranks_per_site: Mapping[str, int]) -> list[int]:
+    """Return the nodes of each group of a heterogeneous job; of the one group that others are."""
+    if settings.binding != "groups":
+        return [settings.nodes]
     return [count // settings.ranks_per_node for count in ranks_per_site.values()]
 
 

@@ -8,7 +8,9 @@ is the same on all ranks, and each finds its own site by the name of its host. A
 
 import re
 import socket
+from collections import Counter
 from collections.abc import Mapping
+from itertools import chain
 
 from cxr_hvd.errors import ConfigError, UsageError
 
@@ -57,9 +59,8 @@ def read_site_hosts(text: str) -> dict[str, list[str]]:
         if not sign or not site or not hosts or site in hosts_of:
             raise UsageError(f"'{part}': expected SITE=HOST,HOST[1-3], each site once")
         hosts_of[site] = [name for word in _split(hosts) for name in _expand(word)]
-    every = [name for hosts in hosts_of.values() for name in hosts]
-    twice = next((name for name in every if every.count(name) > 1), None) if len(set(every)) < len(every) else None
-    if twice:
+    [(twice, times)] = Counter(chain.from_iterable(hosts_of.values())).most_common(1) or [("", 0)]
+    if times > 1:
         raise UsageError(f"host {twice} is named twice: a host belongs to one site")
     return hosts_of
 
