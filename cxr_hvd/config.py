@@ -80,9 +80,12 @@ class Labels(Section):
 
 
 class Model(Section):
-    """The network, and the side in pixels to which stored images are scaled before it sees them."""
+    """The network, and the side in pixels to which stored images are scaled before it sees them.
 
-    name: Literal["densenet121"] = "densenet121"
+    `tiny` is a network of about 20,000 parameters with DenseNet121's block names, for dry runs: it learns little.
+    """
+
+    name: Literal["densenet121", "tiny"] = "densenet121"
     image_size: Annotated[int, Field(ge=32, le=1024)] = 256
 
 

@@ -5,7 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from tests import janitor
 from tests.launch import PROJECT
+
+
+def pytest_configure() -> None:
+    """Have a janitor clean up behind this run, however it ends."""
+    janitor.start()
+
+
+def pytest_unconfigure() -> None:
+    """Let the janitor clean up before the run's last word."""
+    janitor.finish()
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests import janitor
 from tests.launch import PROJECT, Finished, run
 from tests.packages import need_packages
 
@@ -126,6 +127,9 @@ def engine() -> Iterator[Engine]:
     """
     with tempfile.TemporaryDirectory(prefix="cxr-image-") as name:
         made = Engine(Path(name))
+        environment = [f"{key}={value}" for key, value in made.environment.items()]
+        janitor.run_at_end("rm", "-rf", name)
+        janitor.run_at_end("env", *environment, "podman", "rm", "--all", "--force")
         try:
             root = made.folder / "root"
             words = ["debootstrap", "--variant=minbase", "--include=ca-certificates", "bookworm", str(root)]

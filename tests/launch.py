@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,11 +94,13 @@ def _end(process: "subprocess.Popen[str]") -> str:
     return output
 
 
-def run_laws(num_ranks: int, launcher: str, names: list[str], folder: Path, limit_s: float) -> dict[str, str]:
+def run_laws(
+    num_ranks: int, launcher: str, names: Sequence[str], folder: Path, limit_s: float, **more: str
+) -> dict[str, str]:
     """Run laws one after the other on all ranks of one job; return for each "kept", or what went wrong."""
     command = [sys.executable, "-m", "tests.parallel.rank", str(folder), str(time.time() + limit_s - 5), *names]
     try:
-        job = launch(num_ranks, command, launcher, limit_s)
+        job = launch(num_ranks, command, launcher, limit_s, **more)
         last_words = job.output[-2000:]
     except Hung as hung:
         last_words = str(hung)[-2000:]

@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import janitor
 from tests import two_sites as sites
 from tests.launch import BIN, PROJECT, Finished, run
 from tests.packages import install
@@ -142,6 +143,7 @@ def two_hosts(link: SlowLink | None = None) -> Iterator[TwoHosts]:
     with ExitStack() as stack:
         pair = stack.enter_context(two_sites(link, HOST_NAMES))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cxr-hosts-")))
+        janitor.run_at_end("rm", "-rf", folder)
         folder.chmod(0o755)
         users = pair.sites[0].name, pair.sites[1].name
         homes = folder / "a", folder / "b"
@@ -190,6 +192,7 @@ def need_two_hosts(link: SlowLink | None = None) -> None:
 @contextmanager
 def _user(name: str, home: Path) -> Iterator[None]:
     """Make a user that nobody can log in as by a password, and its home of mode 0700."""
+    janitor.run_at_end("userdel", "--force", name)
     output_of(
         ["useradd", "--no-create-home", "--no-log-init", "--home-dir", str(home), "--shell", "/bin/sh", name]
     )

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import janitor
 from tests.launch import PROJECT, Finished, environment, run
 
 NAMED = 'hostname "$0" && exec "$@"'
@@ -125,11 +126,15 @@ def two_sites(link: SlowLink | None = None, host_names: tuple[str, str] | None =
     sites = Site(names[0], f"{network}.1", hosts[0]), Site(names[1], f"{network}.2", hosts[1])
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cxr-sites-")))
+        janitor.run_at_end("rm", "-rf", folder)
         for site in sites:
+            janitor.run_at_end("ip", "netns", "delete", site.name)
+            janitor.run_at_end("sh", "-c", janitor.end_processes_of_namespace(site.name))
             _ip("netns", "add", site.name)
             stack.callback(_remove, site.name)
             _ip("-n", site.name, "link", "set", "lo", "up")
             known = Path("/etc/netns", site.name)
+            janitor.run_at_end("rm", "-rf", known)
             known.mkdir(parents=True)
             stack.callback(shutil.rmtree, known, ignore_errors=True)
             lines = ["127.0.0.1 localhost", *(f"{each.address} {each.host}" for each in sites)]

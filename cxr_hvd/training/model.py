@@ -1,11 +1,11 @@
-"""The network: torchvision's DenseNet121 (Huang et al., CVPR 2017) with 20 input channels and 14 outputs."""
+"""The networks: torchvision's DenseNet121 (Huang et al., CVPR 2017) with 20 input channels, and a tiny one like it."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import densenet121
+from torchvision.models import DenseNet, densenet121
 
 from cxr_hvd.collective.sharing import Kind, TensorSpec
 from cxr_hvd.study.study_file import MAX_IMAGES
@@ -26,15 +26,27 @@ class OccupiedConv2d(nn.Conv2d):
 
 def build_densenet121(num_labels: int) -> nn.Module:
     """Build DenseNet121 for (B, 1 to 20, H, W) inputs and (B, num_labels) logits, with fresh weights."""
-    model: nn.Module = densenet121(weights=None, num_classes=num_labels)
+    return _with_study_channels(densenet121(weights=None, num_classes=num_labels))
+
+
+def build_tiny(num_labels: int) -> nn.Module:
+    """Build a DenseNet of about 20,000 parameters for dry runs: DenseNet121's blocks by name, one layer in each."""
+    return _with_study_channels(
+        DenseNet(growth_rate=8, block_config=(1, 1, 1, 1), num_init_features=12, bn_size=2, num_classes=num_labels)
+    )
+
+
+def _with_study_channels(model: nn.Module) -> nn.Module:
+    """Put a fresh first convolution of 20 input channels into a DenseNet; return the network."""
     features = model.get_submodule("features")
-    stem = OccupiedConv2d(MAX_IMAGES, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    num_features = features.get_submodule("conv0").out_channels
+    stem = OccupiedConv2d(MAX_IMAGES, num_features, kernel_size=7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(stem.weight)
     features.register_module("conv0", stem)
     return model
 
 
-MODELS: dict[str, Callable[[int], nn.Module]] = {"densenet121": build_densenet121}
+MODELS: dict[str, Callable[[int], nn.Module]] = {"densenet121": build_densenet121, "tiny": build_tiny}
 
 
 def build_model(name: str, num_labels: int, seed: int) -> nn.Module:

@@ -30,7 +30,7 @@ sites:
   chexpert: {ranks: 1, data: chexpert.h5}
   mimic:    {ranks: 1, data: mimic.h5}
 labels:   {uncertain: zeros, blank: zeros}
-model:    {name: densenet121, image_size: 32}
+model:    {name: tiny, image_size: 32}
 training: {max_steps: 4, batch_size: 4, precision: fp32}
 """
 # What is shown for the size of the real thing, and what stands for it here.

@@ -15,7 +15,11 @@ need_horovod()
 TRAIN = [str(BIN / "cxr-hvd"), "train", str(PROJECT / "jobs/configs/D.yaml")]
 VERIFY = [str(BIN / "cxr-hvd"), "ledger", "verify"]
 PLAN = [str(BIN / "cxr-hvd"), "plan", str(PROJECT / "jobs/configs/D.yaml")]
-QUICK = ["model.image_size=32", "training.batch_size=4", "training.max_steps=3", "training.precision=fp32"]
+QUICK = [
+    *("model.name=tiny", "model.image_size=32", "training.batch_size=4"),
+    *("training.max_steps=3", "training.precision=fp32"),
+]
+NIGHT = (pytest.mark.slow, pytest.mark.night)
 LIMIT_S = 10.0
 
 
@@ -45,7 +49,7 @@ def launch_apart(*commands: list[str]) -> Finished:
     ("launcher", "sharing"),
     [
         ("gloo", ["sharing.exchange=gradients", "sharing.wire=bfloat16"]),
-        ("mpirun", ["sharing.every=2", "sharing.wire=float16"]),
+        pytest.param("mpirun", ["sharing.every=2", "sharing.wire=float16"], marks=NIGHT),
     ],
 )
 def test_a_run_can_be_held_against_its_ledger(
@@ -70,10 +74,10 @@ def test_a_run_can_be_held_against_its_ledger(
     ("differs", "named"),
     [
         (["--set", "training.learning_rate=0.5"], "config.training.learning_rate"),
-        (["--set", "sharing.private=head"], "config.sharing.private"),
-        (["--set", "sharing.wire=float16"], "config.sharing.wire"),
-        (["--key", "{sites}/other.key"], "--key"),
-        ([], "--key"),
+        pytest.param(["--set", "sharing.private=head"], "config.sharing.private", marks=NIGHT),
+        pytest.param(["--set", "sharing.wire=float16"], "config.sharing.wire", marks=NIGHT),
+        pytest.param(["--key", "{sites}/other.key"], "--key", marks=NIGHT),
+        pytest.param([], "--key", marks=NIGHT),
     ],
 )
 def test_a_difference_ends_all_ranks_with_its_name_in_time(
@@ -94,7 +98,7 @@ def test_a_key_that_others_may_read_is_refused(sites: Path, tmp_path: Path) -> N
     key = tmp_path / "open.key"
     key.write_bytes(os.urandom(32))
     key.chmod(0o644)
-    job = launch(2, [*TRAIN, "--run", str(tmp_path / "D"), "--key", str(key), *settings(sites)])
+    job = run([*TRAIN, "--site", "mimic", "--run", str(tmp_path / "D"), "--key", str(key), *settings(sites)])
     assert job.exit_code == 2
     assert job.lines("chmod 600")
 

@@ -26,7 +26,7 @@ SPLITS = (Split.TRAIN, Split.VALIDATE, Split.TEST)
 CONFIG = """
 experiment: D
 sites: {{north: {{data: {0}/north.h5}}, south: {{ranks: {1}, data: {0}/south.h5}}}}
-model: {{image_size: 32}}
+model: {{name: tiny, image_size: 32}}
 training: {{epochs: 1, steps_per_epoch: {2}, batch_size: 4, precision: fp32}}
 """
 LAUNCHER = "mpirun --allow-run-as-root --oversubscribe --bind-to none -np 2"

@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(data: Path, *more: str) -> list[str]:
-    quick = ["model.image_size=32", "training.batch_size=4", "training.precision=fp32", *more]
+    quick = ["model.name=tiny", "model.image_size=32", "training.batch_size=4", "training.precision=fp32", *more]
     return [
         word for each in [*quick, *[f"sites.{s}.data={data / s}.h5" for s in SITES]] for word in ("--set", each)
     ]

@@ -96,7 +96,7 @@ experiment: D
 seed: 1
 sites: {{{sites}}}
 labels: {{uncertain: zeros, blank: zeros}}
-model: {{name: densenet121, image_size: 32}}
+model: {{name: tiny, image_size: 32}}
 training: {{max_steps: {steps}, batch_size: 4, precision: fp32}}
 checkpoints: {{every_steps: 5}}
 """

@@ -26,23 +26,25 @@ from cxr_hvd.training.data import open_training_data
 from cxr_hvd.training.engine import Engine
 from cxr_hvd.training.loader import Batch
 from cxr_hvd.training.loss import MultiLabelLoss
-from cxr_hvd.training.model import build_model, tensor_specs
+from cxr_hvd.training.model import tensor_specs
 from cxr_hvd.training.train import train
 from tests.parallel.laws import (
     ENDS,
     GO_ON,
+    assert_mean,
     average,
     averager_of,
     config_for,
     digest,
     fails_with,
+    fresh_model,
     is_equal_everywhere,
     one_rank_a_site,
     private_tensors_train_as_alone_given_the_same_shared_weights,
     random_batch,
     recorded_collectives,
-    reference_average,
     scattered_model,
+    scattered_tensors,
     stop_after_the_first_checkpoint,
     values,
 )
@@ -75,7 +77,7 @@ def partly_known_batch(rank: int) -> Batch:
 def engine_of(
     comm: Any, topology: Topology, plan_settings: dict[str, Any], optimizer: str = "adamw", **more: Any
 ) -> tuple[Engine, SharingPlan]:
-    model = build_model("densenet121", 14, seed=3)
+    model = fresh_model()
     plan = build_plan(tensor_specs(model), **plan_settings)
     settings = Training(
         precision="fp32", learning_rate=1e-3, schedule="constant", optimizer=optimizer, weight_decay=0.0, **more
@@ -99,6 +101,7 @@ def gradients_of(model: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:
 
 
 def weights_become_the_mean_over_sites_whatever_their_ranks(comm: HorovodComm, folder: Path) -> None:
+    of_rank = scattered_tensors(comm)
     for topology in layouts(comm):
         model = scattered_model(comm.rank)
         plan = build_plan(tensor_specs(model), ENDS)
@@ -109,9 +112,7 @@ def weights_become_the_mean_over_sites_whatever_their_ranks(comm: HorovodComm, f
         mates = topology.ranks_of_site
         own = [1 / len(mates) if rank in mates else 0.0 for rank in range(comm.num_ranks)]
         for scope, expected in ((Scope.SHARED, weights), (Scope.PRIVATE, own)):
-            for name in plan.names(scope)[::53]:
-                found = model.state_dict()[name].double()
-                torch.testing.assert_close(found, reference_average(comm, name, expected), rtol=1e-6, atol=1e-6)
+            assert_mean(model.state_dict(), plan.names(scope), of_rank, expected)
 
 
 def gradients_are_those_of_each_sites_whole_batch(comm: HorovodComm, folder: Path) -> None:
@@ -121,7 +122,7 @@ def gradients_are_those_of_each_sites_whole_batch(comm: HorovodComm, folder: Pat
     """
     batches = [partly_known_batch(rank) for rank in range(comm.num_ranks)]
     for topology in layouts(comm):
-        model = build_model("densenet121", 14, seed=3).eval()
+        model = fresh_model().eval()
         plan = build_plan(tensor_specs(model), ENDS, exchange="gradients")
         averager = averager_of(model, plan, comm, topology)
         batch = batches[comm.rank]
@@ -130,7 +131,7 @@ def gradients_are_those_of_each_sites_whole_batch(comm: HorovodComm, folder: Pat
         loss.backward()  # type: ignore[no-untyped-call]
         averager.before_update()
         found = {name: parameter.grad for name, parameter in model.named_parameters()}
-        alone = build_model("densenet121", 14, seed=3).eval().double()
+        alone = fresh_model().eval().double()
         of_site = [
             gradients_of(alone, [batches[rank] for rank in topology.ranks_at(site)])
             for site in range(topology.num_sites)
@@ -180,7 +181,7 @@ def sharing_everything_is_horovods_own_optimizer(comm: HorovodComm, folder: Path
     """Up to the rounding of one multiplication more: gradients are weighed before the sum, and by 1/N."""
     engine, _ = engine_of(comm, one_rank_a_site(comm), {"private_patterns": (), "exchange": "gradients"}, "sgd")
     engine.run(iter([random_batch(10 * comm.rank + step) for step in range(3)]), 0, lambda report: None)
-    peer = build_model("densenet121", 14, seed=3).train()
+    peer = fresh_model().train()
     sgd = torch.optim.SGD(peer.parameters(), lr=1e-3, momentum=0.9)
     horovods = hvd.DistributedOptimizer(sgd, named_parameters=peer.named_parameters())
     for step in range(3):
@@ -222,7 +223,7 @@ def short_wires_keep_shared_tensors_equal_and_near_the_exact_mean(comm: HorovodC
             engine.train_step(random_batch(comm.rank), 0)
             results[wire] = values(engine.model)
             assert is_equal_everywhere(comm, digest(results[wire], plan.names(Scope.SHARED))), wire
-        start = build_model("densenet121", 14, seed=3).state_dict()
+        start = fresh_model().state_dict()
         names = [n for n in plan.names(Scope.SHARED) if "running" not in n]
         way = torch.cat([(results["float32"][name] - start[name]).flatten() for name in names])
         for wire in SHORT_DTYPES:
@@ -330,7 +331,7 @@ def a_difference_in_any_item_is_named_on_every_rank_within_seconds(comm: Horovod
     config = config_for(folder, comm)
     topology = one_rank_a_site(comm)
     data = open_training_data(config, topology)
-    model = build_model("densenet121", 14, seed=3)
+    model = fresh_model()
     items = contract_items(config, plan_of(config, model), model, data)
     check_contract(comm, topology, items)
     wanted = ["label order", "config.seed", "config.sharing.every", "version of torch", "plan order"]
@@ -394,7 +395,7 @@ def the_ledger_holds_all_that_horovod_was_given(comm: HorovodComm, folder: Path)
         is_equal_everywhere(comm, "all ledgers are closed")
         judged = audit(load_folders(own / "run"))
         assert not judged.faults, judged.faults[:5]
-        kept = {each.spec.block for each in plan_of(config, build_model("densenet121", 14, 1)).tensors}
+        kept = {each.spec.block for each in plan_of(config, fresh_model()).tensors}
         assert kept - {entry["name"] for entry in entries} >= {"stem", "head"}
 
 

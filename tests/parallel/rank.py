@@ -26,19 +26,21 @@ def run(folder: Path, names: list[str]) -> None:
     # Slow imports come after the watch above was set.
     from cxr_hvd.collective.comm import start_comm
     from cxr_hvd.errors import leave
-    from tests.parallel import exchange_laws, laws, stopping_laws
+    from tests.parallel import command_laws, exchange_laws, laws, stopping_laws
 
     comm = start_comm()
     for name in names:
         own = folder / name
         own.mkdir(exist_ok=True)
-        said = None
+        said, began = None, time.monotonic()
         try:
-            law = next(getattr(each, name) for each in (laws, exchange_laws, stopping_laws) if hasattr(each, name))
+            modules = (laws, exchange_laws, stopping_laws, command_laws)
+            law = next(getattr(module, name) for module in modules if hasattr(module, name))
             law(comm, own)
         except BaseException:
             said = traceback.format_exc()
         (folder / f"{name}.{comm.rank}.json").write_text(json.dumps(said))
+        print(f"{name}: {time.monotonic() - began:.2f} s", flush=True)
         if said:
             leave(1)
     comm.close()

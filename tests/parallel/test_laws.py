@@ -3,6 +3,8 @@
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from tests.launch import launch, need_horovod, run_laws
 need_horovod()
 
 LIMIT_S = 540
-BY_ALL = [
+BY_ALL = (
     "shared_tensors_become_the_mean_and_are_bit_equal_on_all_ranks",
     "private_tensors_and_counters_stay_bit_equal",
     "averaging_equal_models_changes_nothing",
@@ -27,17 +29,17 @@ BY_ALL = [
     "no_private_tensor_enters_a_collective",
     "private_tensors_train_as_alone_given_the_same_shared_weights",
     "a_loss_that_is_not_finite_stops_all_ranks_and_names_the_site",
-]
-BY_TWO = [
+)
+BY_TWO = (
     "resuming_equals_never_stopping_bit_for_bit",
     "merged_training_deals_every_study_out_once_a_pass",
     "a_frozen_peer_does_not_stop_python",
-]
-BY_THREE = [
+)
+BY_THREE = (
     "a_site_weighs_one_share_however_many_ranks_it_has",
     "many_ranks_of_a_site_stand_in_ledgers_of_their_own",
-]
-EXCHANGES_BY_ALL = [
+)
+EXCHANGES_BY_ALL = (
     "weights_become_the_mean_over_sites_whatever_their_ranks",
     "gradients_are_those_of_each_sites_whole_batch",
     "the_order_of_sites_changes_no_gradient",
@@ -45,8 +47,8 @@ EXCHANGES_BY_ALL = [
     "a_short_wire_rounds_the_last_step_and_not_the_whole_way",
     "what_16_bits_cannot_hold_goes_in_portions",
     "ranks_prove_the_same_key_or_all_stop",
-]
-EXCHANGES_BY_TWO = [
+)
+EXCHANGES_BY_TWO = (
     "sharing_nothing_is_training_alone_bit_for_bit",
     "sharing_everything_is_horovods_own_optimizer",
     "exchanged_gradients_keep_shared_tensors_equal_and_private_ones_apart",
@@ -56,14 +58,14 @@ EXCHANGES_BY_TWO = [
     "all_take_the_steps_that_were_agreed_on",
     "a_difference_in_any_item_is_named_on_every_rank_within_seconds",
     "the_ledger_holds_all_that_horovod_was_given",
-]
-STOPPING_BY_ALL = [
+)
+STOPPING_BY_ALL = (
     "every_rank_hears_every_pulse",
     "a_sites_ranks_judge_together_as_one_would",
     "a_gradient_that_is_not_finite_stops_all_and_is_named",
     "stopping_and_going_on_equals_never_stopping",
-]
-STOPPING_BY_TWO = [
+)
+STOPPING_BY_TWO = (
     "a_batch_in_parts_gives_the_gradient_of_the_whole",
     "patience_without_anything_to_judge_by_is_refused_by_all",
     "clipping_keeps_exchanged_weights_equal_and_bounds_the_step",
@@ -71,54 +73,85 @@ STOPPING_BY_TWO = [
     "a_step_that_is_not_finite_is_skipped_by_all_where_asked",
     "a_run_without_any_checkpoint_starts_anew",
     "all_go_on_from_the_newest_step_that_all_hold_whole",
-]
-JOBS = {
-    ("mpirun", 2): BY_ALL + BY_TWO + EXCHANGES_BY_ALL + EXCHANGES_BY_TWO,
-    ("mpirun", 3): BY_ALL + BY_THREE + EXCHANGES_BY_ALL,
-    ("mpirun", 4): EXCHANGES_BY_ALL[:2],
-    ("gloo", 2): BY_ALL + BY_TWO,
-    ("exchanges gloo", 2): EXCHANGES_BY_ALL + EXCHANGES_BY_TWO,
-    ("gloo", 3): BY_THREE,
-    ("stopping mpirun", 2): STOPPING_BY_ALL + STOPPING_BY_TWO,
-    ("stopping mpirun", 3): STOPPING_BY_ALL,
-    ("stopping gloo", 2): STOPPING_BY_ALL,
-    ("gloo", 4): EXCHANGES_BY_ALL[:2],
-}
+)
+COMMAND_BY_TWO = (
+    "experiments_b_and_c_end_with_one_network",
+    "the_private_tensors_of_d_are_those_of_a_after_the_first_step",
+    "a_study_file_without_complete_is_refused_by_all",
+    "a_study_file_that_is_missing_is_named",
+    "two_sites_with_another_label_order_are_refused",
+    "two_sites_with_other_pixels_train_only_where_asked",
+    "an_empty_training_split_is_refused_by_all",
+    "a_pattern_that_matches_no_block_is_refused_by_all",
+)
+TELLING = (
+    "shared_tensors_become_the_mean_and_are_bit_equal_on_all_ranks",
+    "no_private_tensor_enters_a_collective",
+    "gradients_are_those_of_each_sites_whole_batch",
+    "a_failure_on_one_rank_is_a_verdict_on_all",
+    "resuming_equals_never_stopping_bit_for_bit",
+    "a_frozen_peer_does_not_stop_python",
+)
+ALL_BY_TWO = (
+    BY_ALL + BY_TWO + EXCHANGES_BY_ALL + EXCHANGES_BY_TWO + STOPPING_BY_ALL + STOPPING_BY_TWO + COMMAND_BY_TWO
+)
+NIGHT = (pytest.mark.slow, pytest.mark.night)
 
-SLOW = (("stopping gloo", 2),)
-BY_NIGHT = (("stopping mpirun", 3), ("exchanges gloo", 2), ("mpirun", 4), ("gloo", 3), ("gloo", 4))
+
+@dataclass(frozen=True)
+class LawJob:
+    """One launch that tries laws one after the other.
+
+    Attributes:
+        name: of the job, in the tests' ids.
+        marks: when it runs; none is by day.
+        network: of the laws' models.
+    """
+
+    name: str
+    launcher: str
+    num_ranks: int
+    laws: tuple[str, ...]
+    marks: tuple[pytest.MarkDecorator, ...] = ()
+    network: str = "tiny"
 
 
-def marks_of(job: tuple[str, int]) -> list[pytest.MarkDecorator]:
-    """Return when the laws of a job are tried."""
-    by_night = [pytest.mark.night] if job in BY_NIGHT else []
-    return by_night + ([pytest.mark.slow] if job in (*SLOW, *BY_NIGHT) else [])
+JOBS = (
+    LawJob("mpirun-2", "mpirun", 2, ALL_BY_TWO),
+    LawJob("mpirun-3", "mpirun", 3, BY_ALL + BY_THREE + EXCHANGES_BY_ALL),
+    LawJob("gloo-2", "gloo", 2, TELLING),
+    LawJob("stopping-gloo-2", "gloo", 2, STOPPING_BY_ALL, (pytest.mark.slow,)),
+    LawJob("all-gloo-2", "gloo", 2, tuple(law for law in ALL_BY_TWO if law not in STOPPING_BY_ALL), NIGHT),
+    LawJob("gloo-3", "gloo", 3, BY_THREE, NIGHT),
+    LawJob("stopping-mpirun-3", "mpirun", 3, STOPPING_BY_ALL, NIGHT),
+    LawJob("mpirun-4", "mpirun", 4, EXCHANGES_BY_ALL[:2], NIGHT),
+    LawJob("gloo-4", "gloo", 4, EXCHANGES_BY_ALL[:2], NIGHT),
+    LawJob(
+        "densenet121", "mpirun", 2, BY_ALL + BY_TWO + EXCHANGES_BY_ALL + EXCHANGES_BY_TWO, NIGHT, "densenet121"
+    ),
+)
 
-
-Verdicts = Callable[[str, int], dict[str, str]]
+Verdicts = Callable[[LawJob], dict[str, str]]
 
 
 @pytest.fixture(scope="module")
 def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Verdicts:
     """Start each job once, when the first of its laws is asked for."""
-    told: dict[tuple[str, int], dict[str, str]] = {}
 
-    def verdicts_of(launcher: str, num_ranks: int) -> dict[str, str]:
-        job = (launcher, num_ranks)
-        if job not in told:
-            folder = tmp_path_factory.mktemp("laws")
-            told[job] = run_laws(num_ranks, launcher.split()[-1], JOBS[job], folder, LIMIT_S)
-        return told[job]
+    @cache
+    def verdicts_of(job: LawJob) -> dict[str, str]:
+        folder = tmp_path_factory.mktemp("laws")
+        return run_laws(job.num_ranks, job.launcher, job.laws, folder, LIMIT_S, CXR_LAWS_NETWORK=job.network)
 
     return verdicts_of
 
 
 @pytest.mark.parametrize(
-    ("launcher", "num_ranks", "law"),
-    [pytest.param(*job, law, marks=marks_of(job)) for job, names in JOBS.items() for law in names],
+    ("job", "law"),
+    [pytest.param(job, law, marks=job.marks, id=f"{job.name}-{law}") for job in JOBS for law in job.laws],
 )
-def test_law(launcher: str, num_ranks: int, law: str, verdicts: Verdicts) -> None:
-    verdict = verdicts(launcher, num_ranks)[law]
+def test_law(job: LawJob, law: str, verdicts: Verdicts) -> None:
+    verdict = verdicts(job)[law]
     assert verdict == "kept", verdict
 
 

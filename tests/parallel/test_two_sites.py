@@ -1,13 +1,15 @@
 """The laboratory of two sites tells the truth: its counters count, its slow link is as slow as it says."""
 
 import json
+import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.launch import need_horovod
+from tests.launch import PROJECT, need_horovod
 from tests.two_sites import SlowLink, TwoSites, need_two_sites, two_sites
 
 SUM_BYTES = 32 << 20
@@ -72,3 +74,16 @@ def test_the_ledger_agrees_with_the_interface() -> None:
     assert len(told) == 3
     for way, ledger_to_interface in told.items():
         assert ledger_to_interface == pytest.approx(1, rel=0.02), way
+
+
+def test_nothing_is_left_behind_after_a_killed_test_run() -> None:
+    need_two_sites()
+    code = "import os; from tests.two_sites import two_sites\nwith two_sites() as both:\n"
+    code += "    print(*(site.name for site in both.sites), flush=True); os.kill(os.getpid(), 9)"
+    killed = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    names = killed.stdout.split()
+    assert len(names) == 2
+    deadline = time.monotonic() + 10
+    while any(Path("/run/netns", name).exists() or Path("/etc/netns", name).exists() for name in names):
+        assert time.monotonic() < deadline, names
+        time.sleep(0.05)
