@@ -52,7 +52,7 @@ def test_only_the_data_may_differ_between_sites() -> None:
         ("training.learning_rate=.nan", "training.learning_rate: expected"),
         ("training.learning_rate=true", "training.learning_rate: expected a valid number, found true"),
         ("training.precision=fp61", "training.precision: expected 'fp32', 'bf16' or 'fp16', found \"fp61\""),
-        ("model.name=resnet", "model.name: expected 'densenet121', found \"resnet\""),
+        ("model.name=resnet", "model.name: expected 'densenet121' or 'tiny', found \"resnet\""),
         ("labels.uncertain={Atelectasi: ones}", "no label is called 'Atelectasi'; did you mean 'Atelectasis'?"),
         ("experiment=C", "experiment C is defined by sharing.private: none, found ends"),
         ("sites={'a b': {data: x}}", "sites"),

@@ -42,7 +42,7 @@ def config_of(folder: Path, **sections: dict[str, Any]) -> Config:
     tree: dict[str, Any] = {
         "experiment": "A",
         "sites": {"north": {"data": str(data)}},
-        "model": {"image_size": 32},
+        "model": {"name": "tiny", "image_size": 32},
     }
     tree["training"] = {"epochs": 5, "batch_size": 4, "precision": "fp32"}
     for name, section in sections.items():
@@ -86,7 +86,7 @@ def test_the_mean_of_weights_is_what_its_formula_says_and_what_is_judged(tmp_pat
 
     train(config_of(tmp_path, training={"ema_decay": 0.9, "max_steps": 3}), tmp_path / "run", LocalComm())
     latest = tmp_path / "run" / "north" / "checkpoints" / "latest"
-    judged, last = (build_model("densenet121", 14, seed=5) for _ in range(2))
+    judged, last = (build_model("tiny", 14, seed=5) for _ in range(2))
     assert load_judged_weights(latest, judged) == 3
     load_weights([latest / "shared.safetensors", latest / "private.safetensors"], last)
     of_judged, of_last = (each.state_dict()["features.conv0.weight"] for each in (judged, last))

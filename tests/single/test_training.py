@@ -19,7 +19,7 @@ from cxr_hvd.training.augment import apply_motion, draw_motion, fill_augmented, 
 from cxr_hvd.training.checkpoint import load_judged_weights
 from cxr_hvd.training.loader import Shuffle, StudySet, plain_batches, train_batches
 from cxr_hvd.training.loss import MultiLabelLoss
-from cxr_hvd.training.model import build_model
+from cxr_hvd.training.model import build_model, tensor_specs
 from cxr_hvd.training.run_folder import RunFolder
 from cxr_hvd.training.schedule import SCHEDULES
 from cxr_hvd.training.train import train
@@ -33,7 +33,8 @@ POLICY = parse_config({"experiment": "A", "sites": {"north": {"data": "x"}}}, "t
 
 def a_config(data: Path | str = "x", **training: object) -> Config:
     """Experiment A at one site, 32 pixels."""
-    tree = {"experiment": "A", "sites": {"north": {"data": str(data)}}, "model": {"image_size": 32}}
+    model = {"name": "tiny", "image_size": 32}
+    tree = {"experiment": "A", "sites": {"north": {"data": str(data)}}, "model": model}
     return parse_config({**tree, "training": training}, "test")
 
 
@@ -44,6 +45,14 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> StudySet:
 
 
 # ---- model
+
+
+def test_the_small_network_has_the_blocks_of_the_large_one_and_few_parameters() -> None:
+    small, large = (build_model(name, 14, seed=0) for name in ("tiny", "densenet121"))
+    assert 15_000 < sum(parameter.numel() for parameter in small.parameters()) < 25_000
+    blocks = [list(dict.fromkeys(spec.block for spec in tensor_specs(model))) for model in (small, large)]
+    assert blocks[0] == blocks[1]
+    assert small(torch.rand(2, 3, 32, 32)).shape == (2, 14)
 
 
 def test_leaving_out_empty_channels_is_exact_in_output_and_gradient() -> None:
@@ -225,7 +234,7 @@ def test_schedules_stay_between_zero_and_one(name: str, num_steps: int) -> None:
 
 
 def test_scores_do_not_depend_on_the_batch_they_came_in(studies: StudySet) -> None:
-    model = build_model("densenet121", 14, seed=0)
+    model = build_model("tiny", 14, seed=0)
     positions = np.arange(len(studies))
     one, many = (
         predict(model, studies, positions, a_config(batch_size=size, precision="fp32")) for size in (2, 8)
@@ -248,12 +257,12 @@ def test_a_run_is_kept_whole_and_never_silently_replaced(tmp_path: Path) -> None
     assert folder.steps() == [6, 4]
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["latest", "step-4", "step-6"]
     latest = folder.checkpoints / "latest"
-    assert load_judged_weights(latest, build_model("densenet121", 14, seed=9)) == 6
+    assert load_judged_weights(latest, build_model("tiny", 14, seed=9)) == 6
     assert len((folder.path / "metrics.jsonl").read_text().splitlines()) == 6
     with pytest.raises(CheckpointError, match="holds a run already: go on with --resume auto"):
         train(config, tmp_path / "run", LocalComm())
     with pytest.raises(CheckpointError, match="another model"):
-        load_judged_weights(latest, build_model("densenet121", 3, seed=9))
+        load_judged_weights(latest, build_model("tiny", 3, seed=9))
     (folder.checkpoints / "latest" / "shared.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="cannot read it"):
-        load_judged_weights(latest, build_model("densenet121", 14, seed=9))
+        load_judged_weights(latest, build_model("tiny", 14, seed=9))
