@@ -14,7 +14,8 @@ from cxr_hvd.study.study_file import Split, View
 from preprocess.records import ImageRecord, SourceOptions, StudyListing
 from preprocess.sources.folder import ImageFolder
 from preprocess.sources.gathering import Gathering
-from preprocess.sources.tables import Row, labels_of, read_rows, tables_sha256
+from preprocess.sources.tables import Row, labels_of, read_rows
+from preprocess.sources.text import tables_sha256
 
 FOLDERS = ("CheXpert-v1.0", "CheXpert-v1.0-small")
 TABLES = {"train.csv": Split.TRAIN, "valid.csv": Split.VALIDATE, "test.csv": Split.TEST}

@@ -310,6 +310,70 @@ def test_mimic_refuses_conflicting_label_rows(tmp_path: Path) -> None:
         _mimic_cxr(write_mimic_cxr(tmp_path, change=conflict))
 
 
+def _study_ids(tables: dict[str, Rows], kind: str, change: object) -> dict[str, Rows]:
+    column = tables[kind][0].index("study_id")
+    for number, row in enumerate(tables[kind][1:]):
+        row[column] = change(row[column], number)  # type: ignore[operator]
+    return tables
+
+
+@pytest.mark.parametrize("kind", ["chexpert", "metadata", "split"])
+@pytest.mark.parametrize("form", ["{}.0", "{}.00", "{:.7e}"])
+def test_ids_as_decimal_numbers_are_said_with_the_first_row(tmp_path: Path, kind: str, form: str) -> None:
+    def decimal(cell: str, number: int) -> str:
+        return form.format(float(cell) if "e" in form else cell) if number % 2 else cell
+
+    root = write_mimic_cxr(tmp_path, 8, change=lambda tables: _study_ids(tables, kind, decimal))
+    with pytest.raises(
+        DataError, match=rf"{kind}\.csv\.gz row 3: column 'study_id': expected an id.*decimal number"
+    ):
+        _mimic_cxr(root)
+
+
+def test_labels_that_match_half_of_the_studies_or_none_fail(tmp_path: Path) -> None:
+    for name, wanted in (("half", 0), ("none", 1)):
+
+        def padded(cell: str, number: int, wanted: int = wanted) -> str:
+            return f"0{cell}" if wanted or number % 2 else cell
+
+        root = write_mimic_cxr(tmp_path / name, 8, change=lambda tables: _study_ids(tables, "chexpert", padded))
+        message = r"metadata\.csv\.gz row \d+: .*chexpert\.csv\.gz too, found none.* of \d+ studies have no labels"
+        with pytest.raises(DataError, match=message) as caught:
+            _mimic_cxr(root)
+        assert "5000000" not in str(caught.value) and "set --max-unlabelled" in str(caught.value)
+        assert ("ids like '99999999' here and '999999999' there" in str(caught.value)) == bool(wanted)
+    listing = mimic_cxr.studies(tmp_path / "half", SourceOptions(max_unlabelled=0.6))
+    assert 0 < listing.num_unlabelled <= len(listing.studies) + 1
+
+
+CONTRADICTIONS = {
+    "the study of another patient": ("chexpert", 0, "10000009", "subject_id of .*chexpert.csv.gz row 2"),
+    "the image of another study": ("split", 1, "50000099", "subject_id and study_id of this image's earlier row"),
+    "another split": ("split", 3, "test", "split of this image's earlier row"),
+}
+
+
+@pytest.mark.parametrize("what", CONTRADICTIONS)
+def test_mimic_tables_that_contradict_themselves_are_refused(tmp_path: Path, what: str) -> None:
+    kind, column, cell, message = CONTRADICTIONS[what]
+
+    def again(tables: dict[str, Rows]) -> dict[str, Rows]:
+        row = list(tables[kind][1])
+        row[column] = cell if row[column] != cell else "train"
+        return {**tables, kind: [*tables[kind], row]}
+
+    with pytest.raises(DataError, match=rf"{kind}\.csv\.gz row \d+: expected the {message}"):
+        _mimic_cxr(write_mimic_cxr(tmp_path, 8, change=again))
+
+
+def test_one_table_twice_is_said(tmp_path: Path) -> None:
+    root = write_mimic_cxr(tmp_path, 2)
+    table = root / "mimic-cxr-2.0.0-split.csv.gz"
+    table.with_name("mimic-cxr-2.1.0-split.csv.gz").write_bytes(table.read_bytes())
+    with pytest.raises(DataError, match="found 2; remove all but one"):
+        _mimic_cxr(root)
+
+
 def test_a_missing_root_is_one_line(tmp_path: Path) -> None:
     for source in ("chexpert", "mimic-cxr", "mimic-cxr-dicom"):
         with pytest.raises(DataError, match="expected"):
