@@ -41,6 +41,51 @@ def test_chexpert_root_may_be_the_folder_itself(tmp_path: Path) -> None:
     assert _chexpert(tmp_path / NAME) == _chexpert(tmp_path)
 
 
+def _moved(root: Path, layout: str) -> Path:
+    """Move the folder of `write_chexpert` into a layout as people have it, and return ROOT."""
+    data = root / NAME
+    batches = [f"CheXpert-v1.0 batch {n}" for n in ("1 (validate & csv)", "2 (train 1)", "3 (train 2)")]
+    if layout.startswith("batch"):
+        top = root / "chexpertchestxrays-u20210408"
+        for batch in batches:
+            (top / batch).mkdir(parents=True)
+        for name in ("train.csv", "valid.csv", "valid"):
+            (data / name).rename(top / batches[0] / name)
+        for number, patient in enumerate(sorted((data / "train").iterdir())):
+            patient.rename(top / batches[1 + number % 2] / patient.name)
+        return {"batches": top, "batch 1": top / batches[0], "batches, below": root}[layout]
+    names = {"archive": "archive", "below": "archive", "two below": "downloads/archive", "link": "x"}
+    (root / names[layout]).parent.mkdir(exist_ok=True)
+    data.rename(root / names[layout])
+    if layout == "link":
+        (root / NAME).symlink_to(root / "x")
+    return {"archive": root / "archive", "link": root / NAME}.get(layout, root)
+
+
+LAYOUTS = ["archive", "below", "two below", "link", "batches", "batch 1", "batches, below"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_chexpert_is_read_wherever_it_lies(tmp_path: Path, layout: str) -> None:
+    published = _chexpert(write_chexpert(tmp_path / "a"))
+    read = _chexpert(_moved(write_chexpert(tmp_path / "b"), layout))
+    assert [(study.study_id, study.split, repr(study.labels)) for study in read.studies] == [
+        (study.study_id, study.split, repr(study.labels)) for study in published.studies
+    ]
+    images = [[image.path.read_bytes() for image in study.images] for study in read.studies]
+    assert images == [[image.path.read_bytes() for image in study.images] for study in published.studies]
+
+
+def test_chexpert_says_which_batches_contradict(tmp_path: Path) -> None:
+    root = _moved(write_chexpert(tmp_path), "batches")
+    patient = next((root / "CheXpert-v1.0 batch 2 (train 1)").iterdir())
+    (root / "CheXpert-v1.0 batch 3 (train 2)" / patient.name).mkdir()
+    with pytest.raises(
+        DataError, match=r"each patient in one batch, found one in .*\(train 1\) and in .*\(train 2\)"
+    ):
+        _chexpert(root)
+
+
 def test_chexpert_refuses_two_folders(tmp_path: Path) -> None:
     write_chexpert(tmp_path)
     write_csv(tmp_path / "CheXpert-v1.0" / "train.csv", [["Path"]])
