@@ -151,7 +151,8 @@ def add_verbs(app: typer.Typer) -> None:
 
 def _command(verb: Verb) -> Any:
     root = Annotated[Path, typer.Argument(metavar="TABLE" if verb.name == "manifest" else "ROOT", help=verb.root)]
-    options = {"root": (root, ...), **_SHARED, **{name: _OWN[name] for name in verb.options}}
+    options = {"root": (root, ...), **{name: _OWN[name] for name in verb.options}}
+    options |= {name: option for name, option in _SHARED.items() if name not in options}
 
     def command(**said: Any) -> None:
         _preprocess(verb, **said)
