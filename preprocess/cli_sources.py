@@ -35,27 +35,28 @@ class Verb:
 VERBS = (
     Verb(
         "chexpert",
-        "Read CheXpert: ROOT holds CheXpert-v1.0/ or CheXpert-v1.0-small/, or is it.",
-        "cxr-preprocess chexpert /data --out chexpert.h5 --train 4000 --validate 500 --test 500",
+        "Read CheXpert: ROOT is the folder of train.csv (CheXpert-v1.0-small/, Kaggle's archive/), or holds it.",
+        "cxr-preprocess chexpert /data --out chexpert.h5 --site chexpert --train 4000 --validate 500 --test 500",
     ),
     Verb(
         "mimic-cxr",
         "Read MIMIC-CXR-JPG: ROOT holds files/ and the tables mimic-cxr-2.x.0-*.csv, plain or .gz.",
         "mpirun -np 8 cxr-preprocess mimic-cxr /data/mimic-cxr-jpg --out mimic.h5 --site mimic",
-        options=("labels",),
+        options=("labels", "max_unlabelled"),
     ),
     Verb(
         "mimic-cxr-dicom",
         "Read MIMIC-CXR as DICOM: ROOT holds files/ with .dcm and the tables of MIMIC-CXR-JPG.",
-        "mpirun -np 8 cxr-preprocess mimic-cxr-dicom /data/mimic-cxr --out mimic.h5 --pixels mimic-jpg-compat",
-        options=("labels", "pixels"),
+        "mpirun -np 8 cxr-preprocess mimic-cxr-dicom /data/mimic-cxr --out mimic.h5 --site mimic "
+        "--pixels mimic-jpg-compat",
+        options=("labels", "pixels", "max_unlabelled"),
     ),
     Verb(
         "manifest",
         "Read any table of images: CSV or TSV, plain or .gz, with a YAML that says what its columns mean.",
         "cxr-preprocess manifest /data/Data_Entry_2017.csv --columns nih.yaml --out nih.h5 --site nih",
         root="The table; images are looked for beside it.",
-        options=("columns", "pixels"),
+        options=("columns", "draft", "out", "site", "pixels", "max_unlabelled"),
     ),
 )
 
@@ -67,9 +68,30 @@ _OWN: dict[str, tuple[Any, Any]] = {
     ),
     "columns": (
         Annotated[
-            str, typer.Option("--columns", help="The YAML, or the name of one that ships with this program.")
+            str | None,
+            typer.Option("--columns", help="The YAML, or the name of one that ships with this program."),
         ],
-        ...,
+        None,
+    ),
+    "draft": (
+        Annotated[
+            Path | None, typer.Option("--draft", help="Only write a YAML to start from, made of TABLE's header.")
+        ],
+        None,
+    ),
+    # With --draft, none of the three is asked for.
+    "out": (Annotated[Path | None, typer.Option("--out", help="The study file to write; required.")], None),
+    "site": (
+        Annotated[
+            str | None, typer.Option("--site", help="The site's name, as in the training config; required.")
+        ],
+        None,
+    ),
+    "max_unlabelled": (
+        Annotated[
+            str, typer.Option("--max-unlabelled", help="Fail where the labels' table leaves out more studies.")
+        ],
+        "10%",
     ),
     "pixels": (
         Annotated[
@@ -129,7 +151,8 @@ def add_verbs(app: typer.Typer) -> None:
 
 def _command(verb: Verb) -> Any:
     root = Annotated[Path, typer.Argument(metavar="TABLE" if verb.name == "manifest" else "ROOT", help=verb.root)]
-    options = {"root": (root, ...), **{name: _OWN[name] for name in verb.options}, **_SHARED}
+    options = {"root": (root, ...), **{name: _OWN[name] for name in verb.options}}
+    options |= {name: option for name, option in _SHARED.items() if name not in options}
 
     def command(**said: Any) -> None:
         _preprocess(verb, **said)
@@ -158,6 +181,10 @@ def _preprocess(verb: Verb, **said: Any) -> None:
     from preprocess.progress import build_progress
 
     as_json: bool = said.pop("as_json")
+    draft: Path | None = said.pop("draft", None)
+    if draft is not None:
+        _draft(said["root"], draft, said["overwrite"])
+        return
     with run.opened_ranks(PROGRAM) as ranks:
         job = _job(verb, **said)
         is_leader = ranks.rank == 0
@@ -168,11 +195,22 @@ def _preprocess(verb: Verb, **said: Any) -> None:
         _print_outcome(job, outcome, described, as_json)
 
 
+def _draft(table: Path, draft: Path, overwrite: bool) -> None:
+    """Write a YAML of columns to start from."""
+    from preprocess import run
+    from preprocess.sources.draft import MISSING, write_draft
+
+    if run.is_under_launcher():
+        raise UsageError("--draft: expected one process, found an MPI launcher; run it without mpirun")
+    write_draft(table, draft, overwrite)
+    print(f"{draft}: a draft of the columns of {table}; check every line and replace {MISSING}")
+
+
 def _job(
     verb: Verb,
     *,
     root: Path,
-    out: Path,
+    out: Path | None,
     site: str | None,
     train: int | None,
     validate: int | None,
@@ -186,6 +224,7 @@ def _job(
     overwrite: bool,
     labels: Literal["chexpert", "negbio"] = "chexpert",
     columns: str | None = None,
+    max_unlabelled: str = "10%",
     pixels: str | None = None,
 ) -> "Job":
     from cxr_hvd.study.study_file import Split
@@ -197,6 +236,10 @@ def _job(
 
     if keep_ids and key is not None:
         raise UsageError("--keep-ids: expected it without --key, found both; choose one")
+    if out is None:
+        raise UsageError("--out: expected the study file to write, found none; add --out FILE")
+    if not site and verb.name == "manifest":
+        raise UsageError("--site: expected the site's name as in the training config, found none; add --site NAME")
     site = site or verb.name
     counts = {part: count for part, count in zip(Split, (train, validate, test), strict=True) if count is not None}
     pipeline = pixels or ("dicom-voi" if verb.name == "mimic-cxr-dicom" else PIXELS)
@@ -211,7 +254,11 @@ def _job(
         drawn=drawn,
         key=None if keep_ids else key or identifiers.default_key_path(site),
         overwrite=overwrite,
-        options=SourceOptions(labels=labels, columns=Path(columns) if columns is not None else None),
+        options=SourceOptions(
+            labels=labels,
+            columns=Path(columns) if columns is not None else None,
+            max_unlabelled=parse_share(max_unlabelled, "--max-unlabelled"),
+        ),
         pipeline=pipeline,
         max_bad=parse_share(max_bad),
     )
@@ -229,6 +276,10 @@ def _print_outcome(job: "Job", outcome: "Outcome", described: dict[str, Any], as
         return
     inspection.print_tables(described)
     print_balance(outcome.balance)
+    for note in outcome.notes:
+        print(f"note: {note}")
+    if outcome.num_duplicates:
+        print(f"left out: {outcome.num_duplicates:,} rows that say once more what another row says")
     if outcome.num_unlabelled:
         print(f"left out: {outcome.num_unlabelled:,} studies without a label row")
     if outcome.num_bad:

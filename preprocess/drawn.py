@@ -14,6 +14,7 @@ from cxr_hvd.errors import DataError
 from cxr_hvd.study.study_file import Split
 from preprocess.records import StudyRecord
 from preprocess.selection import Selection
+from preprocess.sources.text import open_lines
 
 COLUMNS = ("study_id", "patient_id", "split")
 
@@ -37,32 +38,43 @@ def repeat_drawn(path: Path, studies: Iterable[StudyRecord], hashed: Callable[[s
     """Choose the studies that the list at `path` names, each for the split that it names, in its order.
 
     Raises:
-        DataError: the list is no such list, names a study twice, or one that the source does not have.
+        DataError: the list is no such list, contradicts itself or the source, or names a study that the source
+            does not have.
     """
     known = {hashed("study", study.study_id): study for study in studies}
+    listed: dict[str, list[str]] = {}
     chosen: dict[str, tuple[StudyRecord, Split]] = {}
     splits = {split.name.lower(): split for split in Split}
     split_of_patient: dict[str, Split] = {}
     unknown = 0
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file)
+        with open_lines(path, "--drawn") as lines:
+            rows = csv.reader(lines)
             if tuple(next(rows, ())) != COLUMNS:
                 raise DataError(f"{path}: expected the columns {', '.join(COLUMNS)}, found others; check --drawn")
             for number, row in enumerate(rows, start=2):
+                lines.start_row()
                 where = f"{path.name} row {number}"
                 if len(row) != len(COLUMNS) or row[2] not in splits:
                     raise DataError(f"{where}: expected a study, a patient and a split, found another row")
-                if row[0] in chosen:
-                    raise DataError(f"{where}: expected each study once, found it a second time; repair the list")
+                if listed.setdefault(row[0], row) != row:
+                    raise DataError(
+                        f"{where}: expected each study once, found it a second time with another patient or "
+                        "split; repair the list"
+                    )
                 study, split = known.get(row[0]), splits[row[2]]
                 if study is None:
                     unknown += 1
                     continue
+                if row[1] != hashed("patient", study.patient_id):
+                    raise DataError(
+                        f"{where}: expected the patient that the source names for this study, found another; "
+                        "use the list with the source that it was drawn from"
+                    )
                 if split_of_patient.setdefault(study.patient_id, split) is not split:
                     raise DataError(f"{where}: expected a patient in one split, found this row's in two")
                 chosen[row[0]] = study, split
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise DataError(f"{path}: not a readable list ({type(error).__name__}); check --drawn") from error
     if unknown or not chosen:
         raise DataError(

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,7 +50,11 @@ def load_key(path: Path) -> bytes:
         DataError: there is none, it is too short, or others may read it.
     """
     try:
-        key, mode = path.read_bytes(), path.stat().st_mode
+        mode = path.stat().st_mode
+        # A pipe would be waited for.
+        if not stat.S_ISREG(mode):
+            raise DataError(f"{path}: expected a key file, found a folder, a pipe or a device; check --key")
+        key = path.read_bytes()
     except OSError as error:
         raise DataError(
             f"{path}: expected a key file, found none ({type(error).__name__}); check --key"

@@ -37,8 +37,9 @@ class Outcome:
 
     Attributes:
         rule: how the splits were come by. balance: of the labels.
-        num_unlabelled: studies without labels. num_bad: images that were left out. num_left_out: studies
-            without a good image. num_images: in the file. num_resumed: blocks taken over from an earlier run.
+        num_unlabelled: studies without labels. num_duplicates: rows that repeat others. notes: on the tables.
+        num_bad: images that were left out. num_left_out: studies without a good image. num_images: in the file.
+        num_resumed: blocks taken over from an earlier run.
         load_s: seconds of reading images and merging. total_s: with tables, without the start of Python.
         peak_mib: the leader's most memory so far.
     """
@@ -46,6 +47,8 @@ class Outcome:
     rule: str
     balance: Balance
     num_unlabelled: int
+    num_duplicates: int
+    notes: tuple[str, ...]
     num_bad: int
     num_left_out: int
     num_images: int
@@ -199,6 +202,8 @@ def _outcome(plan: Plan, merger: Merger | None, num_resumed: int, load_started: 
         rule=plan.selection.rule,
         balance=plan.balance,
         num_unlabelled=plan.num_unlabelled,
+        num_duplicates=plan.num_duplicates,
+        notes=plan.notes,
         num_bad=len(merger.bad) if merger else 0,
         num_left_out=merger.num_left_out if merger else 0,
         num_images=merger.num_images if merger else plan.num_images,

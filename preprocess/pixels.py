@@ -64,6 +64,9 @@ def load_image(image: ImageRecord, size: int, pipeline: str = PIXELS) -> NDArray
             f"expected a whole {_FORMATS.get(pipeline, 'DICOM')} file, found {error}; "
             "copy it again from its source or remove the row",
         ) from error
+    # A DICOM file says for itself whether it is a negative; its pipelines have inverted it.
+    if image.is_negative and pipeline == PIXELS:
+        shades_HW = 255 - shades_HW
     shrinks = min(shades_HW.shape) >= size
     resized = cv2.resize(shades_HW, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return np.asarray(resized, dtype=np.uint8)

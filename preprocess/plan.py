@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cxr_hvd import __version__
-from cxr_hvd.errors import UsageError
+from cxr_hvd.errors import DataError, UsageError
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.study_file import Split, StudyFileHeader
 from preprocess import pixels, write
@@ -72,6 +72,8 @@ class Plan:
     balance: Balance
     num_images: int
     num_unlabelled: int
+    num_duplicates: int
+    notes: tuple[str, ...]
 
 
 def build_plan(job: Job, hashed: Hashed) -> Plan:
@@ -81,6 +83,8 @@ def build_plan(job: Job, hashed: Hashed) -> Plan:
         CxrHvdError: a table is not as published, or the choice cannot be met.
     """
     listing = SOURCES[job.source](job.root, job.options)
+    if not listing.studies:
+        raise DataError(f"{job.root}: expected rows of images below the header, found none; check the tables")
     if job.drawn is not None:
         selection = repeat_drawn(job.drawn, listing.studies, hashed)
     else:
@@ -105,6 +109,8 @@ def build_plan(job: Job, hashed: Hashed) -> Plan:
         balance=label_balance(listing.studies, selection),
         num_images=sum(num_images),
         num_unlabelled=listing.num_unlabelled,
+        num_duplicates=listing.num_duplicates,
+        notes=listing.notes,
     )
 
 

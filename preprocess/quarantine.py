@@ -42,8 +42,8 @@ def check_bad(out: Path, bad: Sequence[BadImage], num_images: int, max_bad: floa
         )
 
 
-def parse_share(text: str) -> float:
-    """Return the share that `1%` or `0.01` says, of 0 to 1.
+def parse_share(text: str, option: str = "--max-bad") -> float:
+    """Return the share that `1%` or `0.01` says, of 0 to 1, as given with an option of the command line.
 
     Raises:
         UsageError: it says something else.
@@ -54,5 +54,5 @@ def parse_share(text: str) -> float:
     except ValueError:
         share = -1.0
     if rest or not 0 <= share <= 1:
-        raise UsageError(f"--max-bad: expected a share such as 1% or 0.01, found '{text[:20]}'")
+        raise UsageError(f"{option}: expected a share such as 1% or 0.01, found '{text[:20]}'")
     return share

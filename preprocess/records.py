@@ -12,6 +12,8 @@ from typing import Literal
 from cxr_hvd.errors import DataError
 from cxr_hvd.study.study_file import Split, View
 
+MAX_UNLABELLED = 0.1
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
@@ -23,11 +25,13 @@ class ImageRecord:
         file: its path, resolved, inside the source's folder. It may hold a patient's identifier: never print it.
         view: from which side it was taken.
         where: the table and row that name it, for messages; for example `train.csv row 17`.
+        is_negative: whether the table says that the file, which cannot say so itself, stores black as white.
     """
 
     file: str | Path
     view: View
     where: str
+    is_negative: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "file", str(self.file))
@@ -65,12 +69,14 @@ class StudyListing:
         sha256: digest of the tables' names and bytes, in hexadecimal.
         num_unlabelled: studies that were left out because no label row names them.
         num_duplicates: rows that said once more what an earlier row had said; they were dropped.
+        notes: what the tables lack and the user should know, a line each.
     """
 
     studies: tuple[StudyRecord, ...]
     sha256: str
     num_unlabelled: int = 0
     num_duplicates: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,10 +86,12 @@ class SourceOptions:
     Attributes:
         labels: which labeler's table to read, where the source publishes two (MIMIC-CXR).
         columns: the YAML file that says what a table's columns mean (manifest).
+        max_unlabelled: the share of studies that the table of labels may leave out.
     """
 
     labels: Literal["chexpert", "negbio"] = "chexpert"
     columns: Path | None = None
+    max_unlabelled: float = MAX_UNLABELLED
 
 
 class BadImageError(DataError):

@@ -77,6 +77,13 @@ class Views(Section):
     otherwise: ViewName | None = None
 
 
+class Negatives(Section):
+    """Which images are stored black for white, where their files (JPEG, PNG) cannot say so: values of a column."""
+
+    column: Column
+    values: OneOrMore
+
+
 class Splits(Section):
     """The published split: the values of a column, or files that list `images.file`, one a line."""
 
@@ -101,8 +108,8 @@ class LabelColumns(Section):
 class Findings(Section):
     """One column that lists the findings of an image, such as `Edema|Pneumonia`.
 
-    Labels in `assessed` are absent where no term names them; all others are blank. A cell that is one of `blank`
-    leaves all blank.
+    Labels in `assessed` are absent where no term names them; all others are blank. Terms in `blank`, and empty
+    ones, say nothing: where a cell holds no others, all labels are blank.
     """
 
     column: Column
@@ -122,10 +129,14 @@ class Findings(Section):
 
 
 class Table(Section):
-    """One of several tables: the split of all its rows; `readers: majority` where an image has a row a reader."""
+    """One of several tables: the split of all its rows; `readers: majority` where an image has a row a reader.
+
+    `reader` is the column that tells readers apart: each counts once.
+    """
 
     split: SplitName | None = None
     readers: Literal["majority"] | None = None
+    reader: Column | None = None
 
 
 class Join(Section):
@@ -145,6 +156,7 @@ class Columns(Section):
     study: OneOrMore
     images: Images
     view: Views | None = None
+    negative: Negatives | None = None
     split: Splits | None = None
     labels: LabelColumns | None = None
     findings: Findings | None = None
@@ -223,6 +235,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "join": Join,
     "images": Images,
     "view": Views,
+    "negative": Negatives,
     "split": Splits,
     "labels": LabelColumns,
     "findings": Findings,

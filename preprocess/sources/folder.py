@@ -15,25 +15,38 @@ class ImageFolder:
     make this program copy any file of the machine into a study file.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, argument: str = "ROOT") -> None:
         if not root.is_dir():
             raise DataError(
-                f"{root}: expected a folder, found {'a file' if root.exists() else 'nothing'}; check ROOT"
+                f"{root}: expected a folder, found {'a file' if root.exists() else 'nothing'}; check {argument}"
             )
         self.root = root.resolve()
         self._resolved: dict[str, str] = {}
 
     def path(self, relative: str, where: str) -> Path:
-        """Return the resolved path of the file that `where` (a table's row) names.
+        """Return the resolved path of the file that `where` (a table's row) names; `a//b` and `./a/b` are `a/b`.
 
         Raises:
             DataError: the path leaves the folder, or no file is there.
         """
+        if "//" in relative or relative.startswith("./") or "/./" in relative:
+            relative = "/" * relative.startswith("/") + "/".join(
+                part for part in relative.split("/") if part not in ("", ".")
+            )
         folder, _, name = relative.rpartition("/")
-        if relative.startswith("/") or {"\\", "\0"} & {*relative} or {"..", ""} & {*relative.split("/")}:
+        if relative.startswith("/") or "\0" in relative or ".." in relative.split("/"):
             raise DataError(
                 f"{where}: expected a path inside the data folder, found one that leaves it; "
                 "repair the row, nothing outside ROOT is read"
+            )
+        if "\\" in relative:
+            raise DataError(
+                f"{where}: expected a path with '/', found one with '\\' as Windows writes it; "
+                "replace them in the table"
+            )
+        if not name:
+            raise DataError(
+                f"{where}: expected the path of a file, found a blank one or a folder's; repair the row"
             )
         if folder not in self._resolved:
             if len(self._resolved) >= _MAX_RESOLVED:  # A folder's rows stand together.

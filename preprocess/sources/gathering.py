@@ -2,15 +2,16 @@
 
 A row that says once more what an earlier row has said is dropped and counted. All else that a table can get wrong
 about studies is an error here, in the same words for every source: labels, splits or patients that differ within
-a study, an image that is named for two things, too many images.
+a study, an image that is named for two things, too many images, a table of labels that names too few studies.
 """
 
+import re
 from dataclasses import dataclass, field
 
 from cxr_hvd.errors import DataError
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.study_file import MAX_IMAGES, Split
-from preprocess.records import ImageRecord, StudyListing, StudyRecord
+from preprocess.records import MAX_UNLABELLED, ImageRecord, StudyListing, StudyRecord
 
 Labels = tuple[float, ...]
 
@@ -29,13 +30,19 @@ class Gathering:
 
     A published table has hundreds of thousands of rows, and every rank holds them: equal labels are held once, and
     paths are compared as strings, for a `Path` that was compared keeps a list of its parts.
+
+    Attributes:
+        num_duplicates: rows that said once more what others had said. notes: what the user should know.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_unlabelled: float = MAX_UNLABELLED) -> None:
+        self._max_unlabelled = max_unlabelled
+        self._unlabelled: dict[str, str] = {}
         self._studies: dict[str, _Study] = {}
         self._study_of_image: dict[str, str] = {}
         self._labels: dict[str, Labels] = {}
         self.num_duplicates = 0
+        self.notes: set[str] = set()
 
     def add(self, patient_id: str, study_id: str, split: Split | None, labels: Labels, image: ImageRecord) -> None:
         """Take in one row: an image, and what its row says about its study.
@@ -62,10 +69,16 @@ class Gathering:
         known = next((each for each in study.images if each.file == path), None)
         if known is None and self._study_of_image.setdefault(path, study_id) == study_id:
             study.images.append(image)
-        elif known is not None and known.view is image.view:
+        elif known is not None and (known.view, known.is_negative) == (image.view, image.is_negative):
             self.num_duplicates += 1
         else:
-            what = "another view" if known else "another study"
+            what = (
+                "another study"
+                if not known
+                else "another view"
+                if known.view is not image.view
+                else "other shades"
+            )
             raise DataError(
                 f"{where}: expected each image once, found it a second time, with {what}"
                 f"{f' than in {known.where}' if known else ''}; repair the table"
@@ -76,8 +89,22 @@ class Gathering:
                 "split the study or leave images out"
             )
 
-    def listing(self, sha256: str, num_unlabelled: int = 0) -> StudyListing:
-        """Return all studies, sorted by patient and study, their images by path."""
+    def leave_out(self, study_id: str, where: str, missing: str) -> None:
+        """Take in a row whose study has no labels.
+
+        Args:
+            study_id: the source's own. where: the row.
+            missing: what was looked for and where, without an identifier.
+        """
+        self._unlabelled.setdefault(study_id, f"{where}: {missing}")
+
+    def listing(self, sha256: str) -> StudyListing:
+        """Return all studies, sorted by patient and study, their images by path.
+
+        Raises:
+            DataError: too many studies have no labels, or there is none at all.
+        """
+        self._check_unlabelled()
         ordered = sorted(self._studies.items(), key=lambda item: (item[1].patient_id, item[0]))
         return StudyListing(
             studies=tuple(
@@ -91,9 +118,20 @@ class Gathering:
                 for study_id, study in ordered
             ),
             sha256=sha256,
-            num_unlabelled=num_unlabelled,
+            num_unlabelled=len(self._unlabelled),
             num_duplicates=self.num_duplicates,
+            notes=tuple(sorted(self.notes)),
         )
+
+    def _check_unlabelled(self) -> None:
+        num_unlabelled, num_studies = len(self._unlabelled), len(self._unlabelled.keys() | self._studies.keys())
+        # In a small table one study is a large share.
+        num_allowed = max(self._max_unlabelled * num_studies, int(num_studies > 2))
+        if num_unlabelled and (num_unlabelled > num_allowed or not self._studies):
+            raise DataError(
+                f"{next(iter(self._unlabelled.values()))}: {num_unlabelled:,} of {num_studies:,} studies have no "
+                f"labels, more than {self._max_unlabelled:.3g}; repair the ids, or set --max-unlabelled"
+            )
 
 
 def _check_same(study: _Study, patient_id: str, split: Split | None, labels: Labels, where: str) -> None:
@@ -120,3 +158,15 @@ def differing_label(labels: Labels, others: Labels) -> str | None:
         if one != other and not (one != one and other != other):
             return name
     return None
+
+
+def form_of(identifier: str) -> str:
+    """Return an identifier's form, for messages: a digit as `9`, a letter as `x`; it names nobody."""
+    return re.sub(r"[^\W\d_]", "x", re.sub(r"\d", "9", identifier[:20])) or "a blank cell"
+
+
+def forms_differ(one: str, other: str) -> str:
+    """Return `, 99.9 here and 99 there` where two identifiers that should be alike differ in their form."""
+    return (
+        "" if form_of(one) == form_of(other) else f" (ids like '{form_of(one)}' here and '{form_of(other)}' there)"
+    )

@@ -5,34 +5,23 @@ folder that holds them. Errors name a table, a row and a column and never quote 
 hospital's own table holds is not known here, and it may be a name.
 """
 
+import filecmp
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from cxr_hvd.errors import DataError, UsageError
-from cxr_hvd.study.labels import ABSENT, BLANK, LABELS, PRESENT, UNCERTAIN
+from cxr_hvd.errors import ConfigError, DataError, UsageError
 from cxr_hvd.study.study_file import Split, View
 from preprocess.records import ImageRecord, SourceOptions, StudyListing
 from preprocess.sources import meanings
 from preprocess.sources.columns import Columns, Table, find_columns, load_columns
 from preprocess.sources.folder import ImageFolder
-from preprocess.sources.gathering import Gathering, Labels
-from preprocess.sources.tables import Row, read_rows, tables_sha256
+from preprocess.sources.gathering import Gathering, differing_label, forms_differ
+from preprocess.sources.readings import Named, by_majority
+from preprocess.sources.tables import Row, read_rows
+from preprocess.sources.text import open_lines, tables_sha256
 
 _BRACES = re.compile(r"\{([^{}]+)\}")
-
-
-@dataclass(frozen=True)
-class _Named:
-    """What one row says."""
-
-    patient: str
-    study: str
-    split: Split | None
-    labels: Labels
-    image: ImageRecord
 
 
 def studies(table: Path, options: SourceOptions) -> StudyListing:
@@ -47,14 +36,23 @@ def studies(table: Path, options: SourceOptions) -> StudyListing:
     root = table if columns.tables else table.parent
     if columns.tables and not table.is_dir():
         raise UsageError(f"{table}: expected the folder of the tables that {source.name} names, found no folder")
-    tables = {_inside(root, name): about for name, about in columns.tables.items()} or {table: Table()}
-    reader = _Reader(root, columns)
-    gathering = Gathering()
+    tables = _tables(root, columns.tables) or {table: Table()}
+    gathering = Gathering(options.max_unlabelled)
+    reader = _Reader(root, columns, source.name, gathering)
     for path, about in tables.items():
         named = reader.rows(path, about)
-        for one in _by_majority(named) if about.readers else named:
+        for one in by_majority(named, gathering) if about.readers else named:
             gathering.add(one.patient, one.study, one.split, one.labels, one.image)
-    return gathering.listing(tables_sha256([*tables, *reader.others, source]), len(reader.unlabelled))
+    return gathering.listing(tables_sha256([*tables, *reader.others, source]))
+
+
+def _tables(root: Path, names: dict[str, Table]) -> dict[Path, Table]:
+    """Return the tables that the YAML file names, each once."""
+    tables: dict[Path, Table] = {}
+    for name, about in names.items():
+        if tables.setdefault(_inside(root, name), about) != about:
+            raise ConfigError(f"tables.{name}: expected each table once, found it under two names that differ")
+    return tables
 
 
 class _Reader:
@@ -62,36 +60,64 @@ class _Reader:
 
     Attributes:
         others: the files that were read beside the tables.
-        unlabelled: studies without a row in the joined table.
     """
 
-    def __init__(self, root: Path, columns: Columns) -> None:
+    def __init__(self, root: Path, columns: Columns, yaml: str, gathering: Gathering) -> None:
         self._columns = columns
-        self._root = root
+        self._yaml = yaml
+        self._gathering = gathering
         self._find_image = _finder(root, columns.images.folders)
         self._labels_of = meanings.reader(columns)
-        self._joined: dict[str, dict[str, str]] | None = None
-        self._listed: dict[str, Split] = {}
+        self._joined: dict[str, Row] = {}
+        self._listed: dict[str, str] = {}
         self.others: list[Path] = []
-        self.unlabelled: set[str] = set()
-        for name, split in columns.split.lists.items() if columns.split else ():
+        for name in columns.split.lists if columns.split else ():
             self.others.append(_inside(root, name))
-            self._listed.update(dict.fromkeys(_lines(self.others[-1]), _split_of(split)))
+            self._read_list(self.others[-1], name)
         self._wanted = [*columns.patient, *columns.study, *_BRACES.findall(columns.images.file)]
         self._wanted += [columns.view.column] if columns.view else []
         self._wanted += [columns.split.column] if columns.split and columns.split.column else []
-        label_columns = meanings.columns_of(columns)
         if columns.join is None:
-            self._wanted += label_columns
+            self._wanted += meanings.columns_of(columns)
         else:
             self.others.append(_inside(root, columns.join.table))
-            self._joined = _joined(self.others[-1], columns.join.on, label_columns, columns.delimiter)
+            self._read_joined(self.others[-1], columns.join.on)
             self._wanted.append(columns.join.on)
 
-    def rows(self, path: Path, about: Table) -> Iterator[_Named]:
+    def _read_list(self, path: Path, name: str) -> None:
+        """Read a list of images, a name a line; the same name in a list of another split is an error."""
+        assert self._columns.split is not None
+        lists = self._columns.split.lists
+        with open_lines(path, f"'split' in a copy of {self._yaml}") as lines:
+            for number, line in enumerate(lines, start=1):
+                lines.start_row()
+                image = line.strip()
+                if image and lists[self._listed.setdefault(image, name)] != lists[name]:
+                    raise DataError(
+                        f"{name} line {number}: expected each image in the lists of one split, found it in "
+                        f"{self._listed[image]} too; remove it from one"
+                    )
+
+    def _read_joined(self, path: Path, on: str) -> None:
+        """Read the table of labels by its column `on`; rows that repeat others are counted, others refused."""
+        names = list(dict.fromkeys([on, *meanings.columns_of(self._columns)]))
+        for row in read_rows(path, names, self._columns.delimiter, self._yaml):
+            earlier = self._joined.setdefault(row.cells[on], row)
+            # Other text may mean the same: 1 and 1.0.
+            if earlier.cells != row.cells and differing_label(self._labels_of(earlier), self._labels_of(row)):
+                raise DataError(
+                    f"{row.where}: expected the labels of {earlier.where}, which has the same '{on}', found "
+                    "others; repair the table"
+                )
+            self._gathering.num_duplicates += earlier is not row
+
+    def rows(self, path: Path, about: Table) -> Iterator[Named]:
         """Yield what each row of a table says."""
         columns = self._columns
-        for row in read_rows(path, list(dict.fromkeys(self._wanted)), columns.delimiter):
+        wanted = [*self._wanted, *([about.reader] if about.reader else [])]
+        negative = columns.negative.column if columns.negative else ""
+        optional = [negative] if negative else []
+        for row in read_rows(path, list(dict.fromkeys(wanted)), columns.delimiter, self._yaml, optional):
             file = _filled(columns.images.file, row.cells)
             ids = [[row.cells[name] for name in names] for names in (columns.patient, columns.study)]
             # A blank part would make one patient of many.
@@ -99,15 +125,27 @@ class _Reader:
                 raise DataError(f"{row.where}: expected a patient and a study, found a blank cell; repair the row")
             patient, study = map("/".join, ids)
             labelled = row
-            if self._joined is not None and columns.join is not None:
-                cells = self._joined.get(row.cells[columns.join.on])
-                if cells is None:
-                    self.unlabelled.add(study)
+            if columns.join is not None:
+                key = row.cells[columns.join.on]
+                # Blank cells of two tables are no match.
+                if not key or key not in self._joined:
+                    self._leave_out(study, row, columns.join.on)
                     continue
-                labelled = Row(cells, row.where)
+                labelled = Row(self._joined[key].cells, row.where)
+            if negative and negative not in row.cells:
+                self._gathering.notes.add(
+                    f"{path.name} has no column '{negative}': no image is taken for a negative"
+                )
+            is_negative = columns.negative is not None and row.cells.get(negative) in columns.negative.values
             split = _split_of(about.split) if about.split else self._split(row, file)
-            image = ImageRecord(self._find_image(file, row.where), self._view(row), row.where)
-            yield _Named(patient, study, split, self._labels_of(labelled), image)
+            image = ImageRecord(self._find_image(file, row.where), self._view(row), row.where, is_negative)
+            reader = row.cells[about.reader] if about.reader else ""
+            yield Named(patient, study, split, self._labels_of(labelled), image, reader)
+
+    def _leave_out(self, study: str, row: Row, on: str) -> None:
+        differing = forms_differ(row.cells[on], next(iter(self._joined), row.cells[on]))
+        table = self.others[-1].name
+        self._gathering.leave_out(study, row.where, f"expected its '{on}' in {table} too, found none{differing}")
 
     def _view(self, row: Row) -> View:
         if self._columns.view is None:
@@ -122,24 +160,17 @@ class _Reader:
         split = self._columns.split
         if split is None:
             return None
-        found = self._listed.get(file) if split.column is None else split.values.get(row.cells[split.column])
-        if found is None:
-            raise meanings.unknown(row, split.column or "image", "split")
-        return found if isinstance(found, Split) else _split_of(found)
-
-
-def _by_majority(rows: Iterator[_Named]) -> Iterator[_Named]:
-    """Yield one row an image: what more than half of its readers say of a label; uncertain where they are even."""
-    readings: dict[Path, list[_Named]] = defaultdict(list)
-    for row in rows:
-        readings[row.image.path].append(row)
-    for same in readings.values():
-        labels = []
-        for column in range(len(LABELS)):
-            said = [one.labels[column] for one in same if one.labels[column] in (PRESENT, ABSENT)]
-            ones, zeros = said.count(PRESENT), said.count(ABSENT)
-            labels.append(BLANK if not said else UNCERTAIN if ones == zeros else float(ones > zeros))
-        yield _Named(same[0].patient, same[0].study, same[0].split, tuple(labels), same[0].image)
+        if split.column is not None:
+            if row.cells[split.column] not in split.values:
+                raise meanings.unknown(row, split.column, "split")
+            return _split_of(split.values[row.cells[split.column]])
+        if file not in self._listed:
+            raise DataError(
+                f"{row.where}: expected this image, as 'images.file' of {self._yaml} names it, in "
+                f"{' or '.join(split.lists)}, a name a line, found it in none; "
+                "add it there, or take 'split' out of a copy of the YAML file"
+            )
+        return _split_of(split.lists[self._listed[file]])
 
 
 def _filled(template: str, cells: dict[str, str]) -> str:
@@ -151,30 +182,12 @@ def _split_of(name: str) -> Split:
 
 
 def _inside(root: Path, name: str) -> Path:
-    return ImageFolder(root).path(name, "--columns")
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text("utf-8-sig").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: expected a list of images, found none ({type(error).__name__}); "
-            "put it there, or take 'split' out of a copy of the YAML file"
-        ) from error
-
-
-def _joined(path: Path, on: str, names: list[str], delimiter: str | None) -> dict[str, dict[str, str]]:
-    found: dict[str, dict[str, str]] = {}
-    for row in read_rows(path, list(dict.fromkeys([on, *names])), delimiter):
-        if found.setdefault(row.cells[on], row.cells) != row.cells:
-            raise DataError(f"{row.where}: expected one row for each '{on}', found another; repair the table")
-    return found
+    return ImageFolder(root, "TABLE").path(name, "--columns")
 
 
 def _finder(root: Path, patterns: list[str]) -> Callable[[str, str], Path]:
     """Return a function from an image's relative path and its row to the resolved path in one of the folders."""
-    folder = ImageFolder(root)
+    folder = ImageFolder(root, "TABLE")
     if patterns == ["."]:
         return folder.path
     if any(pattern.startswith("/") or ".." in pattern.split("/") for pattern in patterns):
@@ -190,13 +203,32 @@ def _finder(root: Path, patterns: list[str]) -> Callable[[str, str], Path]:
             f"{root}: expected folders like {', '.join(patterns)} here, found none; check images.folders"
         )
     where: dict[str, str] = {}
+    others: dict[str, list[str]] = {}
     try:
-        for name in reversed(names):
-            where.update((image.name, name) for image in (root / name).iterdir())
+        for name in dict.fromkeys(names):
+            for image in (root / name).iterdir():
+                if where.setdefault(image.name, name) != name:
+                    others.setdefault(image.name, []).append(name)
     except OSError as error:
         raise DataError(f"{root}: a folder of images cannot be read ({type(error).__name__})") from error
 
     def find(file: str, row: str) -> Path:
-        return folder.path(f"{where.get(file, names[0])}/{file}".removeprefix("./"), row)
+        path = folder.path(f"{where.get(file, names[0])}/{file}", row)
+        for name in others.get(file, ()):
+            _check_same_file(path, folder.path(f"{name}/{file}", row), where[file], name, row)
+        return path
 
     return find
+
+
+def _check_same_file(path: Path, other: Path, name: str, other_name: str, row: str) -> None:
+    """Raise `DataError` where two folders hold different images of one name."""
+    try:
+        is_same = path == other or not path.is_file() or filecmp.cmp(path, other, shallow=False)
+    except OSError:
+        is_same = False
+    if not is_same:
+        raise DataError(
+            f"{row}: expected one image of this name in images.folders, found another in {other_name} than in "
+            f"{name}; remove one, or name one folder"
+        )

@@ -48,11 +48,14 @@ def _found(row: Row, findings: Findings) -> Labels:
     """Return labels that one column lists: present where a term says so, absent where assessed and not named."""
     cell = row.cells[findings.column]
     values = dict.fromkeys(LABELS, BLANK)
-    if cell in findings.blank:
+    terms = [term.strip(" " + findings.strip) for term in cell.split(findings.separator)]
+    # A term that says nothing leaves the labels to the others; where there is no other, nothing is said of any.
+    terms = [term for term in terms if term not in findings.blank and (term or term in findings.terms)]
+    if cell in findings.blank or not terms:
         return tuple(values.values())
     values.update(dict.fromkeys(findings.assessed, ABSENT))
-    for term in cell.split(findings.separator):
-        label = findings.terms.get(term.strip(" " + findings.strip))
+    for term in terms:
+        label = findings.terms.get(term)
         if label is None and findings.otherwise == "error":
             raise unknown(row, findings.column, "findings.terms")
         if label not in (None, NOTHING):

@@ -11,6 +11,7 @@ Without its metadata table the images are those of the split table, and their vi
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from cxr_hvd.errors import DataError
@@ -19,12 +20,15 @@ from cxr_hvd.study.study_file import Split, View
 from preprocess import dicom
 from preprocess.records import ImageRecord, SourceOptions, StudyListing
 from preprocess.sources.folder import ImageFolder
-from preprocess.sources.gathering import Gathering, Labels, differing_label
-from preprocess.sources.tables import labels_of, read_rows, tables_sha256
+from preprocess.sources.gathering import Gathering, Labels, differing_label, forms_differ
+from preprocess.sources.tables import Row, labels_of, read_rows
+from preprocess.sources.text import tables_sha256
 
 _SPLITS = {"train": Split.TRAIN, "validate": Split.VALIDATE, "test": Split.TEST}
 _VIEWS = {"": View.UNKNOWN, "PA": View.PA, "AP": View.AP, "LATERAL": View.LATERAL, "LL": View.LATERAL}
 _IDS = ("dicom_id", "subject_id", "study_id")
+# What programs that take ids for numbers make of 50000001.
+_DECIMAL = re.compile(r"\d+(\.\d*)?([eE]\+?\d+)?")
 
 
 def studies(root: Path, options: SourceOptions) -> StudyListing:
@@ -51,25 +55,49 @@ def _listing(root: Path, options: SourceOptions, suffix: str, has_metadata: bool
     folder = ImageFolder(root)
     kinds = (options.labels, *(["metadata"] if has_metadata else []), "split")
     tables = {kind: _table(root, kind) for kind in kinds}
-    gathering = Gathering()
+    gathering = Gathering(options.max_unlabelled)
     labels = _labels(tables[options.labels], gathering)
     splits = _splits(tables["split"])
-    unlabelled = set()
     images = tables["metadata" if has_metadata else "split"]
     for row in read_rows(images, (*_IDS, "ViewPosition") if has_metadata else _IDS):
-        name, patient, study = (row.cells[column] for column in _IDS)
+        name, (patient, study) = row.cells["dicom_id"], _ids(row)
         path = folder.path(f"files/p{patient[:2]}/p{patient}/s{study}/{name}.{suffix}", row.where)
-        if (name, patient, study) not in splits:
+        *ids, split = splits.get(name, (None, None, Split.TRAIN))
+        if ids != [patient, study]:
             raise DataError(
-                f"{row.where}: expected this image in {tables['split'].name} too, found none; repair it"
+                f"{row.where}: expected this image in {tables['split'].name} too, with the same subject_id and "
+                f"study_id, found none{_forms(study, (ids[1] for *ids, _ in splits.values()))}; repair it"
             )
         if (patient, study) not in labels:
-            unlabelled.add((patient, study))
+            missing = f"expected its subject_id and study_id in {tables[options.labels].name} too, found none"
+            gathering.leave_out(study, row.where, missing + _forms(study, (study for _, study in labels)))
             continue
-        view = row.cells["ViewPosition"] if has_metadata else dicom.view_position(path)
+        # A pipe in a file's place would be waited for.
+        view = row.cells["ViewPosition"] if has_metadata else dicom.view_position(path) if path.is_file() else ""
         record = ImageRecord(path, _VIEWS.get(view, View.OTHER), row.where)
-        gathering.add(patient, study, splits[name, patient, study], labels[patient, study], record)
-    return gathering.listing(tables_sha256(list(tables.values())), len(unlabelled))
+        gathering.add(patient, study, split, labels[patient, study], record)
+    return gathering.listing(tables_sha256(list(tables.values())))
+
+
+def _ids(row: Row) -> tuple[str, str]:
+    """Return the patient and the study of a row.
+
+    Raises:
+        DataError: one is a decimal number such as 123.0, which no other table has and no file is named by.
+    """
+    patient, study = row.cells["subject_id"], row.cells["study_id"]
+    for column, cell in (("subject_id", patient), ("study_id", study)):
+        if not cell.isdigit() and _DECIMAL.fullmatch(cell):
+            raise DataError(
+                f"{row.where}: column '{column}': expected an id as published, in digits alone, found a decimal "
+                "number such as 123.0, which matches no other table; write the table again with ids as text"
+            )
+    return patient, study
+
+
+def _forms(study: str, others: Iterable[str]) -> str:
+    """Say how the form of a study's id differs from that of the first one of another table."""
+    return forms_differ(study, next(iter(others), study))
 
 
 def _tables(root: Path, kind: str) -> list[Path]:
@@ -88,7 +116,7 @@ def _table(root: Path, kind: str) -> Path:
     if len(found) != 1:
         raise DataError(
             f"{root}: expected one mimic-cxr-2.x.0-{kind}.csv or .csv.gz here, found {len(found)}; "
-            "ROOT is the folder that holds files/ and the tables"
+            + ("remove all but one" if found else "ROOT is the folder that holds files/ and the tables")
         )
     return found[0]
 
@@ -96,9 +124,15 @@ def _table(root: Path, kind: str) -> Path:
 def _labels(table: Path, gathering: Gathering) -> dict[tuple[str, str], Labels]:
     """Return the labels of each (patient, study)."""
     found: dict[tuple[str, str], tuple[Labels, str]] = {}
+    patients: dict[str, str] = {}
     for row in read_rows(table, ("subject_id", "study_id", *LABELS)):
-        labels = labels_of(row)
-        earlier, where = found.setdefault((row.cells["subject_id"], row.cells["study_id"]), (labels, row.where))
+        labels, (patient, study) = labels_of(row), _ids(row)
+        if patients.setdefault(study, patient) != patient:
+            raise DataError(
+                f"{row.where}: expected the subject_id of {found[patients[study], study][1]}, which is the same "
+                "study, found another; repair the table"
+            )
+        earlier, where = found.setdefault((patient, study), (labels, row.where))
         if where == row.where:
             continue
         if differing := differing_label(labels, earlier):
@@ -110,9 +144,9 @@ def _labels(table: Path, gathering: Gathering) -> dict[tuple[str, str], Labels]:
     return {study: labels for study, (labels, _) in found.items()}
 
 
-def _splits(table: Path) -> dict[tuple[str, str, str], Split]:
-    """Return the published split of each (image, patient, study)."""
-    splits: dict[tuple[str, str, str], Split] = {}
+def _splits(table: Path) -> dict[str, tuple[str, str, Split]]:
+    """Return the patient, the study and the published split of each image."""
+    splits: dict[str, tuple[str, str, Split]] = {}
     for row in read_rows(table, (*_IDS, "split")):
         split = _SPLITS.get(row.cells["split"])
         if split is None:
@@ -120,9 +154,10 @@ def _splits(table: Path) -> dict[tuple[str, str, str], Split]:
                 f"{row.where}: expected train, validate or test, found '{row.cells['split'][:20]}'; "
                 "repair the table"
             )
-        key = (row.cells["dicom_id"], row.cells["subject_id"], row.cells["study_id"])
-        if splits.setdefault(key, split) is not split:
+        image = (*_ids(row), split)
+        if (earlier := splits.setdefault(row.cells["dicom_id"], image)) != image:
+            what = "split" if earlier[:2] == image[:2] else "subject_id and study_id"
             raise DataError(
-                f"{row.where}: expected the split of this image's earlier row, found another; repair the table"
+                f"{row.where}: expected the {what} of this image's earlier row, found another; repair the table"
             )
     return splits

@@ -5,16 +5,16 @@ column, and a cell only where it cannot identify anybody (labels, views, splits)
 """
 
 import csv
-import gzip
-import hashlib
-import zlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from cxr_hvd.errors import DataError, nearest
 from cxr_hvd.study.labels import BLANK, LABELS
+from preprocess.sources.text import open_lines
 
+DELIMITERS = (",", ";", "\t", "|")
 _LABEL_VALUES = {"1": 1.0, "1.0": 1.0, "0": 0.0, "0.0": 0.0, "-1": -1.0, "-1.0": -1.0, "": BLANK}
 
 
@@ -25,41 +25,59 @@ class Row(NamedTuple):
     where: str
 
 
-def read_rows(path: Path, columns: Sequence[str], delimiter: str | None = None) -> Iterator[Row]:
+def read_rows(
+    path: Path,
+    columns: Sequence[str],
+    delimiter: str | None = None,
+    yaml: str | None = None,
+    optional: Sequence[str] = (),
+) -> Iterator[Row]:
     """Yield each row of the table at `path`, with the given columns; others are passed over.
 
-    A byte order mark, line ends of any kind and quotes are as they may be; blank lines are passed over.
+    A byte order mark, line ends of any kind and quotes are as they may be; rows without a cell are passed over.
 
     Args:
         path: the table; read in UTF-8, unpacked where its name ends in `.gz`.
-        columns: names of the wanted columns. delimiter: None stands for a tab in `.tsv` and a comma elsewhere.
+        columns: names of the wanted columns.
+        delimiter: None stands for a tab in `.tsv` and a comma elsewhere.
+        yaml: the file that names the columns, for messages; None where a published layout does.
+        optional: names of columns that a table may lack.
 
     Raises:
-        DataError: the table is missing or damaged, or lacks one of the columns, or a row is cut short.
+        DataError: the table is missing, damaged, endless or no text, or lacks one of the columns, or a row is cut
+            short.
     """
-    opened = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8-sig", newline="") as text:
-            if delimiter is None:
-                delimiter = "\t" if ".tsv" in path.suffixes[-2:] else ","
-            reader = csv.reader(text, delimiter=delimiter)
+    delimiter = delimiter or delimiter_of(path)
+    with open_lines(path, f"TABLE and {yaml}" if yaml else "ROOT") as lines:
+        reader = csv.reader(lines, delimiter=delimiter)
+        number = 0
+        try:
             header = [cell.strip() for cell in next(reader, [])]
-            positions = {column: _position(path, header, column) for column in columns}
+            _check_header(path, header, columns, delimiter, yaml)
+            present = [column for column in optional if column in header]
+            positions = {column: header.index(column) for column in (*columns, *present)}
+            number = 1
+            lines.start_row()
             for number, row in enumerate(reader, start=2):
-                where = f"{path.name} row {number}"
-                if not row:
+                lines.start_row()
+                if not any(map(str.strip, row)):
                     continue
+                where = f"{path.name} row {number}"
                 if len(row) != len(header):
                     raise DataError(
                         f"{where}: expected {len(header)} cells as in the header, found {len(row)}; repair the row"
                     )
                 yield Row({column: row[position].strip() for column, position in positions.items()}, where)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: expected a table here, found none; check ROOT") from error
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"{path}: not a readable table ({type(error).__name__}); copy it again from its source"
-        ) from error
+        except csv.Error as error:
+            raise DataError(
+                f"{path.name} row {number + 1}: expected cells of at most {csv.field_size_limit():,} characters, "
+                "found a longer one: an unclosed quote? Repair the row"
+            ) from error
+
+
+def delimiter_of(path: Path) -> str:
+    """Return the delimiter that a table's name says: a tab in `.tsv`, a comma elsewhere."""
+    return "\t" if ".tsv" in path.suffixes[-2:] else ","
 
 
 def labels_of(row: Row) -> tuple[float, ...]:
@@ -80,29 +98,31 @@ def labels_of(row: Row) -> tuple[float, ...]:
     return tuple(labels)
 
 
-def tables_sha256(paths: Sequence[Path]) -> str:
-    """SHA-256 over the names and bytes of the tables, in hexadecimal."""
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({type(error).__name__}); check ROOT") from error
-        digest.update(f"{path.name} {content}\n".encode())
-    return digest.hexdigest()
+def _check_header(path: Path, header: list[str], columns: Sequence[str], delimiter: str, yaml: str | None) -> None:
+    """Raise `DataError` where a column is not in the header exactly once, with what is there instead."""
+    repair = f"name it in {yaml} as the table does" if yaml else "name the columns as the published table does"
+    for column in columns:
+        if header.count(column) == 1:
+            continue
+        if column in header:
+            raise DataError(
+                f"{path}: expected one column '{column}', found {header.count(column)}; remove all but one"
+            )
+        if not any(header):
+            raise DataError(f"{path}: expected a header with a column '{column}', found an empty line or table")
+        if header[0].lower().startswith("sep="):
+            raise DataError(f"{path}: expected a header, found Excel's line 'sep='; remove the line")
+        for other in DELIMITERS:
+            if other != delimiter and column in split_header(delimiter.join(header), other):
+                one, two = json.dumps(delimiter), json.dumps(other)
+                repair = f"set delimiter: {two} in {yaml}" if yaml else "save it with commas"
+                raise DataError(f"{path}: expected columns parted by {one}, found {two}; {repair}")
+        near = nearest(column, header)
+        found = f"'{near.split(chr(39))[1]}'" if near else f"{len(header)} others"
+        raise DataError(f"{path}: expected a column '{column}', nearest found: {found}; {repair}")
 
 
-def _position(path: Path, header: list[str], column: str) -> int:
-    """Return where `column` stands in the header."""
-    if header.count(column) == 1:
-        return header.index(column)
-    if column in header:
-        raise DataError(
-            f"{path}: expected one column '{column}', found {header.count(column)}; remove all but one"
-        )
-    near = nearest(column, header)
-    found = f"'{near.split(chr(39))[1]}'" if near else f"{len(header)} others"
-    raise DataError(
-        f"{path}: expected a column '{column}', nearest found: {found}; "
-        "name the columns as the published table does"
-    )
+def split_header(line: str, delimiter: str) -> list[str]:
+    """Return the names of the columns in a table's first line."""
+    line = line.replace("\n", " ").replace("\r", " ")
+    return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]

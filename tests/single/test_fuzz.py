@@ -45,7 +45,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pa
     write_csv(root / "manifest" / "images.csv", rows)
     (root / "manifest" / "images").mkdir()
     for name in ("train_val_list.txt", "test_list.txt"):
-        (root / "manifest" / name).write_text("0.png 1.png 2.png 3.png 4.png 5.png")
+        (root / "manifest" / name).write_text("0.png\n1.png\n2.png\n3.png\n4.png\n5.png")
     return {
         "chexpert": (root / "chexpert", root / "chexpert" / NAME / "train.csv"),
         "mimic-cxr": (root / "mimic", root / "mimic" / "mimic-cxr-2.0.0-metadata.csv.gz"),

@@ -15,7 +15,7 @@ from preprocess.records import SourceOptions
 from preprocess.sources import SOURCES
 from tests.launch import run
 from tests.preprocessing import preprocess_command, preprocess_here
-from tests.synthetic import NAME, write_chexpert, write_mimic_cxr
+from tests.synthetic import NAME, write_chexpert, write_csv, write_jpeg, write_mimic_cxr
 
 WRITERS = {"chexpert": write_chexpert, "mimic-cxr": write_mimic_cxr}
 
@@ -174,6 +174,63 @@ def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
     key.chmod(0o644)
     job = preprocess_here("chexpert", tmp_path / "data", "--out", tmp_path / "o.h5", "--key", key)
     assert job.exit_code == 1 and "chmod 600" in job.output
+
+
+def _write_table(folder: Path, num: int = 10) -> Path:
+    write_csv(folder / "t.csv", [["p", "path", "Edema"], *[[str(n), f"{n}.jpg", str(n % 2)] for n in range(num)]])
+    for number in range(num):
+        write_jpeg(folder / f"{number}.jpg", number)
+    return folder / "t.csv"
+
+
+def test_manifest_asks_for_a_site_and_writes_a_draft_without(tmp_path: Path) -> None:
+    table, out, columns = _write_table(tmp_path), tmp_path / "o.h5", tmp_path / "y.yaml"
+    written = preprocess_here("manifest", table, "--draft", columns)
+    assert written.exit_code == 0 and "replace CHANGE-ME" in written.output and not out.exists()
+    again = preprocess_here("manifest", table, "--draft", columns)
+    assert again.exit_code == 2 and "add --overwrite" in again.output
+    columns.write_text(columns.read_text().replace("CHANGE-ME", "p"))
+    for left_out, message in (
+        ("--site", "--site: expected the site's name"),
+        ("--out", "--out: expected the study"),
+    ):
+        options = {"--out": out, "--site": "north", "--columns": columns}
+        del options[left_out]
+        refused = preprocess_here("manifest", table, *[part for option in options.items() for part in option])
+        assert refused.exit_code == 2 and message in refused.output and not out.exists()
+    job = preprocess_here("manifest", table, "--columns", columns, "--out", out, "--site", "north", "--keep-ids")
+    assert job.exit_code == 0, job.output
+    with StudyFile(out) as file:
+        assert file.header.site == "north" and len(file) == 10
+
+
+def test_rows_said_twice_and_studies_without_labels_are_counted_in_the_summary(tmp_path: Path) -> None:
+    table = _write_table(tmp_path)
+    (tmp_path / "labels.csv").write_text("p,e\n" + "".join(f"{number},1\n" for number in [*range(9), 3]))
+    (tmp_path / "y.yaml").write_text(
+        'patient: p\nstudy: p\nimages: {file: "{path}"}\nlabels: {columns: {Edema: e}}\n'
+        "join: {table: labels.csv, on: p}\nnegative: {column: shades, values: [MONOCHROME1]}\n"
+    )
+    command = ["manifest", table, "--columns", tmp_path / "y.yaml", "--site", "north", "--keep-ids"]
+    told = preprocess_here(*command, "--out", tmp_path / "o.h5").output
+    assert "left out: 1 rows that say once more" in told and "left out: 1 studies without a label row" in told
+    assert "note: t.csv has no column 'shades'" in told
+    refused = preprocess_here(*command, "--out", tmp_path / "p.h5", "--max-unlabelled", "5%", "--max-bad", "0")
+    assert refused.exit_code == 0
+    (tmp_path / "labels.csv").write_text("p,e\n" + "".join(f"{number}.0,1\n" for number in range(10)))
+    refused = preprocess_here(*command, "--out", tmp_path / "q.h5")
+    assert refused.exit_code == 1 and "10 of 10 studies have no labels" in refused.output
+
+
+def test_a_table_without_rows_is_said(tmp_path: Path) -> None:
+    table = _write_table(tmp_path, 0)
+    (tmp_path / "y.yaml").write_text(
+        'patient: p\nstudy: p\nimages: {file: "{path}"}\nlabels: {columns: {Edema: Edema}}\n'
+    )
+    job = preprocess_here(
+        "manifest", table, "--columns", tmp_path / "y.yaml", "--out", tmp_path / "o.h5", "--site", "n"
+    )
+    assert job.exit_code == 1 and "expected rows of images below the header, found none" in job.output
 
 
 def test_an_error_of_the_process_is_one_line_and_its_exit_code(tmp_path: Path) -> None:

@@ -154,9 +154,14 @@ def test_a_list_of_drawn_studies_gives_the_same_draw(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="found 12 of 12 that it does not have under this site's key"):
         repeat_drawn(path, studies, keyed_hash(b"o" * 32))
     lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[1]]))
+    assert repeat_drawn(path, studies, hashed) == again
+    study, patient, split = lines[1].split(",")
+    other_patient = next(line.split(",")[1] for line in lines[2:] if line.split(",")[1] != patient)
     for text, message in (
         ("study,split\n", "expected the columns"),
-        ("\n".join([*lines, lines[1]]), "row 14: expected each study once"),
+        ("\n".join([*lines, f"{study},{patient},validate"]), "row 14: expected each study once"),
+        ("\n".join([lines[0], f"{study},{other_patient},{split}"]), "row 2: expected the patient that the source"),
         ("\n".join([lines[0], "a,b"]), "row 2: expected a study, a patient and a split"),
     ):
         path.write_text(text)

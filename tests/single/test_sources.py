@@ -41,6 +41,51 @@ def test_chexpert_root_may_be_the_folder_itself(tmp_path: Path) -> None:
     assert _chexpert(tmp_path / NAME) == _chexpert(tmp_path)
 
 
+def _moved(root: Path, layout: str) -> Path:
+    """Move the folder of `write_chexpert` into a layout as people have it, and return ROOT."""
+    data = root / NAME
+    batches = [f"CheXpert-v1.0 batch {n}" for n in ("1 (validate & csv)", "2 (train 1)", "3 (train 2)")]
+    if layout.startswith("batch"):
+        top = root / "chexpertchestxrays-u20210408"
+        for batch in batches:
+            (top / batch).mkdir(parents=True)
+        for name in ("train.csv", "valid.csv", "valid"):
+            (data / name).rename(top / batches[0] / name)
+        for number, patient in enumerate(sorted((data / "train").iterdir())):
+            patient.rename(top / batches[1 + number % 2] / patient.name)
+        return {"batches": top, "batch 1": top / batches[0], "batches, below": root}[layout]
+    names = {"archive": "archive", "below": "archive", "two below": "downloads/archive", "link": "x"}
+    (root / names[layout]).parent.mkdir(exist_ok=True)
+    data.rename(root / names[layout])
+    if layout == "link":
+        (root / NAME).symlink_to(root / "x")
+    return {"archive": root / "archive", "link": root / NAME}.get(layout, root)
+
+
+LAYOUTS = ["archive", "below", "two below", "link", "batches", "batch 1", "batches, below"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_chexpert_is_read_wherever_it_lies(tmp_path: Path, layout: str) -> None:
+    published = _chexpert(write_chexpert(tmp_path / "a"))
+    read = _chexpert(_moved(write_chexpert(tmp_path / "b"), layout))
+    assert [(study.study_id, study.split, repr(study.labels)) for study in read.studies] == [
+        (study.study_id, study.split, repr(study.labels)) for study in published.studies
+    ]
+    images = [[image.path.read_bytes() for image in study.images] for study in read.studies]
+    assert images == [[image.path.read_bytes() for image in study.images] for study in published.studies]
+
+
+def test_chexpert_says_which_batches_contradict(tmp_path: Path) -> None:
+    root = _moved(write_chexpert(tmp_path), "batches")
+    patient = next((root / "CheXpert-v1.0 batch 2 (train 1)").iterdir())
+    (root / "CheXpert-v1.0 batch 3 (train 2)" / patient.name).mkdir()
+    with pytest.raises(
+        DataError, match=r"each patient in one batch, found one in .*\(train 1\) and in .*\(train 2\)"
+    ):
+        _chexpert(root)
+
+
 def test_chexpert_refuses_two_folders(tmp_path: Path) -> None:
     write_chexpert(tmp_path)
     write_csv(tmp_path / "CheXpert-v1.0" / "train.csv", [["Path"]])
@@ -308,6 +353,70 @@ def test_mimic_refuses_conflicting_label_rows(tmp_path: Path) -> None:
         DataError, match=r"chexpert.csv.gz row \d+: expected the labels of .* row 2.*'Atelectasis'"
     ):
         _mimic_cxr(write_mimic_cxr(tmp_path, change=conflict))
+
+
+def _study_ids(tables: dict[str, Rows], kind: str, change: object) -> dict[str, Rows]:
+    column = tables[kind][0].index("study_id")
+    for number, row in enumerate(tables[kind][1:]):
+        row[column] = change(row[column], number)  # type: ignore[operator]
+    return tables
+
+
+@pytest.mark.parametrize("kind", ["chexpert", "metadata", "split"])
+@pytest.mark.parametrize("form", ["{}.0", "{}.00", "{:.7e}"])
+def test_ids_as_decimal_numbers_are_said_with_the_first_row(tmp_path: Path, kind: str, form: str) -> None:
+    def decimal(cell: str, number: int) -> str:
+        return form.format(float(cell) if "e" in form else cell) if number % 2 else cell
+
+    root = write_mimic_cxr(tmp_path, 8, change=lambda tables: _study_ids(tables, kind, decimal))
+    with pytest.raises(
+        DataError, match=rf"{kind}\.csv\.gz row 3: column 'study_id': expected an id.*decimal number"
+    ):
+        _mimic_cxr(root)
+
+
+def test_labels_that_match_half_of_the_studies_or_none_fail(tmp_path: Path) -> None:
+    for name, wanted in (("half", 0), ("none", 1)):
+
+        def padded(cell: str, number: int, wanted: int = wanted) -> str:
+            return f"0{cell}" if wanted or number % 2 else cell
+
+        root = write_mimic_cxr(tmp_path / name, 8, change=lambda tables: _study_ids(tables, "chexpert", padded))
+        message = r"metadata\.csv\.gz row \d+: .*chexpert\.csv\.gz too, found none.* of \d+ studies have no labels"
+        with pytest.raises(DataError, match=message) as caught:
+            _mimic_cxr(root)
+        assert "5000000" not in str(caught.value) and "set --max-unlabelled" in str(caught.value)
+        assert ("ids like '99999999' here and '999999999' there" in str(caught.value)) == bool(wanted)
+    listing = mimic_cxr.studies(tmp_path / "half", SourceOptions(max_unlabelled=0.6))
+    assert 0 < listing.num_unlabelled <= len(listing.studies) + 1
+
+
+CONTRADICTIONS = {
+    "the study of another patient": ("chexpert", 0, "10000009", "subject_id of .*chexpert.csv.gz row 2"),
+    "the image of another study": ("split", 1, "50000099", "subject_id and study_id of this image's earlier row"),
+    "another split": ("split", 3, "test", "split of this image's earlier row"),
+}
+
+
+@pytest.mark.parametrize("what", CONTRADICTIONS)
+def test_mimic_tables_that_contradict_themselves_are_refused(tmp_path: Path, what: str) -> None:
+    kind, column, cell, message = CONTRADICTIONS[what]
+
+    def again(tables: dict[str, Rows]) -> dict[str, Rows]:
+        row = list(tables[kind][1])
+        row[column] = cell if row[column] != cell else "train"
+        return {**tables, kind: [*tables[kind], row]}
+
+    with pytest.raises(DataError, match=rf"{kind}\.csv\.gz row \d+: expected the {message}"):
+        _mimic_cxr(write_mimic_cxr(tmp_path, 8, change=again))
+
+
+def test_one_table_twice_is_said(tmp_path: Path) -> None:
+    root = write_mimic_cxr(tmp_path, 2)
+    table = root / "mimic-cxr-2.0.0-split.csv.gz"
+    table.with_name("mimic-cxr-2.1.0-split.csv.gz").write_bytes(table.read_bytes())
+    with pytest.raises(DataError, match="found 2; remove all but one"):
+        _mimic_cxr(root)
 
 
 def test_a_missing_root_is_one_line(tmp_path: Path) -> None:
