@@ -20,8 +20,8 @@ demo: setup      ## train experiments on synthetic images, or on your own: DATA=
 results: setup   ## make docs/results.md again, in about two hours on two cores: DATA=/path/to/images
 	@DATA="$(DATA)" jobs/results.sh
 
-test: setup      ## run the tests that take seconds
-	@python -m pytest -m "not slow" tests
+test: setup      ## run the tests that take seconds, in two processes; shows the slowest 25
+	@python -m pytest -m "not slow" -n 2 --dist loadfile --durations=25 tests
 
 test-slow: setup ## run the tests that take minutes
 	@python -m pytest -m slow tests

@@ -4,9 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import janitor
 from tests.launch import PROJECT
+
+# One thread a process: tests run in several processes, and threads that wait for each other on busy cores crawl.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A test says whether something is right, never whether the machine was quick.
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-machine")
 
 
 def pytest_configure() -> None:

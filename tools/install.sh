@@ -517,7 +517,7 @@ choose_accelerator() {
 # functions or the compiler's stand-in does not get a wheel of the old recipe. No "+" in it: CMake takes paths for patterns.
 wheel_key() {
     local recipe compiler nvcc=-
-    recipe=$({ declare -f build_horovod horovod_environment hide_cuda let_python_run; cat "$ROOT/tools/horovod_cxx.sh"; } | sha256sum | cut -c 1-8)
+    recipe=$({ declare -f build_horovod horovod_environment hide_cuda let_python_run include_headers; cat "$ROOT/tools/horovod_cxx.sh"; } | sha256sum | cut -c 1-8)
     compiler=$(compiler_identity)
     if [[ $CUDA_TOOLKIT != - ]]; then nvcc=$("$CUDA_TOOLKIT/bin/nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p'); fi
     printf '%s' "$HOROVOD_VERSION-torch$TORCH_VERSION-$PYTHON_ABI-$(mpi_identity)-$compiler-$(uname -m)" \
@@ -569,6 +569,7 @@ build_horovod() {
     cp "$ROOT/tools/horovod_cxx.sh" "$BUILD_DIR/cxx"
     [[ $CUDA_TOOLKIT != - ]] || hide_cuda "$BUILD_DIR/horovod-$HOROVOD_VERSION"
     let_python_run "$BUILD_DIR/horovod-$HOROVOD_VERSION"
+    include_headers "$BUILD_DIR/horovod-$HOROVOD_VERSION"
     mapfile -t settings < <(horovod_environment "$BUILD_DIR")
     say "Horovod $HOROVOD_VERSION has to be built for this machine, once; this takes minutes"
     step "Building Horovod" \
@@ -602,6 +603,15 @@ let_python_run() {
     local file=$1/horovod/torch/mpi_ops_v2.cc
     sed -i -E 's/&(Do[A-Za-z]+)\)/\&\1, py::call_guard<py::gil_scoped_release>())/' "$file"
     grep -q 'DoAllgather, py::call_guard' "$file" || fail "Horovod's mpi_ops_v2.cc is not as expected: $file"
+}
+
+# Two of Horovod's headers use what they do not include; from version 13 on, g++'s own headers no longer bring it along.
+include_headers() {
+    local file
+    for file in common.h group_table.h; do
+        sed -i '1i #include <cstdint>\n#include <functional>\n#include <memory>\n#include <stdexcept>\n#include <string>' \
+            "$1/horovod/common/$file"
+    done
 }
 
 # The build's environment, NAME=VALUE, one a line.

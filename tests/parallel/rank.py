@@ -1,15 +1,18 @@
 """One rank of a test job: `python -m tests.parallel.rank FOLDER DEADLINE LAW...` under a launcher.
 
 Runs each law and writes `LAW.RANK.json` with null or the error's traceback. A failed law ends the job, since the
-other ranks may wait for this one. At the deadline, in seconds since 1970, a rank writes where it stands and ends.
+other ranks may wait for this one. At the deadline, in seconds since 1970, a rank writes where it stands and ends;
+`CXR_LAW_LIMIT_S` bounds each law as well, counted from its start.
 """
 
 import faulthandler
 import json
+import math
 import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -17,12 +20,17 @@ def main() -> None:
     folder, deadline, names = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
     rank = os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ["HOROVOD_RANK"]
     with (folder / f"stack.{rank}.txt").open("w") as stack:
-        faulthandler.dump_traceback_later(max(1.0, deadline - time.time()), exit=True, file=stack)
-        run(folder, names)
+
+        def end_after(limit_s: float) -> None:
+            left_s = min(limit_s, deadline - time.time())
+            faulthandler.dump_traceback_later(max(1.0, left_s), exit=True, file=stack)
+
+        end_after(math.inf)
+        run(folder, names, end_after)
         faulthandler.cancel_dump_traceback_later()
 
 
-def run(folder: Path, names: list[str]) -> None:
+def run(folder: Path, names: list[str], end_after: Callable[[float], None]) -> None:
     # Slow imports come after the watch above was set.
     from cxr_hvd.collective.comm import start_comm
     from cxr_hvd.errors import leave
@@ -33,6 +41,7 @@ def run(folder: Path, names: list[str]) -> None:
         own = folder / name
         own.mkdir(exist_ok=True)
         said, began = None, time.monotonic()
+        end_after(float(os.environ.get("CXR_LAW_LIMIT_S", "inf")))
         try:
             modules = (laws, exchange_laws, stopping_laws, command_laws)
             law = next(getattr(module, name) for module in modules if hasattr(module, name))

@@ -104,44 +104,53 @@ def rows(run: Path, site: str, log: str, *fields: str) -> list[list[Any]]:
     return [[row[field] for field in fields] for row in told]
 
 
-def stopping_and_going_on_equals_never_stopping(
-    comm: HorovodComm, folder: Path, layouts: tuple[tuple[int, ...], ...] = ()
-) -> None:
+def stopping_and_going_on_equals_never_stopping(comm: HorovodComm, folder: Path) -> None:
+    """The two variants that keep most between steps: error feedback, a mean of weights, a loss scale."""
+    names = ("weights-every-4-bf16-mean", "gradients-fp16-accumulated")
+    goes_on_as_if_never_stopped(comm, folder, [((1,) * comm.num_ranks, name) for name in names])
+
+
+def stopping_and_going_on_equals_never_stopping_for_every_exchange(comm: HorovodComm, folder: Path) -> None:
     """In the middle and at the end of an epoch, for every exchange, one and several ranks a site: bit for bit."""
-    all_layouts = {2: ((1, 1), (2,)), 3: ((1, 2),)}[comm.num_ranks]
-    for ranks in layouts or all_layouts:
-        for number, (name, sections) in enumerate(VARIANTS.items()):
-            if ranks == (2,) and number not in (1, 3):
-                continue  # one site alone: what differs is that its ranks are several
-            own = common_folder(comm, folder / f"{name}-{'+'.join(map(str, ranks))}")
-            config = sited_config(own, comm, ranks, **sections)
-            comm.ledger.__init__()  # type: ignore[misc]  # as in a process of its own
-            train(config, own / "whole", comm)
-            for stop_at in (1, 2):  # after step 2 in the middle, after step 3 at the end of an epoch
-                stopped = own / f"stopped-{stop_at}"
-                asked = (number + stop_at) % comm.num_ranks
-                with asked_to_stop(comm, stop_at, asked):
-                    start = partial(train, config, stopped, comm)
-                    fails_with(Stopped, f"stopped after step {stop_at + 1} of 6", start)
-                train(config, stopped, comm, AUTO)
-                is_equal_everywhere(comm, "the run is over")
-                for site in config.sites:
-                    latest = [run / site / "checkpoints" / "latest" for run in (own / "whole", stopped)]
-                    same_files(*latest)
-                    for log, *fields in (
-                        ("metrics.jsonl", "step", "loss_of_site"),
-                        ("validation.jsonl", "step", "agreed_auroc", "is_best"),
-                    ):
-                        assert rows(own / "whole", site, log, *fields) == rows(stopped, site, log, *fields), (
-                            f"{name} {log}"
-                        )
-                    best = [run / site / "checkpoints" / "best" for run in (own / "whole", stopped)]
-                    assert best[0].readlink() == best[1].readlink()
-            is_equal_everywhere(comm, "compared")
-            judged = audit(load_folders(own / "whole"))
-            assert not judged.faults, judged.faults[:5]
-            if comm.rank == 0:
-                shutil.rmtree(own)
+    layouts = {2: (1, 1), 3: (1, 2)}
+    cases = [(layouts[comm.num_ranks], name) for name in VARIANTS]
+    if comm.num_ranks == 2:  # one site alone: what differs is that its ranks are several
+        cases += [((2,), name) for name in ("weights-every-4-bf16-mean", "gradients-fp16-accumulated")]
+    goes_on_as_if_never_stopped(comm, folder, cases)
+
+
+def goes_on_as_if_never_stopped(comm: HorovodComm, folder: Path, cases: list[tuple[tuple[int, ...], str]]) -> None:
+    """Train each variant whole, and twice with a stop; all must end with the same files, bit for bit."""
+    for number, (ranks, name) in enumerate(cases):
+        own = common_folder(comm, folder / f"{name}-{'+'.join(map(str, ranks))}")
+        config = sited_config(own, comm, ranks, **VARIANTS[name])
+        comm.ledger.__init__()  # type: ignore[misc]  # as in a process of its own
+        train(config, own / "whole", comm)
+        for stop_at in (1, 2):  # after step 2 in the middle, after step 3 at the end of an epoch
+            stopped = own / f"stopped-{stop_at}"
+            asked = (number + stop_at) % comm.num_ranks
+            with asked_to_stop(comm, stop_at, asked):
+                start = partial(train, config, stopped, comm)
+                fails_with(Stopped, f"stopped after step {stop_at + 1} of 6", start)
+            train(config, stopped, comm, AUTO)
+            is_equal_everywhere(comm, "the run is over")
+            for site in config.sites:
+                latest = [run / site / "checkpoints" / "latest" for run in (own / "whole", stopped)]
+                same_files(*latest)
+                for log, *fields in (
+                    ("metrics.jsonl", "step", "loss_of_site"),
+                    ("validation.jsonl", "step", "agreed_auroc", "is_best"),
+                ):
+                    assert rows(own / "whole", site, log, *fields) == rows(stopped, site, log, *fields), (
+                        f"{name} {log}"
+                    )
+                best = [run / site / "checkpoints" / "best" for run in (own / "whole", stopped)]
+                assert best[0].readlink() == best[1].readlink()
+        is_equal_everywhere(comm, "compared")
+        judged = audit(load_folders(own / "whole"))
+        assert not judged.faults, judged.faults[:5]
+        if comm.rank == 0:
+            shutil.rmtree(own)
 
 
 def all_go_on_from_the_newest_step_that_all_hold_whole(comm: HorovodComm, folder: Path) -> None:
