@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from cxr_hvd.atomic import check_output, keep_private
 from cxr_hvd.errors import UsageError, reported
 from preprocess import cli_sources
 
@@ -70,8 +71,8 @@ def inspect(
     from preprocess import inspection
     from preprocess.distances import site_distances, traits
 
-    if html is not None and html.exists() and not overwrite:
-        raise UsageError(f"{html}: expected a new file, found one; choose another --html or add --overwrite")
+    if html is not None:
+        check_output(html, overwrite, "--html")
     sites = [traits(path, seed) for path in files]
     described = [
         {**inspection.describe(path), "shades": inspection.shade_statistics(site.shades_MS.mean(axis=0))}
@@ -130,6 +131,7 @@ def compare(
 
 def main() -> None:
     """Run `cxr-preprocess`; exit code 0 done, 1 failed, 2 bad usage, 75 stopped on request."""
+    keep_private()
     with reported(PROGRAM):
         app()
 
