@@ -14,7 +14,7 @@ from rich.console import Console
 from cxr_hvd import __version__
 from cxr_hvd.atomic import check_output, keep_private
 from cxr_hvd.cli_jobs import jobs_app
-from cxr_hvd.errors import UsageError, reported
+from cxr_hvd.errors import UsageError, reported, say_exit_codes
 from cxr_hvd.joining import joined_job
 
 PROGRAM = "cxr-hvd"
@@ -126,8 +126,8 @@ def train(
 ) -> None:
     """Train one model over all sites of a config. Started by horovodrun, mpirun or srun, or alone for one site.
 
-    Exit codes: 0 done, 1 failed, 2 bad usage or config, 75 stopped on request with a checkpoint written: run again
-    with --resume auto to go on. SIGUSR1 or SIGTERM to any rank is such a request.
+    Stopped on request a checkpoint is written: run again with --resume auto to go on. SIGUSR1 or SIGTERM to any
+    rank is such a request.
     """
     from cxr_hvd.launch.launchers import parse_duration
 
@@ -467,6 +467,10 @@ def verify_ledger(run: RunPath, as_json: JsonOption = False) -> None:
             console.print("All holds: chains, plan, amounts.", style="green")
     if judged.faults:
         raise typer.Exit(1)
+
+
+for each in (app, ledger_app, jobs_app):
+    say_exit_codes(each.registered_commands)
 
 
 def main() -> None:
