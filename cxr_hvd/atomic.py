@@ -1,14 +1,75 @@
-"""Files and folders that are whole or absent, never half-written.
+"""Files and folders that are whole or absent, never half-written, and for their owner's eyes alone.
 
 Each is written beside its final name, synced to the disk and renamed, so that a reader that finds the name
-finds all of the content, whatever happened to the writer.
+finds all of the content, whatever happened to the writer. The name beside cannot be guessed and is made anew, so
+that no link or file that somebody put there is written to. What exists and is no regular file (a link, a FIFO, a
+device) is never replaced, and what a user made only on request (`check_output`).
 """
 
 import os
+import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from cxr_hvd.errors import UsageError
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a link",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def keep_private() -> None:
+    """Let only its owner use what this process and its children make from now on: files 0600, folders 0700."""
+    os.umask(0o077)
+
+
+def check_output(path: Path, overwrite: bool, option: str = "--out") -> None:
+    """Refuse to write a file where something is already, unless it is a regular file and `overwrite`.
+
+    Args:
+        path: where the user wants the file. overwrite: whether the user allows to replace an earlier one.
+        option: which option names the file, for the message.
+
+    Raises:
+        UsageError: what is there.
+    """
+    _check_regular(path, option)
+    if os.path.lexists(path) and not overwrite:
+        raise UsageError(
+            f"{path}: expected a new file, found one; choose another {option} or add --overwrite to replace it"
+        )
+
+
+def _check_regular(path: Path, option: str = "name") -> None:
+    try:
+        kind = stat.S_IFMT(path.lstat().st_mode)
+    except OSError:  # nothing there, or no folder to write into: the disk will say which
+        return
+    if kind != stat.S_IFREG:
+        raise UsageError(
+            f"{path}: expected a new or a regular file, found {_KINDS.get(kind, 'something else')}, which is not "
+            f"replaced; choose another {option}"
+        )
+
+
+def part_beside(path: Path) -> Path:
+    """Return a name beside `path`, to write to before a rename, that nobody can guess."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+
+
+def create_private(path: Path, mode: int = 0o600) -> int:
+    """Make a file that does not exist yet, and return a descriptor to write to; no link is followed."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    os.fchmod(descriptor, mode)
+    return descriptor
 
 
 def sync(path: Path) -> None:
@@ -21,12 +82,17 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def replaced_file(path: Path) -> Iterator[Path]:
-    """Give a path to write to; on success it takes the name `path`, on any error it is removed.
+def replaced_file(path: Path, mode: int = 0o600) -> Iterator[Path]:
+    """Give the path of a new, empty file to fill; on success it takes the name `path`, else it is removed.
 
     An earlier file at `path` stays whole until the new one takes its place.
+
+    Raises:
+        UsageError: there is something at `path` that is no regular file.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _check_regular(path)
+    beside = part_beside(path)
+    os.close(create_private(beside, mode))
     try:
         yield beside
         sync(beside)
@@ -62,8 +128,7 @@ def finish_folder(path: Path) -> None:
 
 def point_link(link: Path, target: Path) -> None:
     """Make the symbolic link `link` name `target` (in the same folder), in one step."""
-    beside = link.with_name(f".{link.name}.{os.getpid()}.part")
-    beside.unlink(missing_ok=True)
+    beside = part_beside(link)
     beside.symlink_to(target.name)
     beside.replace(link)
     sync(link.parent)
@@ -71,6 +136,5 @@ def point_link(link: Path, target: Path) -> None:
 
 def write_text(path: Path, text: str, mode: int = 0o600) -> None:
     """Write `text` as the whole file at `path`, in UTF-8."""
-    with replaced_file(path) as beside:
-        beside.touch(mode=mode)
+    with replaced_file(path, mode) as beside:
         beside.write_text(text, encoding="utf-8")

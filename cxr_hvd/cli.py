@@ -12,8 +12,9 @@ import typer
 from rich.console import Console
 
 from cxr_hvd import __version__
+from cxr_hvd.atomic import check_output, keep_private
 from cxr_hvd.cli_jobs import jobs_app
-from cxr_hvd.errors import UsageError, reported
+from cxr_hvd.errors import UsageError, reported, say_exit_codes
 from cxr_hvd.joining import joined_job
 
 PROGRAM = "cxr-hvd"
@@ -125,8 +126,8 @@ def train(
 ) -> None:
     """Train one model over all sites of a config. Started by horovodrun, mpirun or srun, or alone for one site.
 
-    Exit codes: 0 done, 1 failed, 2 bad usage or config, 75 stopped on request with a checkpoint written: run again
-    with --resume auto to go on. SIGUSR1 or SIGTERM to any rank is such a request.
+    Stopped on request a checkpoint is written: run again with --resume auto to go on. SIGUSR1 or SIGTERM to any
+    rank is such a request.
     """
     from cxr_hvd.launch.launchers import parse_duration
 
@@ -348,6 +349,9 @@ def report(
         Path | None, typer.Option("--out", help="Where report.html goes; the first RUN if left out.")
     ] = None,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap.", min=100)] = 2000,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files there that no report made; an earlier one goes.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare runs: a page of tables and figures with intervals and paired differences; comparison.json beside it.
@@ -356,19 +360,21 @@ def report(
     """
     from cxr_hvd.atomic import write_text
     from cxr_hvd.evaluation.comparison import compare
-    from cxr_hvd.evaluation.report import write_report
+    from cxr_hvd.evaluation.report import COMPARISON, check_folder, write_report
     from cxr_hvd.evaluation.tables import console_table
     from cxr_hvd.training.display import console_for
     from cxr_hvd.training.run_folder import disk_errors
 
+    folder = out or runs[0]
+    if not as_json:
+        check_folder(folder, overwrite)
     comparison = compare(runs, resamples)
     if as_json:
         print(json.dumps(comparison, allow_nan=False))
         return
-    folder = out or runs[0]
     page = write_report(comparison, folder)
     with disk_errors(folder):
-        write_text(folder / "comparison.json", json.dumps(comparison, allow_nan=False) + "\n")
+        write_text(folder / COMPARISON, json.dumps(comparison, allow_nan=False) + "\n")
     console = console_for(1)
     console.print(console_table(comparison))
     console.print(f"{page}", highlight=False)
@@ -386,6 +392,7 @@ def named_files(said: list[str]) -> dict[str, Path]:
 def inspect_run(
     run: RunPath,
     out: Annotated[Path | None, typer.Option("--out", help="Draw the curves, too: a PNG.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier PNG.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Look at a run that is going on, over or failed: who lives, how far and how fast, where --resume goes on.
@@ -397,6 +404,7 @@ def inspect_run(
 
     view = load_run(run)
     if out:
+        check_output(out, overwrite)
         from cxr_hvd.evaluation.curves import write_curves  # matplotlib takes a second: only where asked for
 
         write_curves(view, out)
@@ -414,12 +422,13 @@ def show_batch(
     out: Annotated[Path, typer.Option("--out", help="The PNG to write.")] = Path("batch.png"),
     step: Annotated[int, typer.Option("--step", help="Which step's batch, from 0.", min=0)] = 0,
     settings: Settings = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier PNG.")] = False,
 ) -> None:
     """Draw what the network sees: a batch of a site's studies, augmented, one row a study, with its labels."""
     from cxr_hvd.config_file import load_config
     from cxr_hvd.training import batch_sheet
 
-    batch_sheet.show_batch(load_config(config, settings or []), site, out, step)
+    batch_sheet.show_batch(load_config(config, settings or []), site, out, step, overwrite)
     print(f"{out}: step {step} of {site}")
 
 
@@ -460,7 +469,12 @@ def verify_ledger(run: RunPath, as_json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
+for each in (app, ledger_app, jobs_app):
+    say_exit_codes(each.registered_commands)
+
+
 def main() -> None:
     """Run the command; end with its exit code and, on an error, one line."""
+    keep_private()
     with reported(PROGRAM):
         app(prog_name=PROGRAM)

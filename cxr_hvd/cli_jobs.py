@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cxr_hvd.atomic import write_text
+from cxr_hvd.atomic import check_output, write_text
 
 jobs_app = typer.Typer(
     help="Batch scripts for this machine's scheduler: write one, hand it in.", no_args_is_help=True
@@ -41,6 +41,7 @@ def render(
         typer.Option("--set", help="nodes=4, account=abc, ... May be repeated; see jobs settings."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The script; printed if left out.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier script.")] = False,
 ) -> None:
     """Fill in a batch script: what is done, on which machine, with which ranks at which site."""
     from cxr_hvd.config_file import load_config
@@ -59,6 +60,7 @@ def render(
     if out is None:
         print(script, end="")
         return
+    check_output(out, overwrite)
     write_text(out, script, mode=0o700)
     print(f"{out}: {chosen.tried}")
 

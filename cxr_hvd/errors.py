@@ -8,10 +8,15 @@ row, an index or a file that the site itself chose to name. The command lines pr
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, NoReturn
+
+EXIT_CODES = (
+    "Exit codes: 0 done · 1 failed, one line says what, where and what to do · 2 wrong usage or config, nothing "
+    "was started · 75 stopped on request, run the same again to go on"
+)
 
 
 class CxrHvdError(Exception):
@@ -76,6 +81,12 @@ def nearest(name: str, valid: list[str]) -> str:
     """Return `; did you mean 'x'?` for the closest valid name, or an empty string."""
     close = get_close_matches(name, valid, n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def say_exit_codes(commands: Iterable[Any]) -> None:
+    """Say all exit codes at the end of the help of Typer's commands."""
+    for command in commands:
+        command.epilog = f"{command.epilog}\n\n{EXIT_CODES}"
 
 
 def leave(code: int) -> NoReturn:

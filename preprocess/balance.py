@@ -37,7 +37,9 @@ def print_balance(balance: Balance) -> None:
 
     parts = list(next(iter(balance.values())))
     table = Table(
-        "label present in", *[Column(part, justify="right") for part in parts], title="balance of what was drawn"
+        "present of all studies in",
+        *[Column(part, justify="right") for part in parts],
+        title="balance of what was drawn",
     )
     for label, shares in balance.items():
         if label == STUDIES:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cxr_hvd.atomic import create_private, part_beside
 from cxr_hvd.errors import StudyFileError
 from cxr_hvd.study.study_file import image_digest
 from preprocess.records import BadImageError, ImageRecord, StudyRecord
@@ -81,9 +82,9 @@ def fill_block(
     kept: list[list[int]] = []
     bad: list[tuple[str, str]] = []
     digests: list[str] = []
-    beside = path.with_suffix(f".{os.getpid()}.part")
+    beside = part_beside(path)
     try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = create_private(beside)
         with os.fdopen(descriptor, "wb", buffering=0) as file:
             for study in studies:
                 check()

@@ -11,10 +11,12 @@ from typing import Annotated
 
 import typer
 
-from cxr_hvd.errors import UsageError, reported
+from cxr_hvd.atomic import check_output, keep_private
+from cxr_hvd.errors import UsageError, reported, say_exit_codes
 from preprocess import cli_sources
 
 PROGRAM = cli_sources.PROGRAM
+FOUND = 3  # of `compare`, so that a script tells it from a file that was refused
 
 app = typer.Typer(
     name=PROGRAM,
@@ -70,8 +72,8 @@ def inspect(
     from preprocess import inspection
     from preprocess.distances import site_distances, traits
 
-    if html is not None and html.exists() and not overwrite:
-        raise UsageError(f"{html}: expected a new file, found one; choose another --html or add --overwrite")
+    if html is not None:
+        check_output(html, overwrite, "--html")
     sites = [traits(path, seed) for path in files]
     described = [
         {**inspection.describe(path), "shades": inspection.shade_statistics(site.shades_MS.mean(axis=0))}
@@ -116,7 +118,10 @@ def compare(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Study files of one pixel pipeline.")],
     as_json: AsJson = False,
 ) -> None:
-    """Find images that occur twice, within and across study files: one patient at two sites. Exit 1: found."""
+    """Find images that occur twice, within and across study files: one patient at two sites.
+
+    Exit code 3: images were found that occur twice; 0: none were.
+    """
     from preprocess import comparison
 
     found = comparison.compare(files)
@@ -125,11 +130,15 @@ def compare(
     else:
         comparison.print_comparison(found)
     if found.duplicates:
-        raise typer.Exit(1)
+        raise typer.Exit(FOUND)
+
+
+say_exit_codes(app.registered_commands)
 
 
 def main() -> None:
-    """Run `cxr-preprocess`; exit code 0 done, 1 failed, 2 bad usage, 75 stopped on request."""
+    """Run `cxr-preprocess`; exit codes are those of `EXIT_CODES`, and `FOUND`."""
+    keep_private()
     with reported(PROGRAM):
         app()
 

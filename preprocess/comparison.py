@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cxr_hvd.errors import DataError
-from cxr_hvd.study.study_file import Split, StudyFile, image_digest
+from cxr_hvd.study.study_file import Split, StudyFile
+from preprocess.inspection import one_shade_digests
 
 _MAX_ROWS = 40
 
@@ -72,7 +73,7 @@ def compare(paths: Sequence[Path]) -> Comparison:
                     f"({' and '.join(f'{name} at {size} px' for name, size in sorted(pipelines))}); "
                     "write both with one --pixels"
                 )
-            blank = blank or _blank_digests(file.header.image_size)
+            blank = blank or one_shade_digests(file.header.image_size)
             patients.append(file.patient_ids.tolist())
             num_images.append(int(file.num_images.sum(dtype=np.int64)))
             digests = iter(file.digests)
@@ -116,10 +117,6 @@ def _overlaps(
         )
         for pair, held in sorted(shared.items())
     }
-
-
-def _blank_digests(size: int) -> set[bytes]:
-    return {image_digest(np.full((size, size), shade, np.uint8)) for shade in range(256)}
 
 
 def as_values(found: Comparison) -> dict[str, Any]:

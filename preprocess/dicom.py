@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from preprocess import grayscale
 from preprocess.rasters import check_size
+from preprocess.records import UnusableImageError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -34,8 +35,7 @@ _TAGS = [
     *("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
 ]
-_DEFLATED = b"1.2.840.10008.1.2.1.99"
-_HEAD_BYTES = 65_536
+_BLANK = 0.999  # of all pixels in one shade: there is nothing to see
 
 
 def decode_voi(content: bytes, size: int) -> NDArray[np.uint8]:
@@ -57,10 +57,17 @@ def decode_voi(content: bytes, size: int) -> NDArray[np.uint8]:
     with _reading("look-up tables that cannot be applied"):
         shares = grayscale.brightness(dataset, np.arange(low, high + 1, dtype=np.int32))
     if not np.isfinite(shares).all():
-        raise ValueError("one with a window or a rescale that is no number")
+        raise UnusableImageError("one with a window or a rescale that is no number")
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         shares = 1 - shares
-    return np.rint(shares * 255).astype(np.uint8)[values_HW.astype(np.int32) - low]
+    shades_V = np.rint(shares * 255).astype(np.uint8)
+    places_HW = values_HW.astype(np.int32) - low
+    counts_V = np.bincount(places_HW.ravel())
+    # With a window outside its values a film is blank, but perhaps for a burnt-in letter.
+    most_of_shade, most_of_value = np.bincount(shades_V, weights=counts_V).max(), counts_V.max()
+    if most_of_shade == places_HW.size > most_of_value or most_of_shade >= _BLANK * places_HW.size > most_of_value:
+        raise UnusableImageError("one whose window or look-up table makes a single shade of all its values")
+    return shades_V[places_HW]
 
 
 def decode_mimic(content: bytes, size: int) -> NDArray[np.uint8]:
@@ -76,7 +83,7 @@ def decode_mimic(content: bytes, size: int) -> NDArray[np.uint8]:
     dataset = _dataset(content)
     values_HW = _values(dataset)
     if values_HW.ndim == 3:
-        raise ValueError("one in color, which MIMIC-CXR does not have")
+        raise UnusableImageError("one in color, which MIMIC-CXR does not have")
     # All values that occur, once: the image is then a look-up.
     low, high = int(values_HW.min()), int(values_HW.max())
     shades = (np.arange(high - low + 1) / max(1, high - low) * 255).astype(np.uint8)
@@ -91,9 +98,8 @@ def view_position(path: Path) -> str:
 
     try:
         with path.open("rb") as file, _quiet():
-            if _DEFLATED in file.read(_HEAD_BYTES):
+            if _is_deflated(file):
                 return ""
-            file.seek(0)
             dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["ViewPosition"])
             return str(dataset.get("ViewPosition") or "").strip().upper()
     # pydicom raises many kinds on damaged files; the image is refused, with a reason, when its pixels are read.
@@ -107,10 +113,15 @@ def _dataset(content: bytes) -> "Dataset":
 
     if content[128:132] != b"DICM":
         raise ValueError("another format")
-    if _DEFLATED in content[:_HEAD_BYTES]:
-        raise ValueError("one with a deflated data set, whose size cannot be known beforehand")
+    file = BytesIO(content)
     with _reading("one that is damaged or truncated"):
-        dataset = pydicom.dcmread(BytesIO(content), specific_tags=_TAGS)
+        is_deflated = _is_deflated(file)
+    if is_deflated:
+        raise UnusableImageError(
+            "one with a deflated data set, whose size cannot be known beforehand", "write it again without deflate"
+        )
+    with _reading("one that is damaged or truncated"):
+        dataset = pydicom.dcmread(file, specific_tags=_TAGS)
         syntax = dataset.file_meta.get("TransferSyntaxUID")
         rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
         frames, samples = int(dataset.get("NumberOfFrames") or 1), int(dataset.get("SamplesPerPixel") or 0)
@@ -123,22 +134,39 @@ def _dataset(content: bytes) -> "Dataset":
     if not has_pixels or min(rows, columns) < 1:
         raise ValueError("one without pixels")
     if frames != 1:
-        raise ValueError(f"one of {frames} frames")
+        raise UnusableImageError(f"one of {frames} frames")
     check_size(rows, columns)
     if allocated not in (8, 16) or not 8 <= stored <= allocated or high_bit != stored - 1:
-        raise ValueError(f"one with {stored} of {allocated} bits up to bit {high_bit}, not 8 to 16 from bit 0")
+        raise UnusableImageError(
+            f"one with {stored} of {allocated} bits up to bit {high_bit}, not 8 to 16 from bit 0"
+        )
     is_gray = samples == 1 and photometric in ("MONOCHROME1", "MONOCHROME2")
     is_color = samples == 3 and allocated == 8 and photometric.startswith(("RGB", "YBR"))
     if not (is_gray or is_color):
-        raise ValueError("one that is neither MONOCHROME1, MONOCHROME2 nor 8-bit color")
+        raise UnusableImageError("one that is neither MONOCHROME1, MONOCHROME2 nor 8-bit color")
     _check_syntax(dataset, syntax)
     return dataset
+
+
+def _is_deflated(file: BinaryIO) -> bool:
+    """Say whether a file's data set is deflated (PS3.5 A.5); the file is left at its start.
+
+    Only the meta information is read, as `pydicom.dcmread` does, which then inflates a data set of any size.
+    """
+    from pydicom.filereader import _read_file_meta_info, read_preamble
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    read_preamble(file, force=False)
+    syntax = _read_file_meta_info(file).get("TransferSyntaxUID")
+    file.seek(0)
+    return bool(syntax == DeflatedExplicitVRLittleEndian)
 
 
 def _check_syntax(dataset: "Dataset", syntax: Any) -> None:
     """Refuse a compression that nothing here decodes, and a frame of another size than the header's."""
     from pydicom.encaps import get_frame
     from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import JPEGExtended12Bit, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
 
     if not syntax.is_transfer_syntax or syntax.is_private:
         raise ValueError("an unknown transfer syntax")
@@ -147,12 +175,18 @@ def _check_syntax(dataset: "Dataset", syntax: Any) -> None:
     with _reading("one without readable frames"):
         frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
         try:
-            is_available = get_decoder(syntax).is_available
+            decoder = get_decoder(syntax)
+            is_available = decoder.is_available
+            # Pillow, which comes with this program, reads no more than the 8 bits of JPEG Extended.
+            if syntax == JPEGExtended12Bit and dataset.BitsStored > 8:
+                is_available = bool({*decoder.available_plugins} - {"pillow"})
         except NotImplementedError:
             is_available = False
     if not is_available:
-        raise ValueError(
-            f"{syntax.name} compression, which no installed decoder reads (extra 'dicom-jpeg', or decompress it)"
+        extra = "extra 'dicom-jpeg', or " if syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes) else ""
+        raise UnusableImageError(
+            f"{syntax.name} compression, which no installed decoder reads ({extra}decompress it)",
+            "pip install 'cxr_hvd[dicom-jpeg]', then run again" if extra else "decompress it or remove the row",
         )
     claimed = _claimed_size(frame)
     if claimed is not None and claimed != (dataset.Rows, dataset.Columns):
@@ -190,7 +224,9 @@ def _values(dataset: "Dataset") -> NDArray[Any]:
         values: NDArray[Any] = pixel_array(dataset, decoding_plugin=plugin)
     if values.shape[:2] != (dataset.Rows, dataset.Columns) or values.dtype.kind not in "iu":
         raise ValueError("pixels of another shape than the header's")
-    return values
+    # Bits above the highest are no pixels (PS3.5 8.1.1): once they held overlays. Decoders leave some of them.
+    num_unused = max(0, 8 * values.itemsize - int(dataset.BitsStored))
+    return (values << num_unused) >> num_unused
 
 
 @contextmanager

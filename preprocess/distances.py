@@ -40,12 +40,14 @@ class Traits:
         name: the file. label_names: of the columns.
         states_NL: index in `STATES` of each label of each study.
         shades_MS: histograms of gray shades, one for each sampled study, each of sum 1.
+        pipeline: by which way and to which size the pixels came.
     """
 
     name: str
     label_names: tuple[str, ...]
     states_NL: NDArray[np.int64]
     shades_MS: Floats
+    pipeline: str = ""
 
 
 def traits(path: Path, seed: int = 0) -> Traits:
@@ -57,11 +59,15 @@ def traits(path: Path, seed: int = 0) -> Traits:
         rng = np.random.default_rng(seed)
         sampled = np.sort(rng.permutation(len(file))[:_SAMPLED_STUDIES])
         shades_MS = np.stack([_histogram(file.images(int(index))) for index in sampled])
-        return Traits(str(path), file.header.label_names, states_NL, shades_MS)
+        pipeline = f"{file.header.pixels} at {file.header.image_size} px"
+        return Traits(str(path), file.header.label_names, states_NL, shades_MS, pipeline)
 
 
 def site_distances(sites: Sequence[Traits], seed: int = 0) -> list[dict[str, Any]]:
-    """Return the distances of each pair of sites as plain values; labels that only one has are left out."""
+    """Return the distances of each pair of sites as plain values; labels that only one has are left out.
+
+    Pixels of two pipelines are not compared: `pixels` is then None.
+    """
     return [_apart(one, other, np.random.default_rng(seed)) for one, other in combinations(sites, 2)]
 
 
@@ -99,11 +105,12 @@ def _apart(one: Traits, other: Traits, rng: np.random.Generator) -> dict[str, An
     prevalence = [_prevalence(counts) for counts in (first, total - first)]
     return {
         "files": [one.name, other.name],
+        "pipelines": [one.pipeline, other.pipeline],
         "labels": {
             name: {
                 "js_bits": round(float(labels_L[column]), 4),
                 "chance": round(float(chance_L[column]), 4),
-                "prevalence": [_rounded(part[column]) for part in prevalence],
+                "prevalence": [None if np.isnan(part[column]) else float(part[column]) for part in prevalence],
             }
             for column, name in enumerate(names)
         },
@@ -111,7 +118,9 @@ def _apart(one: Traits, other: Traits, rng: np.random.Generator) -> dict[str, An
             "js_bits": round(float(labels_L.mean()), 4) if names else None,
             "chance": round(float(chance_L.mean()), 4) if names else None,
         },
-        "pixels": {
+        "pixels": None
+        if one.pipeline != other.pipeline
+        else {
             "js_bits": round(_js_of(shades, num), 4),
             "js_chance": round(float(chance_js), 4),
             "wasserstein_shades": round(wasserstein(shades[:num].mean(0), shades[num:].mean(0)), 2),
@@ -127,10 +136,6 @@ def _js_of(shades_MS: Floats, num: int) -> float:
 def _prevalence(counts_LS: NDArray[np.int64]) -> Floats:
     with np.errstate(invalid="ignore"):
         return np.asarray(counts_LS[:, 0] / (counts_LS[:, 0] + counts_LS[:, 1]))
-
-
-def _rounded(share: float) -> float | None:
-    return None if np.isnan(share) else round(float(share), 4)
 
 
 def _histogram(images_NHW: NDArray[np.uint8]) -> Floats:

@@ -19,9 +19,19 @@ HASH_CHARACTERS = 32
 
 
 def default_key_path(site: str) -> Path:
-    """Return where a site's key lies unless `--key` says otherwise."""
-    config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return Path(config) / "cxr-hvd" / f"{site}.key"
+    """Return where a site's key lies unless `--key` says otherwise.
+
+    Raises:
+        UsageError: this user has no home.
+    """
+    try:
+        config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    except RuntimeError as error:  # in a container, for example: no HOME, and no such user
+        raise UsageError(
+            "expected a home folder for this site's key, found neither HOME nor an entry of this user; name "
+            "a place with --key"
+        ) from error
+    return config / "cxr-hvd" / f"{site}.key"
 
 
 def create_key(path: Path) -> None:

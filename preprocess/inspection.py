@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_hvd.study.study_file import Split, StudyFile, View
+from cxr_hvd.study.study_file import Split, StudyFile, View, image_digest
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -22,7 +22,9 @@ def describe(path: Path) -> dict[str, Any]:
         num_images, labels_NL, splits, patients = file.num_images, file.labels, file.splits, file.patient_ids
         used = np.arange(file.views.shape[1]) < num_images[:, None]
         views = Counter(file.views[used].tolist())
-    counts_of_label = {
+        one_shade = one_shade_digests(header.image_size)
+        num_one_shade = sum(digest.tobytes() in one_shade for digest in file.digests)
+    counts_of_label: dict[str, dict[str, Any]] = {
         name: {
             "present": int((labels_NL[:, column] == 1).sum()),
             "absent": int((labels_NL[:, column] == 0).sum()),
@@ -31,6 +33,9 @@ def describe(path: Path) -> dict[str, Any]:
         }
         for column, name in enumerate(header.label_names)
     }
+    for counts in counts_of_label.values():
+        num_assessed = counts["present"] + counts["absent"]
+        counts["prevalence"] = counts["present"] / num_assessed if num_assessed else None
     return {
         "file": str(path),
         "bytes": path.stat().st_size,
@@ -38,6 +43,7 @@ def describe(path: Path) -> dict[str, Any]:
         "digest": digest,
         "studies": len(num_images),
         "images": int(num_images.sum(dtype=np.int64)),
+        "one_shade": num_one_shade,
         "splits": {
             split.name.lower(): {
                 "patients": len(set(patients[splits == split])),
@@ -50,6 +56,16 @@ def describe(path: Path) -> dict[str, Any]:
         "views": {view.name: views[view] for view in View if views[view]},
         "labels": counts_of_label,
     }
+
+
+def one_shade_digests(size: int) -> set[bytes]:
+    """Return the digests of all images of one shade: blank films, which show nothing."""
+    return {image_digest(np.full((size, size), shade, np.uint8)) for shade in range(256)}
+
+
+def share(prevalence: float | None) -> str:
+    """Return the share of present among present and absent as text, the same wherever it is shown."""
+    return "never assessed" if prevalence is None else f"{prevalence:.1%}"
 
 
 def print_tables(described: dict[str, Any]) -> None:
@@ -76,6 +92,8 @@ def print_tables(described: dict[str, Any]) -> None:
             f"{shades['black']:.1%} black, {shades['white']:.1%} white",
             soft_wrap=True,
         )
+    if described["one_shade"]:
+        console.print(f"films of one shade, which show nothing: {described['one_shade']:,} images")
     splits = Table("split", *[_right(name) for name in ("patients", "studies", "images")])
     for split, counts in described["splits"].items():
         splits.add_row(split, *[f"{count:,}" for count in counts.values()])
@@ -85,11 +103,11 @@ def print_tables(described: dict[str, Any]) -> None:
     )
     console.print("views: " + ", ".join(f"{view} {count:,}" for view, count in described["views"].items()))
     labels = Table(
-        "label", *[_right(name) for name in ("present", "absent", "uncertain", "blank", "present of all")]
+        "label", *[_right(name) for name in ("present", "absent", "uncertain", "blank", "present of assessed")]
     )
     for name, counts in described["labels"].items():
-        share = counts["present"] / described["studies"]
-        labels.add_row(name, *[f"{count:,}" for count in counts.values()], f"{share:.1%}")
+        numbers = [f"{counts[state]:,}" for state in ("present", "absent", "uncertain", "blank")]
+        labels.add_row(name, *numbers, share(counts["prevalence"]))
     console.print(labels)
 
 
@@ -104,19 +122,30 @@ def print_distances(apart: Sequence[dict[str, Any]]) -> None:
         console.print(f"[bold]how far apart[/bold]: A {one}, B {other}", soft_wrap=True)
         table = Table("label", *[_right(name) for name in ("present in A", "in B", "JS bits", "by chance")])
         for name, label in pair["labels"].items():
-            shares = ["never assessed" if share is None else f"{share:.1%}" for share in label["prevalence"]]
+            shares = map(share, label["prevalence"])
             table.add_row(name, *shares, f"{label['js_bits']:.4f}", f"{label['chance']:.4f}")
         if pair["labels"]:
             total = pair["labels_total"]
             table.add_section()
             table.add_row("mean", "", "", f"{total['js_bits']:.4f}", f"{total['chance']:.4f}")
         console.print(table)
-        shades = pair["pixels"]
+        if (shades := pair["pixels"]) is None:
+            console.print(f"pixels: {not_compared(pair)}", soft_wrap=True)
+            continue
         console.print(
             f"pixels: Wasserstein {shades['wasserstein_shades']:.1f} of 256 shades (by chance "
             f"{shades['wasserstein_chance']:.1f}), JS {shades['js_bits']:.4f} bits (by chance "
             f"{shades['js_chance']:.4f})"
         )
+
+
+def not_compared(pair: dict[str, Any]) -> str:
+    """Say why the pixels of two files are not compared."""
+    one, other = pair["pipelines"]
+    return (
+        f"not compared: the pipeline of A is {one}, that of B {other}. A network tells such pixels apart by how "
+        "they were made; do not train on both, write them with one --pixels"
+    )
 
 
 def shade_statistics(shades_S: NDArray[np.float64]) -> dict[str, float]:

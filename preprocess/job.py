@@ -15,16 +15,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_hvd.errors import CxrHvdError, DataError, StudyFileError, UsageError
+from cxr_hvd.atomic import check_output
+from cxr_hvd.errors import CxrHvdError, DataError, StudyFileError
 from cxr_hvd.study.study_file import StudyFile
 from preprocess import identifiers, pixels
 from preprocess.balance import Balance
 from preprocess.blocks import fill_block, is_whole
-from preprocess.drawn import write_drawn
+from preprocess.drawn import drawn_path, write_drawn
 from preprocess.plan import Hashed, Job, Plan, build_plan, check_job
 from preprocess.pool import DONE, RESUMED, Pool
 from preprocess.progress import Progress
-from preprocess.quarantine import check_bad, write_quarantine
+from preprocess.quarantine import check_bad, quarantine_path, write_quarantine
 from preprocess.records import ImageRecord
 from preprocess.run import Ranks, leader_says, stopping_on_request, together
 from preprocess.work import WorkFolder, not_written
@@ -163,13 +164,11 @@ def _publish(job: Job, plan: Plan, folder: WorkFolder, merger: Merger, hashed: H
 
 def _check(job: Job) -> None:
     check_job(job)
-    # One that was killed between the file's name and the end of its work may come back without --overwrite.
-    if job.out.exists() and not job.overwrite and not WorkFolder.may_be_published(job.out):
-        raise _exists(job)
-
-
-def _exists(job: Job) -> UsageError:
-    return UsageError(f"{job.out}: expected a new file, found one; choose another --out or add --overwrite")
+    # One that was killed between the file's name and the end of its work may come back without --overwrite; so may
+    # one that has work here, to which the lists beside the file belong.
+    check_output(job.out, job.overwrite or WorkFolder.may_be_published(job.out))
+    for beside in (drawn_path(job.out), quarantine_path(job.out)):
+        check_output(beside, job.overwrite or WorkFolder.is_begun(job.out))
 
 
 def _check_same(digests: list[bytes]) -> None:
@@ -191,8 +190,7 @@ def _is_published(job: Job, folder: WorkFolder) -> bool:
                     return True
         except StudyFileError:
             pass
-    if job.out.exists() and not job.overwrite:
-        raise _exists(job)
+    check_output(job.out, job.overwrite)
     return False
 
 

@@ -16,6 +16,7 @@ from cxr_hvd.errors import DataError
 from cxr_hvd.study.study_file import Split, StudyFile
 from preprocess.contact_sheet import Tile, draw_tiles
 from preprocess.distances import SHADES, STATES, Traits
+from preprocess.inspection import not_compared, share
 
 _COLORS = 4
 _SHOWN = ("present", "uncertain", "absent", "blank")
@@ -44,7 +45,8 @@ def write_page(
     names = " · ".join(escape(str(one["site"])) for one in described)
     parts = [
         f"<h1>{names}</h1><p>What {'these study files hold' if len(files) > 1 else 'this study file holds'}, "
-        "counted by study; shares are of all studies of a file.</p>",
+        "counted by study. Bars are shares of all studies of a file; “present” is the share among the studies "
+        "where the label was assessed, present or absent.</p>",
         f'<section class="row">{"".join(map(_overview, range(len(files)), described))}</section>',
         "<h2>Labels</h2>" + _labels(described, apart),
         "<h2>Gray shades</h2>" + _shades(described, sites, apart),
@@ -78,6 +80,7 @@ def _overview(number: int, one: dict[str, Any]) -> str:
         "studies": one["studies"],
         "patients": sum(split["patients"] for split in one["splits"].values()),
         "images": one["images"],
+        "of one shade": one["one_shade"],
         "MB": one["bytes"] / 1e6,
     }
     numbers = "".join(f"<div><b>{value:,.0f}</b><span>{name}</span></div>" for name, value in totals.items())
@@ -137,7 +140,7 @@ def _stack(number: int, one: dict[str, Any], name: str) -> str:
         for state in _SHOWN
     )
     bar = f'<div class="stack" style="{_color(number)}">{parts}</div>'
-    return f'<td>{bar}</td><td class="n">{shares["present"]:.1%}</td>'
+    return f'<td>{bar}</td><td class="n">{share(counts["prevalence"])}</td>'
 
 
 def _far_cell(found: dict[str, Any] | None, name: str, chance: str, digits: int) -> str:
@@ -172,8 +175,13 @@ def _shades(described: Sequence[dict[str, Any]], sites: Sequence[Traits], apart:
         for number, one in enumerate(described)
     )
     head = "".join(f'<th class="n">{name}</th>' for name in ("mean", "std", "5%", "50%", "95%", "black", "white"))
+    mixed = "".join(
+        f"<p><b>A {escape(pair['files'][0])}, B {escape(pair['files'][1])}: {escape(not_compared(pair))}.</b></p>"
+        for pair in apart
+        if pair["pixels"] is None
+    )
     return (
-        f'<div class="card"><svg viewBox="0 0 {width} {height + 22}" role="img" aria-label="gray shades">'
+        f'{mixed}<div class="card"><svg viewBox="0 0 {width} {height + 22}" role="img" aria-label="gray shades">'
         f"{''.join(drawn)}{marks}</svg><table><tr><th></th>{head}</tr>{rows}</table></div>"
     )
 
@@ -186,7 +194,7 @@ def _distances(pair: dict[str, Any], described: Sequence[dict[str, Any]]) -> str
         ("pixels, Jensen-Shannon divergence", pair["pixels"], "js_bits", "js_chance", 4, "bits"),
         ("pixels, Wasserstein distance", pair["pixels"], "wasserstein_shades", "wasserstein_chance", 1, "shades"),
     ):
-        if found[name] is not None:
+        if found is not None and found[name] is not None:
             rows += (
                 f"<tr><td>{what}</td>{_far_cell(found, name, chance, digits)}"
                 f'<td class="n">{found[chance]:.{digits}f}</td><td class="n">{unit}</td></tr>'

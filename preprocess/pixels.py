@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocess import dicom, rasters
-from preprocess.records import BadImageError, ImageRecord, StudyRecord
+from preprocess.records import BadImageError, ImageRecord, StudyRecord, UnusableImageError
 
 PIXELS = "jpeg-gray8-reduced2x-area-stretch-1"
 MAX_FILE_BYTES = 400_000_000
@@ -35,6 +35,7 @@ PIPELINES: dict[str, Pipeline] = {
     "mimic-jpg-compat": dicom.decode_mimic,
 }
 _FORMATS = {PIXELS: "JPEG or PNG"}
+_COPY_AGAIN = "copy it again from its source or remove the row"
 
 
 def load(study: StudyRecord, size: int, pipeline: str = PIXELS) -> NDArray[np.uint8]:
@@ -59,10 +60,9 @@ def load_image(image: ImageRecord, size: int, pipeline: str = PIXELS) -> NDArray
     try:
         shades_HW = PIPELINES[pipeline](content, size)
     except ValueError as error:
+        remedy = error.remedy if isinstance(error, UnusableImageError) else _COPY_AGAIN
         raise BadImageError(
-            image.where,
-            f"expected a whole {_FORMATS.get(pipeline, 'DICOM')} file, found {error}; "
-            "copy it again from its source or remove the row",
+            image.where, f"expected a whole {_FORMATS.get(pipeline, 'DICOM')} file, found {error}; {remedy}"
         ) from error
     # A DICOM file says for itself whether it is a negative; its pipelines have inverted it.
     if image.is_negative and pipeline == PIXELS:
@@ -86,6 +86,5 @@ def _content(image: ImageRecord) -> bytes:
     except OSError as error:
         raise BadImageError(
             image.where,
-            f"expected a readable image file, found none ({type(error).__name__}); "
-            "copy it again from its source or remove the row",
+            f"expected a readable image file, found none ({type(error).__name__}); {_COPY_AGAIN}",
         ) from error

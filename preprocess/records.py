@@ -94,6 +94,18 @@ class SourceOptions:
     max_unlabelled: float = MAX_UNLABELLED
 
 
+class UnusableImageError(ValueError):
+    """What a pipeline found in a file that another copy of the same file would not mend.
+
+    Attributes:
+        remedy: what to do instead, as the end of a sentence.
+    """
+
+    def __init__(self, found: str, remedy: str = "remove the row") -> None:
+        super().__init__(found)
+        self.remedy = remedy
+
+
 class BadImageError(DataError):
     """One image file cannot be used; the others can.
 

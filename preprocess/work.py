@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 from pathlib import Path
 from typing import Self
 
@@ -70,6 +71,13 @@ class WorkFolder:
         path = self.path / "lock"
         while True:
             self.path.mkdir(mode=0o700, exist_ok=True)
+            status = self.path.lstat()
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+                raise UsageError(
+                    f"{self.path}: expected a folder of this user for unfinished work, found a link or somebody "
+                    "else's; choose another --out"
+                )
+            self.path.chmod(0o700)
             try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:
@@ -104,6 +112,11 @@ class WorkFolder:
             sync(self.out.parent)
         except OSError as error:
             raise not_written(self.out, error) from error
+
+    @staticmethod
+    def is_begun(out: Path) -> bool:
+        """Say whether some earlier job left work for this name."""
+        return out.with_name(f".{out.name}.work").is_dir()
 
     @staticmethod
     def may_be_published(out: Path) -> bool:

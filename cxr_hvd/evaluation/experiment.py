@@ -10,6 +10,7 @@ whenever one looks, what is there can be compared in pairs. Killed and started a
 """
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -234,14 +235,32 @@ def is_scored(cell: Cell, data_sha256: dict[str, str]) -> bool:
 
 
 def open_folder(plan: Plan) -> None:
-    """Make the experiment's folder, with each set-up's config; what was scored before stays."""
+    """Make the experiment's folder, with each set-up's config; what was scored before stays.
+
+    Raises:
+        CheckpointError: a file of its names is there that no experiment made, or it cannot be written.
+    """
+    record = plan.out / "experiment.json"
+    written = dict.fromkeys([record, *(cell.config_path for cell in plan.cells)])
+    if taken := [] if _is_record(record) else [path for path in written if os.path.lexists(path)]:
+        raise CheckpointError(
+            f"{taken[0]}: expected nothing or a file of an earlier experiment, found something else, which is not "
+            "replaced; name another --out"
+        )
     with disk_errors(plan.out):
         plan.out.mkdir(mode=0o700, parents=True, exist_ok=True)
         for cell in plan.cells:
             cell.run.parent.mkdir(mode=0o700, exist_ok=True)
             first = resolved(cell.config) | {"seed": plan.cells[0].config.seed}
             write_text(cell.config_path, yaml.safe_dump(first, sort_keys=False))
-        write_text(plan.out / "experiment.json", json.dumps(as_json(plan), indent=1) + "\n")
+        write_text(record, json.dumps(as_json(plan), indent=1) + "\n")
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        return path.is_file() and str(json.loads(path.read_bytes())["tool"]).startswith("cxr-hvd ")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

@@ -13,17 +13,41 @@ from xml.etree import ElementTree
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cxr_hvd.atomic import begin_folder, finish_folder, write_text
-from cxr_hvd.errors import CheckpointError
+from cxr_hvd.atomic import begin_folder, check_output, finish_folder, write_text
+from cxr_hvd.errors import CheckpointError, UsageError
 from cxr_hvd.evaluation import details, tables
 from cxr_hvd.evaluation.cells import as_count, is_number, shown
 from cxr_hvd.evaluation.figures import Drawn, render_figures
 from cxr_hvd.evaluation.shape import check_comparison
 
-PAGE = "report.html"
+PAGE, COMPARISON = "report.html", "comparison.json"
 FIGURES = "figures"
+# What the page says of itself, so that a later report may take its place.
+_MARK = '<meta name="generator" content="cxr-hvd report">'
+
 _HERE = Path(__file__).parent
 _NAMESPACE = re.compile(r"\{[^}]*\}")
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder where a report would replace what is no earlier report.
+
+    Raises:
+        UsageError: there is a page, a comparison or a folder of figures of another origin, and `overwrite` is
+            False; or one of them is a link, a FIFO or a device.
+    """
+    page, figures = folder / PAGE, folder / FIGURES
+    is_report = False
+    if page.is_file():
+        with page.open("rb") as file:
+            is_report = _MARK.encode() in file.read(1000)
+    for path in (page, folder / COMPARISON):
+        check_output(path, overwrite or is_report)
+    if figures.is_symlink() or (figures.exists() and not (figures.is_dir() and (overwrite or is_report))):
+        raise UsageError(
+            f"{figures}: expected nothing or the figures of an earlier report, found something else; choose "
+            "another --out or add --overwrite to replace them"
+        )
 
 
 def write_report(comparison: Mapping[str, Any], folder: Path) -> Path:

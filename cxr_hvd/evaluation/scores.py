@@ -111,7 +111,6 @@ def write_scores(path: Path, scores: Scores) -> None:
         tensors["/".join(["probabilities", *place])] = np.ascontiguousarray(probabilities_NL)
     said = {"schema": SCHEMA, "tool": f"cxr-hvd {__version__}", **vars(scores.origin)}
     with disk_errors(path), replaced_file(path) as beside:
-        beside.touch(mode=0o600)
         save_file(tensors, beside, metadata={"origin": json.dumps(said)})
 
 

@@ -13,6 +13,8 @@ from many hands.
 import hashlib
 import json
 import os
+import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -27,6 +29,8 @@ from cxr_hvd.errors import StudyFileError
 
 SCHEMA = 1
 MAX_IMAGES = 20
+# What a file may claim at most: four and seventy times what there is.
+MAX_IMAGE_PX, MAX_LABELS = 4096, 1000
 TABLES = ("num_images", "views", "labels", "study_id", "patient_id", "split", "digests")
 
 
@@ -128,6 +132,8 @@ class StudyFile:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         try:
+            if stat.S_ISFIFO(self.path.stat().st_mode):  # to open it would wait for ever
+                self._refuse("a regular file", "a FIFO")
             self.path.open("rb").close()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise StudyFileError(
@@ -140,39 +146,45 @@ class StudyFile:
         try:
             # No lock: the file never changes once it has its name. No chunk cache: a chunk is read once a pass.
             self._file = h5py.File(self.path, "r", rdcc_nbytes=0, locking=False)
-        except OSError as error:
+        # Of what others wrote h5py makes errors of many kinds, here and below.
+        except Exception as error:
             raise StudyFileError(
                 f"{path}: not a readable HDF5 file; write it again with cxr-preprocess"
             ) from error
         try:
             self._read_tables()
-        except (KeyError, ValueError, TypeError, AttributeError, OSError, OverflowError, MemoryError) as error:
-            self._file.close()
+        except Exception as error:
+            with suppress(Exception):
+                self._file.close()
+            if isinstance(error, StudyFileError):
+                raise
             raise StudyFileError(
-                f"{path}: not a study file of schema {SCHEMA} ({type(error).__name__}: {error}); "
+                f"{path}: not a study file of schema {SCHEMA} ({type(error).__name__}: {str(error)[:200]}); "
                 "write it again with cxr-preprocess"
             ) from error
-        except StudyFileError:
-            self._file.close()
-            raise
 
     def _read_tables(self) -> None:
-        attributes = dict(self._file.attrs)
-        if attributes.get("complete") != 1:
+        """Read header and tables; nothing is read before what is declared of it fits the file."""
+        if "complete" not in self._file.attrs or self._attribute("complete", int) != 1:
             self._refuse("attribute complete = 1", "none: its writer was interrupted")
-        if attributes.get("schema") != SCHEMA:
-            self._refuse(f"schema {SCHEMA}", f"schema {attributes.get('schema')}")
+        if (schema := self._attribute("schema", int)) != SCHEMA:
+            self._refuse(f"schema {SCHEMA}", f"schema {schema}")
+        (num_labels,) = self._file.attrs.get_id("label_names").shape
+        if num_labels > MAX_LABELS:
+            self._refuse(f"up to {MAX_LABELS} label names", f"{num_labels:,}")
         self.header = StudyFileHeader(
-            label_names=tuple(str(name) for name in attributes["label_names"]),
-            image_size=int(attributes["image_size"]),
-            seed=int(attributes["seed"]),
+            label_names=tuple(str(name) for name in self._file.attrs["label_names"]),
+            image_size=self._attribute("image_size", int),
+            seed=self._attribute("seed", int),
             **{
-                name: str(attributes[name])
+                name: self._attribute(name, str)
                 for name in ("site", "source", "pixels", "source_sha256", "created", "tool")
             },
         )
         self._images = self._own_dataset("images")
         size, num_studies = self.header.image_size, self._images.shape[0]
+        if not 1 <= size <= MAX_IMAGE_PX:
+            self._refuse(f"images of 1 to {MAX_IMAGE_PX} px", f"{size} px")
         expected = {
             "shape": (num_studies, MAX_IMAGES, size, size),
             "dtype": np.dtype(np.uint8),
@@ -183,10 +195,18 @@ class StudyFile:
                 self._refuse(f"images with {what} {value}", f"{found}")
         if self._images.id.get_create_plist().get_nfilters():
             self._refuse("images without a filter", "a filter")
-        tables = {
-            name: dataset.asstr()[:] if h5py.check_string_dtype(dataset.dtype) else dataset[:]
-            for name in TABLES
-            for dataset in [self._own_dataset(name)]
+        tables = {"num_images": self._table("num_images", (num_studies,), np.uint8)}
+        num_images = int(tables["num_images"].sum(dtype=np.int64))
+        tables |= {
+            name: self._table(name, shape, kind)
+            for name, shape, kind in (
+                ("views", (num_studies, MAX_IMAGES), np.uint8),
+                ("labels", (num_studies, len(self.header.label_names)), np.float32),
+                ("split", (num_studies,), np.uint8),
+                ("study_id", (num_studies,), str),
+                ("patient_id", (num_studies,), str),
+                ("digests", (num_images, 32), np.uint8),
+            )
         }
         self.num_images: NDArray[np.uint8] = tables["num_images"]
         self.views: NDArray[np.uint8] = tables["views"]
@@ -195,9 +215,9 @@ class StudyFile:
         self.study_ids: NDArray[np.object_] = tables["study_id"]
         self.patient_ids: NDArray[np.object_] = tables["patient_id"]
         self.digests: NDArray[np.uint8] = tables["digests"]
-        self._check_tables(num_studies)
+        self._check_tables()
         self.digest = content_digest(self.header, tables)
-        stated = str(attributes["content_sha256"])
+        stated = self._attribute("content_sha256", str)
         if self.digest != stated:
             self._refuse(f"content with digest {stated[:12]}", f"{self.digest[:12]}: damaged")
         self._first_image = np.concatenate([[0], np.cumsum(self.num_images, dtype=np.int64)])
@@ -205,6 +225,14 @@ class StudyFile:
             self._refuse("no user block", "one")
         self._descriptor: int = self._file.id.get_vfd_handle()
         self._offsets: NDArray[np.int64] | None = None
+
+    def _attribute(self, name: str, kind: type) -> Any:
+        """Read an attribute that is one number or one text."""
+        attribute = self._file.attrs.get_id(name)
+        is_text = h5py.check_string_dtype(attribute.dtype) is not None
+        if attribute.shape != () or is_text != (kind is str):
+            self._refuse(f"attribute {name} of one {'text' if kind is str else 'number'}", "another")
+        return kind(self._file.attrs[name])
 
     def _own_dataset(self, name: str) -> h5py.Dataset:
         """Return a dataset that lies in this very file: links, virtual and external data could read any file."""
@@ -216,23 +244,23 @@ class StudyFile:
             self._refuse(f"dataset {name} inside this file", "a link, a group or data kept elsewhere")
         return dataset
 
-    def _check_tables(self, num_studies: int) -> None:
-        shapes: dict[str, tuple[NDArray[Any], tuple[int, ...]]] = {
-            "num_images": (self.num_images, (num_studies,)),
-            "views": (self.views, (num_studies, MAX_IMAGES)),
-            "labels": (self.labels, (num_studies, len(self.header.label_names))),
-            "split": (self.splits, (num_studies,)),
-            "study_id": (self.study_ids, (num_studies,)),
-            "patient_id": (self.patient_ids, (num_studies,)),
-            "digests": (self.digests, (int(self.num_images.sum(dtype=np.int64)), 32)),
-        }
-        for name, (table, shape) in shapes.items():
-            if table.shape != shape:
-                self._refuse(f"{name} of shape {shape}", f"{table.shape}")
-            kind = {"labels": np.float32, "study_id": object, "patient_id": object}.get(name, np.uint8)
-            if table.dtype != kind:
-                self._refuse(f"{name} of type {np.dtype(kind)}", f"{table.dtype}")
-        if num_studies == 0 or self.num_images.min() < 1 or self.num_images.max() > MAX_IMAGES:
+    def _table(self, name: str, shape: tuple[int, ...], kind: type) -> NDArray[Any]:
+        """Read a table, once it is declared as it has to be and is no larger than the file that holds it."""
+        dataset = self._own_dataset(name)
+        if dataset.shape != shape:
+            self._refuse(f"{name} of shape {shape}", f"{dataset.shape}")
+        text = h5py.check_string_dtype(dataset.dtype)
+        # Text of variable length is kept elsewhere in the file, and one piece may be named a billion times.
+        if (not text or text.length is None) if kind is str else dataset.dtype != kind:
+            self._refuse(
+                f"{name} of type {'fixed-length text' if kind is str else kind.__name__}", f"{dataset.dtype}"
+            )
+        if dataset.nbytes > self.path.stat().st_size:
+            self._refuse(f"{name} inside this file", f"{dataset.nbytes:,} bytes declared in a smaller one")
+        return np.asarray(dataset.asstr()[:] if kind is str else dataset[:])
+
+    def _check_tables(self) -> None:
+        if len(self) == 0 or self.num_images.min() < 1 or self.num_images.max() > MAX_IMAGES:
             self._refuse(f"studies of 1 to {MAX_IMAGES} images", "others")
         if not (np.isin(self.labels, (0.0, 1.0, -1.0)) | np.isnan(self.labels)).all():
             self._refuse("labels of 1, 0, -1 and NaN", "others")
@@ -293,7 +321,7 @@ class StudyFile:
 
         try:
             self._images.id.chunk_iter(note)
-        except RuntimeError as error:  # So h5py tells of a damaged index.
+        except Exception as error:
             raise OSError("the index of the images is damaged") from error
         return offsets
 

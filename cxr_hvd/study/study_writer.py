@@ -1,5 +1,6 @@
 """Writing a study file, once, from its first study to its `complete`."""
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from enum import IntEnum
@@ -10,7 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_hvd.atomic import sync
+from cxr_hvd.atomic import create_private, sync
 from cxr_hvd.errors import StudyFileError
 from cxr_hvd.study.study_file import (
     MAX_IMAGES,
@@ -33,7 +34,7 @@ class StudyFileWriter:
     about 0.3 KB a study and 32 bytes an image.
 
     Args:
-        path: a file that does not exist yet.
+        path: a file that does not exist yet; it is made with mode 0600, for it holds images of patients.
         header: what is true of the whole file.
         max_studies: as many studies as there may be.
     """
@@ -48,7 +49,8 @@ class StudyFileWriter:
         self._splits = np.zeros(max_studies, dtype=np.uint8)
         self._ids: dict[str, list[str]] = {"study_id": [], "patient_id": []}
         self._digests = bytearray()
-        self._file = h5py.File(path, "x")
+        os.close(create_private(path))
+        self._file = h5py.File(path, "w")
         images = self._file.create_dataset(
             "images", shape, np.uint8, maxshape=shape, chunks=(1, 1, size, size), fillvalue=0
         )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from cxr_hvd.atomic import replaced_file
+from cxr_hvd.atomic import check_output, replaced_file
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.config import Config
 from cxr_hvd.errors import UsageError
@@ -25,13 +25,15 @@ NOTHING = "none present"
 GROUND, FRAME, BRIGHT, DIM = (17, 20, 24), (58, 64, 72), (232, 234, 237), (140, 148, 158)
 
 
-def show_batch(config: Config, site: str, out: Path, step: int = 0) -> None:
+def show_batch(config: Config, site: str, out: Path, step: int = 0, overwrite: bool = False) -> None:
     """Write the training batch of a step as a PNG, as a site sees it that trains on one rank.
 
     Raises:
-        CxrHvdError: no site of the config has this name, its study file cannot be used, or `out` not be written.
+        CxrHvdError: no site of the config has this name, its study file cannot be used, `out` cannot be written,
+            or is there already and `overwrite` is False.
     """
     alone = config.alone(site)
+    check_output(out, overwrite)
     data = open_training_data(alone, Topology(0, (site,), (0,)))
     try:
         size = alone.model.image_size
@@ -78,7 +80,6 @@ def write_batch_sheet(batch: Batch, path: Path, label_names: Sequence[str], titl
                 sheet.paste(Image.fromarray(_tile(image_HW)), (x, y))
     try:
         with replaced_file(path) as beside:
-            beside.touch(mode=0o600)  # for the eyes of who may see the study file
             sheet.save(beside, format="PNG")
     except OSError as error:
         raise UsageError(f"{path}: cannot write the picture ({error.strerror or error})") from error

@@ -296,6 +296,5 @@ def _write_trace(profiler: profile, path: Path) -> None:
     with replaced_file(path) as beside, TemporaryDirectory(dir=path.parent) as scratch:
         plain = Path(scratch) / "trace.json"
         profiler.export_chrome_trace(str(plain))
-        beside.touch(mode=0o600)
         with plain.open("rb") as content, gzip.open(beside, "wb", compresslevel=6) as packed:
             shutil.copyfileobj(content, packed)

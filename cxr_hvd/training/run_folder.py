@@ -34,15 +34,22 @@ class RunFolder:
         """Make the folder, empty.
 
         Raises:
-            CheckpointError: it holds a run already, and `overwrite` is False.
+            CheckpointError: it holds a run already, and `overwrite` is False; or other files and no run.
         """
-        if (self.path / "config.yaml").exists() and not overwrite:
+        marks = (self.checkpoints, self.path / "plan.json", self.path / "environment.json")
+        is_run = (self.path / "config.yaml").is_file() and any(mark.exists() for mark in marks)
+        if is_run and not overwrite:
             raise CheckpointError(
                 f"{self.path} holds a run already: go on with --resume auto, replace it with --overwrite, "
                 "or name another with --run"
             )
         try:
-            if (self.path / "config.yaml").exists():
+            if not is_run and self.path.is_dir() and any(map(_is_strange, self.path.iterdir())):
+                raise CheckpointError(
+                    f"{self.path}: expected a run or nothing, found files that are of no run and are not "
+                    "replaced; name another with --run"
+                )
+            if is_run:
                 shutil.rmtree(self.path)
             self.checkpoints.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.path.chmod(0o700)
@@ -78,11 +85,19 @@ class RunFolder:
             for newer in (each for each in self.steps() if each > step):
                 shutil.rmtree(self.checkpoint(newer))
             for unfinished in self.checkpoints.glob(".*.part"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+                if unfinished.is_symlink():
+                    unfinished.unlink()
+                else:
+                    shutil.rmtree(unfinished, ignore_errors=True)
             if not (self.checkpoints / BEST).exists():
                 (self.checkpoints / BEST).unlink(missing_ok=True)
             cut_rows(self.path / "metrics.jsonl", step)
             cut_rows(self.path / "validation.jsonl", step)
+
+
+def _is_strange(entry: Path) -> bool:
+    """Say whether something is there that no run begins with: it makes `checkpoints` and a file beside a name."""
+    return entry.name != "checkpoints" and not entry.name.endswith(".part")
 
 
 def cut_rows(path: Path, first_step: int) -> None:

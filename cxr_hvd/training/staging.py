@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,10 @@ def stage(source: Path, folder: Path, on_part: OnPart = lambda: None) -> Path:
 
 def _identity(path: Path) -> dict[str, Any]:
     found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise StudyFileError(
+            f"{path}: expected a study file, found a folder, a FIFO or a device; check the config"
+        )
     return {"path": str(path.resolve()), "bytes": found.st_size, "changed": found.st_mtime_ns}
 
 
@@ -69,13 +74,11 @@ def _is_whole(copy: Path, note: Path, source: dict[str, Any], on_part: OnPart) -
 def _copy(source: Path, copy: Path, note: Path, before: dict[str, Any], on_part: OnPart) -> None:
     note.unlink(missing_ok=True)
     digest = hashlib.sha256()
-    with replaced_file(copy) as beside:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with source.open("rb") as read, os.fdopen(descriptor, "wb") as write:
-            while part := read.read(PART_BYTES):
-                digest.update(part)
-                write.write(part)
-                on_part()
+    with replaced_file(copy) as beside, source.open("rb") as read, beside.open("wb") as write:
+        while part := read.read(PART_BYTES):
+            digest.update(part)
+            write.write(part)
+            on_part()
     if _identity(source) != before:
         raise StudyFileError(
             f"{source}: was changed while it was staged: wait until it is written, then start again"
@@ -101,7 +104,7 @@ def _digest(path: Path, on_part: OnPart) -> str:
 @contextmanager
 def _locked(path: Path, on_wait: OnPart) -> Iterator[None]:
     """Hold a lock that ends with this process, however it ends."""
-    with path.open("w") as file:
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "w") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,6 +5,7 @@ one whose last word is not an end knows that the rank was killed, frozen or cut 
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,8 +72,9 @@ class StatusFile:
         beside = self._path.with_name(f".{self._path.name}.part")
         try:
             # Not synced: it is of the moment. After a crash of the machine the rank is gone, too.
-            beside.write_text(json.dumps(self._said | said | {"time": time.time()}) + "\n", encoding="utf-8")
-            beside.chmod(0o600)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(beside, flags, 0o600), "w", encoding="utf-8") as file:
+                file.write(json.dumps(self._said | said | {"time": time.time()}) + "\n")
             beside.replace(self._path)
         except OSError:
             return

@@ -77,6 +77,8 @@ def test_experiment_d_trains_and_is_judged(launcher: str, sites: Path, tmp_path:
     told = ok(launch(2, [*TRAIN, config("D"), "--run", str(runs), *settings(*data_of(sites))], launcher))
     assert told.lines("transition1")
     assert told.lines("step 3/3")
+    # TensorBoard's files, logs, ledgers, checkpoints: their owner's alone.
+    assert not [path for path in (runs, *runs.rglob("*")) if not path.is_symlink() and path.stat().st_mode & 0o077]
     shared = [load_file(runs / site / "checkpoints/latest/shared.safetensors") for site in ("chexpert", "mimic")]
     private = [load_file(runs / site / "checkpoints/latest/private.safetensors") for site in ("chexpert", "mimic")]
     assert shared[0].keys() == shared[1].keys() and private[0].keys() == private[1].keys()

@@ -141,6 +141,32 @@ def test_compression_changes_nothing(values: np.ndarray, syntax: str) -> None:
         np.testing.assert_array_equal(decode(content, 1), decode(plain, 1))
 
 
+def _with_bits_above(values: np.ndarray, syntax: str, stored: int) -> bytes:
+    """Return a DICOM file whose words of 16 bits hold more than the `stored` bits that its header names."""
+    dataset = pydicom.dcmread(BytesIO(dicom_bytes(values, syntax)))
+    dataset.BitsStored, dataset.HighBit = stored, stored - 1
+    file = BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("syntax", ["ExplicitVRLittleEndian", "RLELossless", "JPEG2000Lossless"])
+@settings(deadline=None, max_examples=20)
+@given(bits=st.integers(8, 15), is_signed=st.booleans(), seed=st.integers(0, 99))
+def test_bits_above_the_stored_ones_are_no_pixels_in_any_transfer_syntax(
+    syntax: str, bits: int, is_signed: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    low = -(2 ** (bits - 1)) if is_signed else 0
+    values = rng.integers(low, low + 2**bits, (48, 48)).astype(np.int16 if is_signed else np.uint16)
+    overlays = rng.integers(0, 2 ** (16 - bits), values.shape).astype(np.uint16) << bits
+    marked = ((values.view(np.uint16) & (2**bits - 1)) | overlays).view(values.dtype)
+    for decode in (decode_voi, decode_mimic):
+        np.testing.assert_array_equal(
+            decode(_with_bits_above(marked, syntax, bits), 1), decode(dicom_bytes(values, BitsStored=bits), 1)
+        )
+
+
 def test_bytes_that_look_like_a_codestream_are_read_all_the_same() -> None:
     values = np.tile(np.array([0xFF, 0x4F, 0xFF, 0x51, 3, 1, 4], np.uint8), (9, 2))
     np.testing.assert_array_equal(
@@ -169,6 +195,44 @@ def test_a_compression_without_decoder_is_named(monkeypatch: pytest.MonkeyPatch)
         ValueError, match=r"^JPEG Lossless.* which no installed decoder reads \(extra 'dicom-jpeg'"
     ):
         decode_voi(_as_jpeg(np.zeros((8, 8), np.uint8), uid.JPEGLosslessSV1), 1)
+
+
+def test_12_bit_jpeg_extended_names_the_extra_that_decodes_it(tmp_path: Path) -> None:
+    content = _as_jpeg((DEEP >> 4).astype(np.uint8), uid.JPEGExtended12Bit)
+    assert np.abs(decode_voi(content, 1).astype(int) - (DEEP >> 4)).max() <= 3  # Pillow reads 8 bits of it
+    dataset = pydicom.dcmread(BytesIO(content))
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
+    file = BytesIO()
+    dataset.save_as(file, enforce_file_format=True)
+    with pytest.raises(
+        BadImageError, match=r"\(extra 'dicom-jpeg'.*pip install 'cxr_hvd\[dicom-jpeg\]'"
+    ) as caught:
+        _load(tmp_path, file.getvalue())
+    assert "copy it again" not in caught.value.reason
+
+
+def test_what_another_copy_would_not_mend_is_not_told_to_be_copied_again(tmp_path: Path) -> None:
+    for what in ("multi-frame", "4 bits", "palette", "window of 0"):
+        with pytest.raises(BadImageError, match="remove the row") as caught:
+            _load(tmp_path, BAD[what][0]())
+        assert "copy it again" not in caught.value.reason
+    with pytest.raises(BadImageError, match="copy it again"):
+        _load(tmp_path, BAD["cut"][0]())
+
+
+def test_only_a_deflated_file_is_refused_as_deflated(tmp_path: Path) -> None:
+    deflated, plain = "1.2.840.10008.1.2.1.99", uid.ExplicitVRLittleEndian
+    mentions = dicom_bytes(DEEP, AvailableTransferSyntaxUID=[plain, deflated], ViewPosition="AP")
+    np.testing.assert_array_equal(decode_voi(mentions, 1), decode_voi(dicom_bytes(DEEP), 1))
+    path = tmp_path / "film.dcm"
+    path.write_bytes(mentions)
+    assert view_position(path) == "AP"
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
+    dataset.save_as(path, enforce_file_format=True)
+    with pytest.raises(ValueError, match="deflated"):
+        decode_voi(path.read_bytes(), 1)
+    assert view_position(path) == ""
 
 
 def test_color_becomes_gray_by_luma() -> None:

@@ -55,7 +55,7 @@ def test_duplicates_are_found_within_and_across_files(tmp_path: Path) -> None:
     assert found.overlaps == {(0, 0): (2, 2, 2), (0, 1): (2, 2, 1), (1, 1): (2, 2, 2)}
     assert (found.num_blank, found.num_leaks) == (3, 3)
     told = preprocess_here("compare", one, other)
-    assert told.exit_code == 1 and "A study 0 image 0 (train) = B study 4 image 0 (test)" in told.output
+    assert told.exit_code == 3 and "A study 0 image 0 (train) = B study 4 image 0 (test)" in told.output
     assert json.loads(preprocess_here("compare", one, other, "--json").output)["leaks"] == 3
     assert not re.search(r"\b[ps]\d", told.output)
 
@@ -65,8 +65,12 @@ def test_files_without_a_common_image_and_of_other_pipelines(tmp_path: Path) -> 
     other = _write(tmp_path / "b.h5", [[4], [5], [0]])
     told = preprocess_here("compare", one, other)
     assert told.exit_code == 0 and "no image occurs twice" in told.output
+    refused = _write(tmp_path / "c.h5", [[1]], pixels="other-1")
     with pytest.raises(DataError, match="expected the pixel pipeline of"):
-        compare([one, _write(tmp_path / "c.h5", [[1]], pixels="other-1")])
+        compare([one, refused])
+    # A script tells what was found from what was refused.
+    assert preprocess_here("compare", one, refused).exit_code == 1
+    assert "Exit code 3" in preprocess_here("compare", "--help").output
 
 
 shares = st.lists(st.integers(0, 50), min_size=4, max_size=4).filter(any)
@@ -132,6 +136,61 @@ def test_the_page_stands_alone_and_is_escaped(tmp_path: Path) -> None:
     assert "patient1" not in text and "study1" not in text
     assert html.stat().st_mode & 0o077 == 0
     assert preprocess_here("inspect", *files, "--html", html).exit_code == 2
+
+
+@pytest.mark.parametrize("changes", [{"pixels": "other-1"}, {"image_size": 32}], ids=["pipeline", "size"])
+def test_pixels_of_two_pipelines_are_not_compared_and_everybody_is_told(
+    tmp_path: Path, changes: dict[str, object]
+) -> None:
+    one = write_study_file(tmp_path / "a.h5", 30, 1, tuple(Split))
+    other, html = tmp_path / "b.h5", tmp_path / "page.html"
+    writer = StudyFileWriter(other, header(**changes), 3)
+    size = int(changes.get("image_size", SIZE))  # type: ignore[call-overload]
+    for split in Split:
+        row = StudyRow(f"s{split}", f"p{split}", split, (View.PA,), (0.0,) * 14)
+        writer.append(row, np.full((1, size, size), 9, np.uint8))
+    writer.close()
+    told = preprocess_here("inspect", one, other, "--html", html)
+    assert told.exit_code == 0 and "Wasserstein" not in told.output + html.read_text()
+    for text in (told.output, html.read_text()):
+        assert "do not train on both" in " ".join(text.split()) and f"test-1 at {SIZE} px" in text
+    [pair] = json.loads(preprocess_here("inspect", one, other, "--json").output)["distances"]
+    assert pair["pixels"] is None and pair["labels_total"]["js_bits"] > 0
+    assert "not compared" not in preprocess_here("inspect", one, one).output
+
+
+def test_films_of_one_shade_are_counted(tmp_path: Path) -> None:
+    path, html = _write(tmp_path / "a.h5", [[1, 0], [0, 2], [3]]), tmp_path / "page.html"
+    told = preprocess_here("inspect", path, "--html", html)
+    assert "films of one shade, which show nothing: 2 images" in told.output
+    assert "<b>2</b><span>of one shade</span>" in html.read_text()
+    assert json.loads(preprocess_here("inspect", path, "--json").output)["files"][0]["one_shade"] == 2
+
+
+def test_a_share_is_the_same_in_both_tables_and_on_the_page(tmp_path: Path) -> None:
+    """Also where it falls between two tenths of a percent, where labels are blank, and where none was assessed."""
+    present, absent = 37, 2000 - 37  # 1.85%
+    values = [1.0] * present + [0.0] * absent + [-1.0] * 40 + [np.nan] * 23
+    names, html = ("Edema", "Fracture"), tmp_path / "page.html"
+    for name in ("a.h5", "b.h5"):
+        writer = StudyFileWriter(tmp_path / name, header(label_names=names, image_size=8), len(values))
+        for index, value in enumerate(values):
+            split = Split(index % 3)
+            row = StudyRow(f"s{index}", f"p{index}", split, (View.PA,), (value, np.nan))
+            writer.append(row, np.full((1, 8, 8), index % 256, np.uint8))
+        writer.close()
+    told = preprocess_here("inspect", tmp_path / "a.h5", tmp_path / "b.h5", "--html", html)
+    edema = {share for line in told.lines("Edema") for share in re.findall(r"[\d.]+%", line)}
+    assert len(edema) == 1
+    assert set(re.findall(r'<td class="n">([\d.]+%|never assessed)</td>', _labels_of(html))) == {
+        *edema,
+        "never assessed",
+    }
+    assert all("never assessed" in line and "%" not in line for line in told.lines("Fracture"))
+
+
+def _labels_of(html: Path) -> str:
+    return html.read_text().partition("<h2>Labels</h2>")[2].partition("<h2>Gray shades</h2>")[0]
 
 
 def test_verify_names_the_first_of_several_damaged_studies(tmp_path: Path) -> None:

@@ -243,6 +243,24 @@ def test_help_has_an_example_for_each_verb() -> None:
     for verb in (*(verb.name for verb in VERBS), "phantom", "inspect", "verify", "compare"):
         job = preprocess_here(verb, "--help")
         assert job.exit_code == 0 and "Example:" in job.output
+        said = " ".join(job.output.split())
+        assert all(code in said for code in ("Exit codes: 0 done", "1 failed", "2 wrong usage", "75 stopped")), (
+            said
+        )
+
+
+def test_a_user_without_a_home_is_asked_for_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container, for example: no HOME, and no entry of this user."""
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    data, out = write_chexpert(tmp_path / "data"), tmp_path / "out.h5"
+    told = preprocess_here("chexpert", data, "--out", out)
+    assert told.exit_code == 2 and "name a place with --key" in told.output
+    assert preprocess_here("chexpert", data, "--out", out, "--key", tmp_path / "site.key").exit_code == 0
 
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:

@@ -1,5 +1,6 @@
 """Staged copies: the same bytes or an error, never anything between; one copy for all ranks of a node."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -79,6 +80,23 @@ def test_what_cannot_be_staged_is_one_line(source: Path, tmp_path: Path, is_fold
             source if is_folder else tmp_path / "none.h5",
             blocked / "scratch" if is_folder else tmp_path / "scratch",
         )
+
+
+def test_no_link_is_followed_to_a_lock(source: Path, tmp_path: Path) -> None:
+    scratch, victim = tmp_path / "scratch", tmp_path / "victim"
+    copy = stage(source, scratch)
+    victim.write_text("a user's")
+    copy.with_suffix(".lock").unlink()
+    copy.with_suffix(".lock").symlink_to(victim)
+    with pytest.raises(StudyFileError, match="cannot be staged"):
+        stage(source, scratch)
+    assert victim.read_text() == "a user's"
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "site.h5")
+    with pytest.raises(StudyFileError, match="expected a study file"):
+        stage(tmp_path / "site.h5", tmp_path / "scratch")
 
 
 def test_ranks_of_a_node_make_one_copy(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

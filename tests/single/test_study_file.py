@@ -1,7 +1,9 @@
 """The study file: written then read is the same, and whatever breaks the contract is refused."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -139,6 +141,43 @@ def _crossing_patient(file: h5py.File) -> None:
     file["patient_id"][1] = file["patient_id"][0]
 
 
+def _replace(file: h5py.File, name: str, *arguments: Any, **options: Any) -> None:
+    del file[name]
+    file.create_dataset(name, *arguments, **options)
+
+
+def _declared_long(file: h5py.File) -> None:
+    _replace(file, "num_images", (8_000_000_000,), np.uint8, chunks=(1 << 20,))
+
+
+def _declared_long_everywhere(file: h5py.File) -> None:
+    images = (8_000_000_000, 20, 64, 64)
+    _replace(file, "images", images, np.uint8, chunks=(1, 1, 64, 64))
+    _replace(file, "num_images", images[:1], np.uint8, chunks=(1 << 20,), fillvalue=1)
+
+
+def _declared_wide(file: h5py.File) -> None:
+    _replace(file, "study_id", file["study_id"].shape, h5py.string_dtype("utf-8", 1 << 30), chunks=(1,))
+
+
+def _text_of_any_length(file: h5py.File) -> None:
+    ids = [name.decode() for name in file["study_id"][:]]
+    _replace(file, "study_id", data=ids, dtype=h5py.string_dtype())
+
+
+def _huge_images(file: h5py.File) -> None:
+    file.attrs["image_size"] = 60_000
+    _replace(file, "images", (24, 20, 60_000, 60_000), np.uint8, chunks=(1, 1, 60_000, 60_000))
+
+
+def _many_labels(file: h5py.File) -> None:
+    file.attrs["label_names"] = ["x"] * 3000
+
+
+def _scalar(file: h5py.File) -> None:
+    _replace(file, "images", data=np.uint8(1))
+
+
 BROKEN: dict[Callable[[h5py.File], None], str] = {
     _drop_complete: "expected attribute complete = 1, found none: its writer was interrupted",
     _other_schema: "expected schema 1, found schema 99",
@@ -148,6 +187,13 @@ BROKEN: dict[Callable[[h5py.File], None], str] = {
     _external_link: "expected dataset labels inside this file",
     _virtual: "expected dataset images inside this file",
     _external_data: "expected dataset num_images inside this file",
+    _declared_long: r"expected num_images of shape \(24,\)",
+    _declared_long_everywhere: "8,000,000,000 bytes declared in a smaller one",
+    _declared_wide: "bytes declared in a smaller one",
+    _text_of_any_length: "expected study_id of type fixed-length text",
+    _huge_images: "expected images of 1 to 4096 px",
+    _many_labels: "expected up to 1000 label names",
+    _scalar: "not a study file of schema 1",
     _filtered: "expected images without a filter",
     _other_chunks: "expected images with chunks",
     _too_many_images: "num_images|studies of 1 to 20|digests of shape",
@@ -165,6 +211,29 @@ def test_a_broken_file_is_refused(tmp_path: Path, break_it: Callable[[h5py.File]
     with pytest.raises(StudyFileError, match=BROKEN[break_it]) as caught:
         StudyFile(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    content = write_study_file(tmp_path / "north.h5", num_studies=3).read_bytes()
+    rng, path = np.random.default_rng(0), tmp_path / "damaged.h5"
+    # The file's structure lies at both ends; h5py makes errors of its own kinds of what it finds there.
+    structure = np.r_[:3000, len(content) - 9000 : len(content)]
+    for _ in range(100):
+        damaged = np.frombuffer(content, np.uint8).copy()
+        damaged[rng.choice(structure, rng.integers(1, 5))] = rng.choice([0, 1, 127, 255, rng.integers(256)])
+        path.write_bytes(damaged.tobytes())
+        try:
+            with StudyFile(path) as file:
+                for index in range(len(file)):
+                    file.images(index)
+        except StudyFileError as error:
+            assert "\n" not in str(error) and len(str(error)) < 1000
+
+
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "north.h5")
+    with pytest.raises(StudyFileError, match="found a FIFO"):
+        StudyFile(tmp_path / "north.h5")
 
 
 @pytest.mark.parametrize("content", [b"", b"not HDF5 at all"])

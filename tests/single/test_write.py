@@ -1,5 +1,6 @@
 """Blocks, their folder and identifiers: what the ranks leave behind, and what the merge makes of it."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,22 @@ def test_the_lock_is_one_jobs_alone_and_ends_with_it(tmp_path: Path) -> None:
     third = WorkFolder(tmp_path / "out.h5", "c" * 64).open()
     assert not second.block(0).exists()
     third.remove()
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_work_folder_that_somebody_planted_is_not_used(
+    is_link: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = WorkFolder(tmp_path / "out.h5", "ab" * 32)
+    (tmp_path / "theirs").mkdir(mode=0o755)
+    if is_link:
+        folder.path.symlink_to(tmp_path / "theirs")
+    else:
+        folder.path.mkdir()
+        monkeypatch.setattr(os, "geteuid", lambda: folder.path.stat().st_uid + 1)
+    with pytest.raises(UsageError, match="of this user"):
+        folder.open()
+    assert not list((tmp_path / "theirs").iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(tmp_path: Path) -> None:
