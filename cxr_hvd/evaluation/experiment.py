@@ -20,7 +20,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -37,6 +36,7 @@ from cxr_hvd.launch.supervise import supervise
 from cxr_hvd.study.study_file import Split, StudyFile
 from cxr_hvd.training.budget import budget_of
 from cxr_hvd.training.run_folder import LATEST, RunFolder, disk_errors, sites_in
+from cxr_hvd.yaml_text import dump_yaml
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def open_folder(plan: Plan) -> None:
         for cell in plan.cells:
             cell.run.parent.mkdir(mode=0o700, exist_ok=True)
             first = resolved(cell.config) | {"seed": plan.cells[0].config.seed}
-            write_text(cell.config_path, yaml.safe_dump(first, sort_keys=False))
+            write_text(cell.config_path, dump_yaml(first))
         write_text(plan.out / "experiment.json", json.dumps(as_json(plan), indent=1) + "\n")
 
 
