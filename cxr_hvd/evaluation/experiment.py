@@ -31,6 +31,7 @@ from cxr_hvd.errors import CheckpointError, Stopped, StudyFileError, TrainingErr
 from cxr_hvd.evaluation import scores
 from cxr_hvd.evaluation.progress import progress_shown
 from cxr_hvd.evaluation.variants import Variant, configure, private_of, resolved
+from cxr_hvd.launch.launchers import path_word
 from cxr_hvd.launch.outcome import DONE, STOPPED, USAGE
 from cxr_hvd.launch.supervise import supervise
 from cxr_hvd.study.study_file import Split, StudyFile
@@ -70,12 +71,13 @@ class Cell:
     def train_words(self) -> list[str]:
         """Return the command of each rank that trains."""
         seed = f"seed={self.config.seed}"
-        return ["train", str(self.config_path), "--run", str(self.run), "--set", seed, "--resume", "auto"]
+        config, run = path_word(self.config_path), path_word(self.run)
+        return ["train", config, "--run", run, "--set", seed, "--resume", "auto"]
 
     def score_words(self) -> list[str]:
         """Return the command of each rank that scores."""
         outside = [word for name, path in self.outside.items() for word in ("--outside", f"{name}={path}")]
-        return ["evaluate", str(self.run), "--across-sites", *outside]
+        return ["evaluate", path_word(self.run), "--across-sites", *outside]
 
 
 @dataclass(frozen=True)

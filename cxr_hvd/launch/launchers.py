@@ -83,6 +83,11 @@ def split_launcher(text: str) -> list[str]:
     return words
 
 
+def path_word(path: Path | str) -> str:
+    """Write a path so that no program takes it for an option: `-x` becomes `./-x`."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
+
+
 def receiver(launcher: Process, started: list[Process]) -> Process:
     """Return which process takes the signals for the ranks: mpirun, wherever it stands, or else the launcher.
 
