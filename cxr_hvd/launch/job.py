@@ -63,7 +63,7 @@ class Settings:
     @property
     def walltime_s(self) -> int:
         """Seconds until the scheduler ends the job."""
-        return int(parse_duration(self.walltime))
+        return int(parse_duration(self.walltime, "--set walltime"))
 
     @property
     def work_s(self) -> int:
