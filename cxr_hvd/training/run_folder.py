@@ -49,6 +49,10 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot make the run folder ({error.strerror})") from error
 
+    def has_run(self) -> bool:
+        """Return whether a run was started in the folder."""
+        return (self.path / "config.yaml").is_file()
+
     def write_record(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON or YAML record of the run, by the ending of `name`."""
         is_yaml = name.endswith(".yaml")
@@ -58,7 +62,7 @@ class RunFolder:
 
     def config(self, settings: tuple[str, ...] = ()) -> Config:
         """Read back the config that the run was started with."""
-        if not (self.path / "config.yaml").is_file():
+        if not self.has_run():
             raise CheckpointError(f"{self.path}: no run of a site here; expected config.yaml and checkpoints/")
         return load_config(self.path / "config.yaml", settings)
 
