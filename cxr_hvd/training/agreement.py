@@ -1,6 +1,8 @@
 """What all ranks must have alike before they train, and what a resumed run must have kept."""
 
 import hashlib
+import hmac
+import secrets
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
@@ -8,17 +10,19 @@ from typing import Any
 import torch
 
 from cxr_hvd import __version__
-from cxr_hvd.collective.comm import Communicator
+from cxr_hvd.collective.comm import Communicator, gather
 from cxr_hvd.collective.contract import check_contract, flat_items
 from cxr_hvd.collective.sharing import Scope, SharingPlan, build_plan
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.config import Config
 from cxr_hvd.errors import ConfigError
+from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.training.data import TrainingData
 from cxr_hvd.training.model import tensor_specs
 from cxr_hvd.training.run_folder import RunFolder
 
 COMPARED_VERSIONS = ("torch", "torchvision", "horovod", "numpy")
+DIGEST_BYTES = 32
 LENGTH = ("training.epochs", "training.max_steps")
 MAY_CHANGE = (
     *LENGTH,
@@ -71,6 +75,33 @@ def shared_digest(plan: SharingPlan, model: torch.nn.Module) -> str:
     for name in plan.names(Scope.SHARED):
         digest.update(tensors[name].contiguous().cpu().numpy())
     return digest.hexdigest()
+
+
+def find_twins(file: StudyFile, comm: Communicator, topology: Topology) -> list[list[str]]:
+    """Find sites whose study files hold the same images, whatever their names, labels and order.
+
+    What a rank sends is a hash of its images' digests, keyed by random numbers of all ranks: it tells nothing but
+    whether two are equal, and cannot be recognised in another run.
+
+    Collective: every rank. Blocking.
+
+    Returns:
+        The names of the sites of each such group, in the config's order.
+    """
+    if topology.num_sites == 1:
+        return []
+    key = gather(comm, _as_tensor(secrets.token_bytes(DIGEST_BYTES)), "data.nonce")
+    content = b"".join(sorted(digest.tobytes() for digest in file.digests))
+    own = hmac.digest(key.contiguous().numpy().tobytes(), content, "sha256")
+    tags = gather(comm, _as_tensor(own), "data.tag")
+    sites: dict[bytes, list[str]] = {}
+    for site, name in enumerate(topology.site_names):
+        sites.setdefault(bytes(tags[topology.ranks_at(site)[0]].tolist()), []).append(name)
+    return [names for names in sites.values() if len(names) > 1]
+
+
+def _as_tensor(content: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
 def check_shared_weights(

@@ -28,13 +28,14 @@ from cxr_hvd.training.agreement import (
     check_shared_weights,
     contract_items,
     describe_changes,
+    find_twins,
     plan_of,
 )
 from cxr_hvd.training.budget import Budget, agree_on_budget
 from cxr_hvd.training.checkpoint import CheckpointWriter, agree_on_step, load_checkpoint
 from cxr_hvd.training.data import TrainingData, open_training_data
 from cxr_hvd.training.device import binding_remark, choose_device, set_threads
-from cxr_hvd.training.display import TrainingDisplay, console_for, print_agreed
+from cxr_hvd.training.display import TrainingDisplay, console_for, print_agreed, twins_warning
 from cxr_hvd.training.engine import Engine, StepReport
 from cxr_hvd.training.loader import threads_for, train_batches
 from cxr_hvd.training.loss import build_loss
@@ -104,8 +105,11 @@ def train(config: Config, run: Path, comm: Communicator, job: Job = FRESH_START)
             plan = plan_of(config, model)
         check_contract(comm, topology, contract_items(config, plan, model, data))
         budget = agree_on_budget(config, comm, topology, data)
+        twins = find_twins(data.own_file, comm, topology)
         if topology.is_leader:
             print_agreed(console, config, plan, budget, has_key=job.key is not None)
+            for names in twins:
+                console.print(twins_warning(names), highlight=False, soft_wrap=True)
             if remark := binding_remark(comm):
                 console.print(remark, highlight=False)
         averager = build_averager(config, plan, model.to(device), comm, topology, budget)

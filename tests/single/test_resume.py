@@ -12,8 +12,8 @@ from cxr_hvd.collective.contract import flat_items
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.config import Config
 from cxr_hvd.config_file import parse_config
-from cxr_hvd.errors import CheckpointError, ConfigError
-from cxr_hvd.training.agreement import MAY_CHANGE, changed_settings, describe_changes
+from cxr_hvd.errors import ConfigError
+from cxr_hvd.training.agreement import MAY_CHANGE, changed_settings, check_length, describe_changes
 from cxr_hvd.training.checkpoint import CheckpointWriter
 from cxr_hvd.training.run_folder import RunFolder
 from cxr_hvd.training.train import Job, train
@@ -112,10 +112,15 @@ def test_a_run_that_is_made_longer_equals_one_that_was_that_long(
     assert weights(folders[0]) == weights(folders[1]) and folders[1].steps() == [2, 1]
     assert folders[1].config().checkpoints.keep == 3
     assert json.loads((folders[1].path / "environment.json").read_text())["budget"]["num_steps"] == 2
-    with pytest.raises(ConfigError, match=r"more than the 2 steps that it has done, found 1"):
-        train(of[1], tmp_path / "longer", LocalComm(), GO_ON)
-    with pytest.raises(CheckpointError, match="holds a run already"):
-        train(longer, tmp_path / "longer", LocalComm())
+
+
+def test_a_run_is_not_cut_to_less_than_it_has_done(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "north")
+    for changed, step, num_steps in (((), 2, 2), (("training.epochs",), 2, 3), (("loader.threads",), 2, 2)):
+        check_length(changed, step, num_steps, folder)
+    for changed, step, num_steps in (((), 3, 2), (("training.epochs",), 2, 2), (("training.max_steps",), 3, 2)):
+        with pytest.raises(ConfigError, match=f"more than the {step} steps that it has done, found {num_steps}"):
+            check_length(changed, step, num_steps, folder)
 
 
 def test_what_is_not_judged_again_is_not_called_the_best(tmp_path: Path) -> None:
