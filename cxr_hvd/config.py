@@ -18,7 +18,8 @@ ExperimentName = Literal["A", "B", "C", "D"]
 SITE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
 SiteName = Annotated[str, Field(pattern=SITE_PATTERN)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
+LARGEST = 2**31 - 1
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 
 PRESETS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -42,7 +43,7 @@ MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 class Section(BaseModel):
     """A part of the config: frozen, and nothing in it that is not named here."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Site(Section):
@@ -142,7 +143,7 @@ class Training(Section):
     learning_rate: Annotated[float, Field(gt=0, le=10)] = 3e-4
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     schedule: Literal["constant", "cosine", "step", "one-cycle"] = "one-cycle"
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Field(ge=0, le=LARGEST)] = 0
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
@@ -190,7 +191,7 @@ class Validation(Section):
     without a gain of more than `min_delta` after which all stop; null never stops early. 0 epochs: no validation.
     """
 
-    every_epochs: Annotated[int, Field(ge=0)] = 1
+    every_epochs: Annotated[int, Field(ge=0, le=LARGEST)] = 1
     patience: Positive | None = None
     min_delta: Fraction = 0.0
 

@@ -10,30 +10,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from cxr_hvd.config import Config, Section, Site
 from cxr_hvd.errors import ConfigError
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also reads 3e-4 as a number and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+from cxr_hvd.yaml_text import MAX_DEPTH, load_yaml, parse_yaml, shortened
 
 
 def load_config(path: Path, settings: Sequence[str] = ()) -> Config:
@@ -54,12 +36,7 @@ def read_tree(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is missing, is not YAML, or holds something else.
     """
-    try:
-        tree = _Loader(path.read_text(encoding="utf-8")).get_single_data()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read it ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    tree = load_yaml(path)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected a mapping such as 'experiment: D', found {type(tree).__name__}")
     return tree
@@ -68,35 +45,31 @@ def read_tree(path: Path) -> dict[str, Any]:
 def parse_config(tree: dict[str, Any], where: str) -> Config:
     """Check a tree of plain values; `where` names its origin in errors."""
     try:
-        text = json.dumps(tree)
-    except TypeError as error:
-        raise ConfigError(f"{where}: expected plain values, found a date or a binary one ({error})") from error
-    try:
-        return Config.model_validate_json(text)
+        return Config.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain(error.errors())}") from error
 
 
 def _lay_over(tree: dict[str, Any], setting: str) -> None:
     dotted, equals, text = setting.partition("=")
-    if not equals or not dotted:
-        raise ConfigError(f"--set {setting}: expected section.key=value")
-    try:
-        value = _Loader(text).get_single_data()
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {setting}: the value is not valid YAML") from error
-    *sections, key = dotted.split(".")
+    names, where = [name.strip() for name in dotted.split(".")], f"--set {shortened(setting)}"
+    if not equals or not all(names) or len(names) > MAX_DEPTH:
+        raise ConfigError(f"{where}: expected section.key=value")
+    *sections, key = names
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise ConfigError(f"--set {setting}: '{section}' is a value, not a section")
-    tree[key] = value
+            raise ConfigError(f"{where}: '{section}' is a value, not a section")
+    tree[key] = parse_yaml(text, where)
 
 
 def _explain(errors: list[ErrorDetails]) -> str:
     """Say the first error in one line, and how many more there are."""
     error = min(errors, key=lambda each: each["type"] != "extra_forbidden")
     parts = [part for part in map(str, error["loc"]) if re.fullmatch(r"[\w-]+", part) and part != "str"]
+    if error["type"] == "extra_forbidden":  # its last part is a key that a user wrote, whatever is in it
+        unknown = str(error["loc"][-1])
+        parts = [*(parts[:-1] if parts and parts[-1] == unknown else parts), unknown]
     dotted = ".".join(parts) or "config"
     if error["type"] == "extra_forbidden":
         valid = _names_beside(parts)

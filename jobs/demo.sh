@@ -46,8 +46,8 @@ else
     config=jobs/configs/demo-real.yaml
     run=runs/demo-real
     say "1/4  Two institutions in $DATA"
-    nih=$(find -L "$DATA" -maxdepth 2 -name 'CheXpert-v1.0*' -type d | head -n 1)
-    guangzhou=$(find -L "$DATA" -maxdepth 3 -name 'mimic-cxr-2.*-metadata.csv*' | head -n 1)
+    nih=$(find -L "$(realpath -m -- "$DATA")" -maxdepth 2 -name 'CheXpert-v1.0*' -type d | head -n 1)
+    guangzhou=$(find -L "$(realpath -m -- "$DATA")" -maxdepth 3 -name 'mimic-cxr-2.*-metadata.csv*' | head -n 1)
     if [ -z "$nih" ] || [ -z "$guangzhou" ]; then
         echo "demo: $DATA: expected a folder CheXpert-v1.0* and a file mimic-cxr-2.*-metadata.csv* up to three folders down" >&2
         exit 1

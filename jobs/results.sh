@@ -21,8 +21,8 @@ experiment() { try cxr-hvd experiment "$@" --set "training.precision=$precision"
 
 say "1/5  Two real hospitals: study files"
 mkdir -p runs/real-data runs/shift-data
-nih=$(find -L "$DATA" -maxdepth 2 -name 'CheXpert-v1.0*' -type d | head -n 1)
-guangzhou=$(find -L "$DATA" -maxdepth 3 -name 'mimic-cxr-2.*-metadata.csv*' | head -n 1)
+nih=$(find -L "$(realpath -m -- "$DATA")" -maxdepth 2 -name 'CheXpert-v1.0*' -type d | head -n 1)
+guangzhou=$(find -L "$(realpath -m -- "$DATA")" -maxdepth 3 -name 'mimic-cxr-2.*-metadata.csv*' | head -n 1)
 preprocess chexpert "$(dirname "$nih")" runs/real-data/nih.h5 nih --train 320 --validate 67 --test 180
 preprocess mimic-cxr "$(dirname "$guangzhou")" runs/real-data/guangzhou.h5 guangzhou
 

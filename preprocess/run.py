@@ -16,11 +16,10 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from cxr_hvd.environment import MPI_SIZES, count_in, is_parallel
 from cxr_hvd.errors import CxrHvdError, PeerError, UsageError, leave, print_error
 from preprocess.pool import MpiPool, OnePool, Pool
 
-# Set by Open MPI, by MPICH and Intel MPI, and by Slurm with PMIx.
-LAUNCHER_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
 _FAILED_TAG = 7
 _LAST_WORDS_S = 5.0
 
@@ -107,7 +106,7 @@ class MpiRanks:
         self.rank: int = self._comm.Get_rank()
         self.num_ranks: int = self._comm.Get_size()
         self._sent: list[Any] = []
-        if self.num_ranks != (started := int(os.environ.get("OMPI_COMM_WORLD_SIZE", self.num_ranks))):
+        if self.num_ranks != (started := count_in(os.environ, "OMPI_COMM_WORLD_SIZE") or self.num_ranks):
             # Each process would take itself for the leader, and write the same file.
             raise UsageError(
                 f"mpirun started {started} ranks, but mpi4py sees {self.num_ranks}: it was built for another MPI"
@@ -151,8 +150,12 @@ class MpiRanks:
 
 
 def is_under_launcher() -> bool:
-    """Say whether an MPI launcher started this process; MPI itself is not touched."""
-    return any(variable in os.environ for variable in LAUNCHER_VARIABLES)
+    """Return whether an MPI launcher started this process and others; MPI itself is not touched.
+
+    Raises:
+        UsageError: a launcher's variable holds no number.
+    """
+    return is_parallel(os.environ, MPI_SIZES)
 
 
 @contextmanager

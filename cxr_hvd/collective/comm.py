@@ -7,7 +7,7 @@ stand in the table of `traffic`, and is noted in the `ledger`, before Horovod is
 
 Every method below is collective: all ranks of the group call it, in the same order, or all wait. `begin_` starts
 one and returns a function that waits for its end. A wait that lasts longer than a limit ends this rank, and with
-it the job (`watchdog`; CXR_STALL_LIMIT_S in the environment, in seconds).
+it the job (`watchdog`; CXR_STALL_LIMIT_S in the environment, such as 600 or 10m).
 """
 
 import os
@@ -21,9 +21,12 @@ from torch import Tensor
 from cxr_hvd.collective.ledger import Ledger
 from cxr_hvd.collective.traffic import Group, How
 from cxr_hvd.collective.watchdog import Watchdog
+from cxr_hvd.environment import is_parallel
 from cxr_hvd.errors import ContractError, CxrHvdError, PeerError
+from cxr_hvd.launch.launchers import parse_duration
 
 STALL_LIMIT_S = 600.0
+STALL_LIMIT = "CXR_STALL_LIMIT_S"
 MAX_TEXT_BYTES = 1 << 20
 
 Result = TypeVar("Result")
@@ -238,15 +241,13 @@ def start_comm(stall_limit_s: float = STALL_LIMIT_S, has_timeline: bool = False)
     Args:
         stall_limit_s: the longest that a rank may hang or wait, in seconds; CXR_STALL_LIMIT_S goes first.
         has_timeline: whether `start_timeline` will be called.
+
+    Raises:
+        UsageError: the environment says something that is no time, or no number of ranks.
     """
-    stall_limit_s = float(os.environ.get("CXR_STALL_LIMIT_S", stall_limit_s))
-    return HorovodComm(stall_limit_s, has_timeline) if is_launched() else LocalComm(stall_limit_s)
-
-
-def is_launched() -> bool:
-    """Return whether a launcher of ranks started this process."""
-    sizes = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-    return max(int(os.environ.get(name, "1")) for name in sizes) > 1 or "PMIX_RANK" in os.environ
+    if text := os.environ.get(STALL_LIMIT):
+        stall_limit_s = parse_duration(text, STALL_LIMIT)
+    return HorovodComm(stall_limit_s, has_timeline) if is_parallel(os.environ) else LocalComm(stall_limit_s)
 
 
 def gather(comm: Communicator, tensor: Tensor, purpose: str) -> Tensor:

@@ -58,6 +58,12 @@ TRAFFIC: dict[str, Traffic] = {
         "random numbers and proofs that all hold the common key, never the key", "once at the start", 64, 4
     ),
     "studies": Traffic("numbers of training and of validation studies", "once at the start", 2 * NUMBER, 1),
+    "data": Traffic(
+        "random numbers, and under them a hash of its images, new in each run: tells sites with the same images",
+        "once at the start",
+        HASH,
+        2,
+    ),
     "steps": Traffic("numbers of the steps that its checkpoints are of", "once at the start", 8 * NUMBER, 1),
     "known": Traffic(
         "number of known labels in a batch", "every step", NUMBER, calls_per_step=1, is_site_only=True

@@ -21,7 +21,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -33,11 +32,13 @@ from cxr_hvd.errors import CheckpointError, Stopped, StudyFileError, TrainingErr
 from cxr_hvd.evaluation import scores
 from cxr_hvd.evaluation.progress import progress_shown
 from cxr_hvd.evaluation.variants import Variant, configure, private_of, resolved
+from cxr_hvd.launch.launchers import path_word
 from cxr_hvd.launch.outcome import DONE, STOPPED, USAGE
 from cxr_hvd.launch.supervise import supervise
 from cxr_hvd.study.study_file import Split, StudyFile
 from cxr_hvd.training.budget import budget_of
 from cxr_hvd.training.run_folder import LATEST, RunFolder, disk_errors, sites_in
+from cxr_hvd.yaml_text import dump_yaml
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,13 @@ class Cell:
     def train_words(self) -> list[str]:
         """Return the command of each rank that trains."""
         seed = f"seed={self.config.seed}"
-        return ["train", str(self.config_path), "--run", str(self.run), "--set", seed, "--resume", "auto"]
+        config, run = path_word(self.config_path), path_word(self.run)
+        return ["train", config, "--run", run, "--set", seed, "--resume", "auto"]
 
     def score_words(self) -> list[str]:
         """Return the command of each rank that scores."""
         outside = [word for name, path in self.outside.items() for word in ("--outside", f"{name}={path}")]
-        return ["evaluate", str(self.run), "--across-sites", *outside]
+        return ["evaluate", path_word(self.run), "--across-sites", *outside]
 
 
 @dataclass(frozen=True)
@@ -252,7 +254,7 @@ def open_folder(plan: Plan) -> None:
         for cell in plan.cells:
             cell.run.parent.mkdir(mode=0o700, exist_ok=True)
             first = resolved(cell.config) | {"seed": plan.cells[0].config.seed}
-            write_text(cell.config_path, yaml.safe_dump(first, sort_keys=False))
+            write_text(cell.config_path, dump_yaml(first))
         write_text(record, json.dumps(as_json(plan), indent=1) + "\n")
 
 

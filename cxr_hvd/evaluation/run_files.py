@@ -12,30 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, BinaryIO, Generic, TypeVar
 
-import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
 from cxr_hvd.collective.forms import Form
 from cxr_hvd.collective.records import Fault
 from cxr_hvd.config import SiteName
+from cxr_hvd.errors import ConfigError
+from cxr_hvd.yaml_text import parse_yaml
 
 MAX_RECORD_BYTES = 1 << 15
 MAX_LINE_BYTES = 1 << 14
-MAX_DEPTH = 20
 MAX_DAMAGED = 1000
 MAX_SAID = 400
 PIECE_BYTES = 1 << 12
 TAIL_BYTES = 1 << 17
 COUNTED_AT_A_TIME_BYTES = 1 << 20
 MAX_COUNTED_BYTES = 1 << 30
-
-OPENING = (
-    yaml.BlockMappingStartToken,
-    yaml.BlockSequenceStartToken,
-    yaml.FlowMappingStartToken,
-    yaml.FlowSequenceStartToken,
-)
-CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 
 
 def plain(text: str) -> str:
@@ -163,7 +155,7 @@ def read_form(path: Path, form: type[F]) -> F | Fault | None:
         if len(content) > MAX_RECORD_BYTES:
             return Fault(name, None, f"expected at most {MAX_RECORD_BYTES:,} bytes, found more")
         if path.suffix == ".yaml":
-            return form.model_validate(_plain_yaml(content))
+            return form.model_validate(parse_yaml(content.decode(), name))
         return form.model_validate_json(content)
     except FileNotFoundError:
         return None
@@ -171,18 +163,8 @@ def read_form(path: Path, form: type[F]) -> F | Fault | None:
         return Fault(name, None, f"cannot be read ({error.strerror})")
     except ValidationError as error:
         return Fault(name, None, _first_of(error))
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (ConfigError, ValueError, RecursionError):
         return Fault(name, None, "is not YAML of plain values")
-
-
-def _plain_yaml(content: bytes) -> object:
-    """Read YAML without aliases and deep nesting: a few bytes of them can cost more than any machine has."""
-    text, depth = content.decode(), 0
-    for token in yaml.scan(text, Loader=yaml.SafeLoader):
-        depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
-        if isinstance(token, yaml.AliasToken) or depth > MAX_DEPTH:
-            raise ValueError("not plain")
-    return yaml.safe_load(text)
 
 
 def read_lines(path: Path, form: type[F], max_bytes: int) -> Lines[F]:

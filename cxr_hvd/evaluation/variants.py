@@ -17,6 +17,7 @@ from typing import Any
 from cxr_hvd.config import PRIVATE_OF, Config, ExperimentName
 from cxr_hvd.config_file import load_config, read_tree
 from cxr_hvd.errors import ConfigError, UsageError, nearest
+from cxr_hvd.yaml_text import shortened
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+.-]{0,31}")
 EXPERIMENTS: tuple[ExperimentName, ...] = ("A", "B", "C", "D")
@@ -56,13 +57,15 @@ def read_variants(path: Path) -> dict[str, Variant]:
     """Read a file of variants."""
     variants = {}
     for name, said in read_tree(path).items():
-        if not NAME.fullmatch(str(name)) or name in EXPERIMENTS:
+        if not NAME.fullmatch(name) or name in EXPERIMENTS:
             raise ConfigError(
-                f"{path}: variant '{name}': expected a name of letters, digits and _+.- but not A to D"
+                f"{path}: variant '{shortened(name)}': expected a name of letters, digits and _+.- but not A to D"
             )
         if not isinstance(said, dict) or "experiment" not in said:
-            raise ConfigError(f"{path}: variant {name}: expected {{experiment: D, ...}}, found {said}")
-        variants[str(name)] = Variant(str(name), tuple(f"{key}={_value(value)}" for key, value in said.items()))
+            raise ConfigError(
+                f"{path}: variant {name}: expected {{experiment: D, ...}}, found {shortened(str(said))}"
+            )
+        variants[name] = Variant(name, tuple(f"{key}={_value(value)}" for key, value in said.items()))
     return variants
 
 
@@ -98,4 +101,4 @@ def private_of(config: Config) -> str:
 
 
 def _value(value: Mapping[str, Any] | str | float | list[Any] | None) -> str:
-    return json.dumps(value)
+    return json.dumps(value, ensure_ascii=False)  # YAML reads no pairs of surrogates

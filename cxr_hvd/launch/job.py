@@ -1,5 +1,7 @@
 """What a batch job is to be: its size, its limits, its sites; checked before a script is written. Pure."""
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from math import ceil
@@ -15,6 +17,8 @@ RECIPES = ("train", "experiment", "preprocess")
 BINDINGS = ("order", "hosts", "groups", "applications")
 SHORTEST_WALLTIME_S = 60
 PREPROCESS_RANKS = 8
+WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,:@%+=/-]*")
+"""A name that neither a shell nor a scheduler reads as anything else: it is not quoted in directives."""
 
 
 def _setting(default: Any, meaning: str) -> Any:
@@ -39,12 +43,14 @@ class Settings:
     binding: str = _setting("order", "how a rank finds its site: order, hosts, groups or applications")
     hosts: str = _setting("", "whose hosts are which: chexpert=node[1-2] mimic=node3")
     modules: str = _setting("", "to load, parted by blanks")
-    activate: str = _setting("source .venv/bin/activate", "how the Python environment is entered")
+    activate: str = _setting(
+        "source .venv/bin/activate", "how the Python environment is entered: a line of shell, taken as it is"
+    )
     stage: str = _setting(
         "", "a folder of the node's own disk to copy each rank's study file to; may name $VARIABLES"
     )
     run: str = _setting("", "the run folder, or an experiment's folder of results")
-    options: str = _setting("", "more words for the command, such as --key site.key")
+    options: str = _setting("", "more words for the command, such as --key site.key; no $VARIABLES")
     resubmit: str = _setting("yes", "no: a job that was stopped does not queue itself again")
     queue_directive: str = _setting("partition", "Slurm's word for queue: partition or qos")
     source: str = _setting("chexpert", "preprocess: the layout of the files")
@@ -57,7 +63,7 @@ class Settings:
     @property
     def walltime_s(self) -> int:
         """Seconds until the scheduler ends the job."""
-        return int(parse_duration(self.walltime))
+        return int(parse_duration(self.walltime, "--set walltime"))
 
     @property
     def work_s(self) -> int:
@@ -81,7 +87,14 @@ class Settings:
         return max(1, self.cores_per_node // max(self.ranks_per_node, self.gpus_per_node))
 
 
-CHOICES = {"binding": BINDINGS, "bind": ("cores", "none"), "resubmit": ("yes", "no")}
+CHOICES = {
+    "binding": BINDINGS,
+    "bind": ("cores", "none"),
+    "resubmit": ("yes", "no"),
+    "queue_directive": ("partition", "qos"),
+}
+ONE_WORD = ("account", "queue", "mpi", "source")
+WORDS = ("modules", "names")
 
 
 def read_settings(
@@ -125,7 +138,7 @@ def read_settings(
 def _pairs(said: Sequence[str]) -> dict[str, str]:
     pairs = {}
     for each in said:
-        key, sign, value = each.partition("=")
+        key, sign, value = (part.strip() for part in each.partition("="))
         if not sign or not key:
             raise UsageError(f"--set {each}: expected key=value")
         pairs[key] = value
@@ -139,12 +152,26 @@ def _value(key: str, text: str) -> str | int:
     if any(not (character.isprintable()) for character in text):
         raise UsageError(f"--set {key}: expected one line of text, found a control character")
     if types[key] is str:
-        if key in CHOICES and text not in CHOICES[key]:
-            raise UsageError(f"--set {key}={text}: expected one of {', '.join(CHOICES[key])}")
+        _check_text(key, text)
         return text
-    if not text.isascii() or not text.isdigit() or len(text) > 6:
-        raise UsageError(f"--set {key}={text}: expected a whole number")
+    if not re.fullmatch("0|[1-9][0-9]{0,5}", text):
+        raise UsageError(f"--set {key}={text}: expected a whole number such as 10")
     return int(text)
+
+
+def _check_text(key: str, text: str) -> None:
+    """Raise where a text cannot stand where a script needs it: no name may be an option, or the shell's."""
+    if key in CHOICES and text not in CHOICES[key]:
+        raise UsageError(f"--set {key}={text}: expected one of {', '.join(CHOICES[key])}")
+    words = [text] * bool(text) if key in ONE_WORD else text.split() if key in WORDS else []
+    for word in words:
+        if not WORD.fullmatch(word):
+            raise UsageError(f"--set {key}={text}: expected letters, digits and _.,:@%+=/-, found '{word}'")
+    if key == "options":
+        try:
+            shlex.split(text)
+        except ValueError as error:
+            raise UsageError(f"--set {key}={text}: {error}; close what is quoted") from error
 
 
 def _complete_size(values: dict[str, str | int], num_ranks: int, is_fixed: bool) -> None:

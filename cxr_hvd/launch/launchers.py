@@ -14,15 +14,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from sys import executable
 
+from cxr_hvd.environment import SIZES, is_parallel
 from cxr_hvd.errors import UsageError
 from cxr_hvd.launch.processes import Process
 
-RANK_VARIABLES = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
+RANK_VARIABLES = (*SIZES, "PMIX_RANK")
+# Set for each rank of horovodrun and of mpirun, also where it is the only one.
+ONE_RANK_TOO = ("HOROVOD_SIZE", "OMPI_COMM_WORLD_SIZE")
 MPI_LAUNCHERS = ("mpirun", "mpiexec", "orterun", "prterun")
 MPI_DAEMONS = ("orted", "prted", "hydra_pmi_proxy")
 # Like mpirun; at SIGTERM srun ends its ranks without a word.
 HAND_SIGUSR1_ON = ("srun",)
 
+MAX_SHOWN = 40
 # Days, hours, minutes, seconds.
 SECONDS_PER = (86_400, 3_600, 60, 1)
 SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,3})?")
@@ -32,7 +36,7 @@ CLOCK = re.compile(r"(?:([0-9]{1,4})-)?([0-9]{1,5}):([0-5][0-9]):([0-5][0-9])")
 
 def is_rank(environment: Mapping[str, str]) -> bool:
     """Return whether a launcher started this process, judged by the variables that launchers set."""
-    return any(name in environment for name in RANK_VARIABLES)
+    return any(environment.get(name) for name in ONE_RANK_TOO) or is_parallel(environment)
 
 
 def is_mpi_launcher(process: Process) -> bool:
@@ -83,6 +87,11 @@ def split_launcher(text: str) -> list[str]:
     return words
 
 
+def path_word(path: Path | str) -> str:
+    """Write a path so that no program takes it for an option: `-x` becomes `./-x`."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
+
+
 def receiver(launcher: Process, started: list[Process]) -> Process:
     """Return which process takes the signals for the ranks: mpirun, wherever it stands, or else the launcher.
 
@@ -110,11 +119,15 @@ def stop_signal(receives: Process, has_launcher: bool, asked: signal.Signals) ->
     return signal.SIGTERM if has_launcher or asked != signal.SIGUSR1 else signal.SIGUSR1
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(text: str, name: str = "--time-limit") -> float:
     """Return the seconds, more than 0, of a time limit as people and batch systems write it.
 
     Read are seconds (`3600`), counts with units d, h, m and s (`90m`, `1h30m`) and clocks as Slurm prints them
     (`12:00:00`, `1-00:00:00`). `MM:SS` is refused: some would read it as hours and minutes.
+
+    Args:
+        text: what was given.
+        name: of the option or the variable of the environment, for the error.
 
     Raises:
         UsageError: it is none of these, or no time at all.
@@ -127,6 +140,7 @@ def parse_duration(text: str) -> float:
         seconds = float(sum(int(count or 0) * seconds_per for count, seconds_per in counts))
     if not seconds:
         raise UsageError(
-            f"--time-limit {text}: expected 3600 (seconds), 90m, 1h30m, 12:00:00 or 1-00:00:00, and more than 0"
+            f"{name} {text[:MAX_SHOWN]}: expected 3600 (seconds), 90m, 1h30m, 12:00:00 or 1-00:00:00, and more "
+            "than 0"
         )
     return seconds

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cxr_hvd.errors import UsageError, nearest
+from cxr_hvd.yaml_text import load_yaml
 
 TABLE = Path(__file__).with_name("machines.yaml")
 
@@ -44,7 +43,7 @@ class Machine:
 
 def load_machines() -> dict[str, Machine]:
     """Read the table."""
-    rows = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    rows = load_yaml(TABLE, is_text=True)
     return {name: _machine(name, row) for name, row in rows.items()}
 
 
@@ -65,7 +64,6 @@ def _machine(name: str, row: dict[str, Any]) -> Machine:
     said = {key: value for key, value in row.items() if key in own}
     said["launchers"] = tuple(row["launchers"])
     said["directives"] = tuple(row.get("directives", ()))
-    said["environment"] = {key: (str(value), why) for key, (value, why) in row.get("environment", {}).items()}
-    said["read"] = str(row.get("read", ""))
-    defaults = {key: str(value) for key, value in row.items() if key not in own}
+    said["environment"] = {key: (value, why) for key, (value, why) in row.get("environment", {}).items()}
+    defaults = {key: value for key, value in row.items() if key not in own}
     return Machine(name=name, defaults=defaults, **said)

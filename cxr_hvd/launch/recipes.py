@@ -6,14 +6,16 @@ are the words that start the ranks, for each launcher, and what binds ranks to s
 
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from cxr_hvd.errors import UsageError
 from cxr_hvd.launch.job import Settings
+from cxr_hvd.launch.launchers import path_word
 from cxr_hvd.launch.machines import Machine
 from cxr_hvd.launch.site_hosts import VARIABLE, read_site_hosts
 
@@ -56,7 +58,14 @@ def render(
         config: where the config will be, seen from the folder that the job is submitted in.
         command: how the script was made, for its head.
         path: where the script will be.
+
+    Raises:
+        UsageError: a name holds a control character, which would end a comment at the script's head.
     """
+    for where, text in (("--config", str(config)), ("--out", path), ("the command", command)):
+        if not text.isprintable():
+            raise UsageError(f"{where}: expected a name of printable characters, found {text!a}")
+    path = shlex.quote(path_word(path))
     templates = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True)
     template = templates.get_template(f"{machine.scheduler}.sh.jinja")
     text = template.render(
@@ -68,6 +77,8 @@ def render(
         path=path,
         command=command,
         job_name=f"cxr-{recipe}",
+        modules=_quoted(settings.modules.split()),
+        names=_quoted(settings.names.split()),
         directives=[_filled(line, settings) for line in machine.directives],
         groups=_nodes_of_groups(settings, ranks_per_site),
         variables=_variables(recipe, settings, config),
@@ -141,7 +152,7 @@ def _size(settings: Settings, ranks_per_site: Mapping[str, int], recipe: str) ->
 
 
 def _srun(settings: Settings) -> list[Word]:
-    words = [Word(f"srun --mpi={settings.mpi}", "what MPI and srun tell each other when ranks start")]
+    words = [Word(f"srun --mpi={shlex.quote(settings.mpi)}", "what MPI and srun tell each other when ranks start")]
     if settings.binding != "groups":  # there, each group says how many are its own
         words.append(Word(f"--ntasks={settings.num_ranks} --ntasks-per-node={settings.ranks_per_node}"))
     words.append(
@@ -248,8 +259,12 @@ def _more(recipe: str, settings: Settings, scheduler: str) -> str:
     if scheduler in LIMITS_ITSELF and recipe != "preprocess":
         words.append(f"--time-limit {settings.work_s}")
     if settings.stage and recipe == "train":
-        words.append('--stage "$SCRATCH"')
-    return "".join(f" {word}" for word in [*words, settings.options] if word)
+        words.append('--stage="$SCRATCH"')
+    return "".join(f" {word}" for word in [*words, _quoted(shlex.split(settings.options))] if word)
+
+
+def _quoted(words: Sequence[str]) -> str:
+    return " ".join(map(shlex.quote, words))
 
 
 def _start(settings: Settings, ranks_per_site: Mapping[str, int]) -> str:
@@ -286,8 +301,8 @@ def _again(scheduler: str, path: str) -> str:
     """Write what queues the job again, as the last thing that it does; nothing where there is no queue."""
     return {
         "slurm": 'scontrol requeue "$SLURM_JOB_ID"',
-        "pbs": f"qsub {shlex.quote(path)}",
+        "pbs": f"qsub {path}",
         "lsf": "exit 75    # LSF queues it again, by -Q 75",
-        "flux": f"flux batch {shlex.quote(path)}",
+        "flux": f"flux batch {path}",
         "ssh": "",
     }[scheduler]

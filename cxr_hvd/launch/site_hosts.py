@@ -74,12 +74,15 @@ def _expand(word: str) -> list[str]:
     found = HOST.fullmatch(word)
     if not found or not word:
         raise UsageError(f"host '{word}': expected a name such as node7, or node[1-4,9]")
+    if word[0] in "-.":
+        raise UsageError(f"host '{word}': expected a name such as node7, which begins with a letter or digit")
     if found["numbers"] is None:
         return [word]
     names = []
     for part in found["numbers"].split(","):
         first, _, last = part.partition("-")
-        if not first.isdigit() or not (last or first).isdigit() or int(last or first) - int(first) > MAX_HOSTS:
+        are_numbers = all(re.fullmatch("[0-9]{1,9}", number) for number in (first, last or first))
+        if not are_numbers or int(last or first) - int(first) > MAX_HOSTS:
             raise UsageError(f"host '{word}': expected numbers such as [1-4,9]")
         names += [
             f"{found['before']}{number:0{len(first)}}{found['after']}"

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 from cxr_hvd.errors import CxrHvdError, UsageError
+from cxr_hvd.launch.launchers import path_word
 
 # What a script's directives begin with, and what takes the script.
 SCHEDULERS = {"#SBATCH": ["sbatch"], "#PBS": ["qsub"], "#BSUB": ["bsub"], "#flux:": ["flux", "batch"]}
@@ -45,7 +46,7 @@ def submit(path: Path) -> int:
     limit_s = None if words == NO_SCHEDULER else LIMIT_S
     try:
         done = subprocess.run(
-            words if by_input else [*words, str(path)],
+            words if by_input else [*words, path_word(path)],
             input=text if by_input else None,
             text=True,
             timeout=limit_s,

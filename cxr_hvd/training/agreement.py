@@ -1,22 +1,42 @@
 """What all ranks must have alike before they train, and what a resumed run must have kept."""
 
 import hashlib
+import hmac
+import secrets
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
+from typing import Any
 
 import torch
 
 from cxr_hvd import __version__
-from cxr_hvd.collective.comm import Communicator
+from cxr_hvd.collective.comm import Communicator, gather
 from cxr_hvd.collective.contract import check_contract, flat_items
 from cxr_hvd.collective.sharing import Scope, SharingPlan, build_plan
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.config import Config
 from cxr_hvd.errors import ConfigError
+from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.training.data import TrainingData
 from cxr_hvd.training.model import tensor_specs
 from cxr_hvd.training.run_folder import RunFolder
 
 COMPARED_VERSIONS = ("torch", "torchvision", "horovod", "numpy")
+DIGEST_BYTES = 32
+LENGTH = ("training.epochs", "training.max_steps")
+MAY_CHANGE = (
+    *LENGTH,
+    "training.device",
+    "training.on_nonfinite",
+    "validation.every_epochs",
+    "validation.patience",
+    "validation.min_delta",
+    "checkpoints.every_steps",
+    "checkpoints.keep",
+    "loader.threads",
+    "loader.prefetch",
+)
+"""What a run may change when it goes on; all else would make it another run (decision 0015)."""
 
 
 def plan_of(config: Config, model: torch.nn.Module) -> SharingPlan:
@@ -57,6 +77,33 @@ def shared_digest(plan: SharingPlan, model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
+def find_twins(file: StudyFile, comm: Communicator, topology: Topology) -> list[list[str]]:
+    """Find sites whose study files hold the same images, whatever their names, labels and order.
+
+    What a rank sends is a hash of its images' digests, keyed by random numbers of all ranks: it tells nothing but
+    whether two are equal, and cannot be recognised in another run.
+
+    Collective: every rank. Blocking.
+
+    Returns:
+        The names of the sites of each such group, in the config's order.
+    """
+    if topology.num_sites == 1:
+        return []
+    key = gather(comm, _as_tensor(secrets.token_bytes(DIGEST_BYTES)), "data.nonce")
+    content = b"".join(sorted(digest.tobytes() for digest in file.digests))
+    own = hmac.digest(key.contiguous().numpy().tobytes(), content, "sha256")
+    tags = gather(comm, _as_tensor(own), "data.tag")
+    sites: dict[bytes, list[str]] = {}
+    for site, name in enumerate(topology.site_names):
+        sites.setdefault(bytes(tags[topology.ranks_at(site)[0]].tolist()), []).append(name)
+    return [names for names in sites.values() if len(names) > 1]
+
+
+def _as_tensor(content: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
 def check_shared_weights(
     plan: SharingPlan, model: torch.nn.Module, comm: Communicator, topology: Topology, step: int
 ) -> None:
@@ -65,13 +112,54 @@ def check_shared_weights(
         check_contract(comm, topology, {f"shared weights after {step} steps": shared_digest(plan, model)})
 
 
-def check_same_config(folder: RunFolder, config: Config) -> None:
-    """Raise where a run would go on as something else than it was started as."""
-    before = flat_items(folder.config().shared_part(), "config")
-    now = flat_items(config.shared_part(), "config")
-    for name in before.keys() | now.keys():
-        if before.get(name) != now.get(name):
+def changed_settings(folder: RunFolder, config: Config) -> dict[str, tuple[str, str]]:
+    """Compare a config with the one that the run in a folder has, where there is one with a checkpoint.
+
+    Returns:
+        What differs and may, by its dotted name: what it was, and what it is.
+
+    Raises:
+        ConfigError: something differs that may not: the run would go on as another.
+    """
+    if not folder.has_run() or not folder.steps():
+        return {}
+    before, now = (_plain_items(each.shared_part()) for each in (folder.config(), config))
+    changed = {
+        name: (before.get(name, "not there"), now.get(name, "not there"))
+        for name in {**now, **before}
+        if before.get(name) != now.get(name)
+    }
+    for name, (was, is_now) in changed.items():
+        if name not in MAY_CHANGE:
             raise ConfigError(
-                f"{name} was {before.get(name)} when {folder.path} was started, and is {now.get(name)} now: "
-                "resume with the same config, or start anew with another --run"
+                f"{name} was {was} and is {is_now} now: {folder.path} goes on with what it was started with; set "
+                f"it back, or start anew with another --run (what may change: {', '.join(MAY_CHANGE)})"
             )
+    return changed
+
+
+def check_length(changed: Iterable[str], step: int, num_steps: int, folder: RunFolder) -> None:
+    """Check that a run that goes on is not cut to less than it has done.
+
+    Raises:
+        ConfigError: it is.
+    """
+    is_cut = any(name in LENGTH for name in changed) and num_steps <= step
+    if is_cut or num_steps < step:
+        raise ConfigError(
+            f"{folder.path}: expected a run of more than the {step} steps that it has done, found {num_steps}: "
+            "raise training.epochs or training.max_steps"
+        )
+
+
+def describe_changes(changed: Mapping[str, tuple[str, str]], config: Config, step: int, num_steps: int) -> str:
+    """Say in one line what changes when a run goes on, and what that means for its learning rate."""
+    text = "; ".join(f"{name} was {was} and is {is_now} now" for name, (was, is_now) in changed.items())
+    schedule = config.training.schedule
+    if any(name in LENGTH for name in changed) and schedule != "constant":
+        text += f"; from step {step} on the learning rate is that of a run of {num_steps} steps ({schedule})"
+    return text
+
+
+def _plain_items(tree: Mapping[str, Any]) -> dict[str, str]:
+    return {name.removeprefix("config."): value for name, value in flat_items(tree, "config").items()}

@@ -116,7 +116,9 @@ class CheckpointWriter:
 
     def name_best(self) -> None:
         """Point `best` at the best checkpoint, where that is finished. Not collective: a site's leader."""
-        if self.best_step is not None and self._folder.checkpoint(self.best_step).is_dir():
+        if self.best_step is None:  # a longer run does not judge again what the shorter one judged at its end
+            (self._folder.checkpoints / BEST).unlink(missing_ok=True)
+        elif self._folder.checkpoint(self.best_step).is_dir():
             point_link(self._folder.checkpoints / BEST, self._folder.checkpoint(self.best_step))
 
     def _write(self, path: Path, files: Files, state: Mapping[str, Any] | None) -> None:

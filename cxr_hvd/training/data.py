@@ -22,12 +22,14 @@ class TrainingData:
         studies: their training studies.
         shuffle: this rank's share of the endless shuffled sequence.
         validation_studies: its own site's VALIDATE studies; may be none.
+        own_file: the one of its own site.
     """
 
     files: list[StudyFile]
     studies: StudySet
     shuffle: Shuffle
     validation_studies: StudySet
+    own_file: StudyFile
 
 
 def open_training_data(
@@ -68,7 +70,7 @@ def open_training_data(
         rank=list(sharers).index(topology.rank),
         key=(config.seed, MERGED if config.is_merged else _site_key(topology.site)),
     )
-    return TrainingData(files, studies, shuffle, StudySet([own], Split.VALIDATE, policy))
+    return TrainingData(files, studies, shuffle, StudySet([own], Split.VALIDATE, policy), own)
 
 
 def _site_key(site: str) -> int:

@@ -110,6 +110,15 @@ def print_agreed(console: Console, config: Config, plan: SharingPlan, budget: Bu
     console.print(f"{trust}; what travels is not encrypted (docs/privacy.md)", highlight=False, soft_wrap=True)
 
 
+def twins_warning(names: Sequence[str]) -> str:
+    """Return what to say where study files of several sites hold the same images."""
+    keys = " and ".join(f"sites.{name}.data" for name in names)
+    return (
+        f"warning: {' and '.join(names)} have the same images: one institution counts as {len(names)}; "
+        f"check {keys} (cxr-preprocess compare FILE FILE lists what is alike)"
+    )
+
+
 class TrainingDisplay:
     """A progress bar on a terminal, a line every few seconds elsewhere, and nothing on ranks that do not lead."""
 

@@ -29,11 +29,16 @@ from cxr_hvd.training.validation import Verdict
 
 def record_run(folder: RunFolder, config: Config, plan: SharingPlan, data: TrainingData, budget: Budget) -> None:
     """Write down what this run is: resolved config, plan, environment, data."""
+    record_settings(folder, config, data, budget)
+    folder.write_record("plan.json", plan.as_json())
+
+
+def record_settings(folder: RunFolder, config: Config, data: TrainingData, budget: Budget) -> None:
+    """Write down what a run may change when it goes on: resolved config, environment, length."""
     resolved = config.model_dump(mode="json")
     for name, site in config.sites.items():
         resolved["sites"][name]["data"] = str(site.data.resolve())
     folder.write_record("config.yaml", resolved)
-    folder.write_record("plan.json", plan.as_json())
     packages = (*COMPARED_VERSIONS, "h5py", "mpi4py", "opencv-python-headless", "scikit-learn")
     environment = {
         "cxr_hvd": __version__,

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import yaml
 
 from cxr_hvd.atomic import point_link, write_text
 from cxr_hvd.config import Config
 from cxr_hvd.config_file import load_config
 from cxr_hvd.errors import CheckpointError
+from cxr_hvd.yaml_text import dump_yaml
 
 LATEST, BEST = "latest", "best"
 
@@ -56,16 +56,20 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot make the run folder ({error.strerror})") from error
 
+    def has_run(self) -> bool:
+        """Return whether a run was started in the folder."""
+        return (self.path / "config.yaml").is_file()
+
     def write_record(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON or YAML record of the run, by the ending of `name`."""
         is_yaml = name.endswith(".yaml")
-        text = yaml.safe_dump(dict(content), sort_keys=False) if is_yaml else json.dumps(content, indent=1)
+        text = dump_yaml(dict(content)) if is_yaml else json.dumps(content, indent=1)
         with disk_errors(self.path / name):
             write_text(self.path / name, text + "\n")
 
     def config(self, settings: tuple[str, ...] = ()) -> Config:
         """Read back the config that the run was started with."""
-        if not (self.path / "config.yaml").is_file():
+        if not self.has_run():
             raise CheckpointError(f"{self.path}: no run of a site here; expected config.yaml and checkpoints/")
         return load_config(self.path / "config.yaml", settings)
 

@@ -22,19 +22,27 @@ from cxr_hvd.collective.sites import Topology, bind
 from cxr_hvd.config import Config
 from cxr_hvd.errors import Stopped, UsageError
 from cxr_hvd.launch.orphan import LauncherWatch
-from cxr_hvd.training.agreement import check_same_config, check_shared_weights, contract_items, plan_of
+from cxr_hvd.training.agreement import (
+    changed_settings,
+    check_length,
+    check_shared_weights,
+    contract_items,
+    describe_changes,
+    find_twins,
+    plan_of,
+)
 from cxr_hvd.training.budget import Budget, agree_on_budget
 from cxr_hvd.training.checkpoint import CheckpointWriter, agree_on_step, load_checkpoint
 from cxr_hvd.training.data import TrainingData, open_training_data
 from cxr_hvd.training.device import binding_remark, choose_device, set_threads
-from cxr_hvd.training.display import TrainingDisplay, console_for, print_agreed
+from cxr_hvd.training.display import TrainingDisplay, console_for, print_agreed, twins_warning
 from cxr_hvd.training.engine import Engine, StepReport
 from cxr_hvd.training.loader import threads_for, train_batches
 from cxr_hvd.training.loss import build_loss
 from cxr_hvd.training.milestones import Milestones
 from cxr_hvd.training.model import build_model
 from cxr_hvd.training.profiling import Profile
-from cxr_hvd.training.record import Log, open_ledger, record_run, witness_ledgers
+from cxr_hvd.training.record import Log, open_ledger, record_run, record_settings, witness_ledgers
 from cxr_hvd.training.run_folder import RunFolder, disk_errors
 from cxr_hvd.training.staging import stage
 from cxr_hvd.training.status import status_kept
@@ -97,8 +105,11 @@ def train(config: Config, run: Path, comm: Communicator, job: Job = FRESH_START)
             plan = plan_of(config, model)
         check_contract(comm, topology, contract_items(config, plan, model, data))
         budget = agree_on_budget(config, comm, topology, data)
+        twins = find_twins(data.own_file, comm, topology)
         if topology.is_leader:
             print_agreed(console, config, plan, budget, has_key=job.key is not None)
+            for names in twins:
+                console.print(twins_warning(names), highlight=False, soft_wrap=True)
             if remark := binding_remark(comm):
                 console.print(remark, highlight=False)
         averager = build_averager(config, plan, model.to(device), comm, topology, budget)
@@ -109,7 +120,7 @@ def train(config: Config, run: Path, comm: Communicator, job: Job = FRESH_START)
 
         # Each site's leader keeps the run folder; every rank goes on from the same step.
         folder = RunFolder(run, topology.site)
-        first_step, validated = open_run(folder, config, engine, job, data, budget)
+        first_step, validated = open_run(folder, config, engine, job, data, budget, console)
         open_ledger(folder, comm, topology, first_step)
         opened.enter_context(status_kept(folder, comm, topology, budget.num_steps))
 
@@ -223,7 +234,13 @@ def build_averager(
 
 
 def open_run(
-    folder: RunFolder, config: Config, engine: Engine, job: Job, data: TrainingData, budget: Budget
+    folder: RunFolder,
+    config: Config,
+    engine: Engine,
+    job: Job,
+    data: TrainingData,
+    budget: Budget,
+    console: Console,
 ) -> tuple[int, dict[str, Any]]:
     """Make the run folder, or go on in one. Collective: every rank.
 
@@ -231,7 +248,12 @@ def open_run(
         The number of steps that are done, and what the checkpoint remembers of validations.
     """
     comm, topology, plan = engine.comm, engine.topology, engine.plan
-    step = None if job.resume == "never" else agree_on_step(folder, plan, comm, topology)
+    step: int | None = None
+    changed: dict[str, tuple[str, str]] = {}
+    if job.resume != "never":
+        with together(comm, "comparing its config with that of its run"):
+            changed = changed_settings(folder, config)
+        step = agree_on_step(folder, plan, comm, topology)
     if step is None:
         with together(comm, "making its run folder"):
             if job.resume == "latest":
@@ -241,10 +263,15 @@ def open_run(
                 record_run(folder, config, plan, data, budget)
         return 0, {}
     with together(comm, "reading its checkpoint"):
-        check_same_config(folder, config)
+        check_length(changed, step, budget.num_steps, folder)
         state = load_checkpoint(folder, step, engine)
     with together(comm, "going back to its checkpoint"):
         if topology.is_site_leader:
             folder.go_back_to(step)
+            if changed:
+                record_settings(folder, config, data, budget)
+    if changed and topology.is_leader:
+        said = describe_changes(changed, config, step, budget.num_steps)
+        console.print(f"goes on from step {step}: {said}", highlight=False, markup=False)
     check_shared_weights(plan, engine.model, comm, topology, step)
     return step, dict(state["validation"])

@@ -42,12 +42,16 @@ wanted=yes
 is_wanted() { [ -n "$wanted" ]; }
 
 # What has been reached: a job that gets no further must not queue itself for ever.
-reached() { { find "$RUN" -name 'step-*' -o -name scores.safetensors 2>/dev/null || true; } | sort | cksum; }
+reached() {
+    local run
+    run=$(realpath -m -- "$RUN")
+    { find "$run" -name 'step-*' -o -name scores.safetensors 2>/dev/null || true; } | sort | cksum
+}
 before=$(reached)
 
 say "start on $(hostname)"
-cxr-hvd experiment A B C D --seeds "$SEEDS" --config "$CONFIG" --out "$RUN" \
-    --launcher "${launcher[*]}" --time-limit 42900 &
+cxr-hvd experiment --seeds="$SEEDS" --config="$CONFIG" --out="$RUN" \
+    --launcher="${launcher[*]}" --time-limit 42900 -- A B C D &
 work=$!
 trap ask USR1
 trap 'wanted=; ask' TERM INT

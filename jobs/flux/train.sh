@@ -28,7 +28,7 @@ export PYTHONUNBUFFERED=1    # the log says what happens when it happens
 launcher=(flux run --nodes=2 --ntasks=2
     --cores-per-task=16 -o cpu-affinity=per-task    # a rank keeps its cores
 )
-train=(cxr-hvd train "$CONFIG" --run "$RUN" --resume auto --time-limit 42900)
+train=(cxr-hvd train --run="$RUN" --resume auto --time-limit 42900 -- "$CONFIG")
 
 # ---- work, and what comes after it
 say() { printf '%s cxr-train: %s\n' "$(date '+%F %T')" "$*"; }
@@ -42,7 +42,11 @@ wanted=yes
 is_wanted() { [ -n "$wanted" ]; }
 
 # What has been reached: a job that gets no further must not queue itself for ever.
-reached() { { find "$RUN" -name 'step-*' -o -name scores.safetensors 2>/dev/null || true; } | sort | cksum; }
+reached() {
+    local run
+    run=$(realpath -m -- "$RUN")
+    { find "$run" -name 'step-*' -o -name scores.safetensors 2>/dev/null || true; } | sort | cksum
+}
 before=$(reached)
 
 say "start on $(hostname)"

@@ -45,7 +45,7 @@ launcher=(srun --mpi=cray_shasta    # what MPI and srun tell each other when ran
     --gpus-per-node=8 --gpu-bind=none    # a rank takes the GPU of its place on the node; NCCL has to see all
     --kill-on-bad-exit=1    # one rank fails: all end at once
 )
-train=(cxr-hvd train "$CONFIG" --run "$RUN" --resume auto)
+train=(cxr-hvd train --run="$RUN" --resume auto -- "$CONFIG")
 
 # ---- work, and what comes after it
 say() { printf '%s cxr-train: %s\n' "$(date '+%F %T')" "$*"; }
@@ -63,7 +63,11 @@ is_wanted() {
 }
 
 # What has been reached: a job that gets no further must not queue itself for ever.
-reached() { { find "$RUN" -name 'step-*' -o -name scores.safetensors 2>/dev/null || true; } | sort | cksum; }
+reached() {
+    local run
+    run=$(realpath -m -- "$RUN")
+    { find "$run" -name 'step-*' -o -name scores.safetensors 2>/dev/null || true; } | sort | cksum
+}
 before=$(reached)
 
 say "start on $(hostname)"

@@ -30,7 +30,7 @@ export PYTHONUNBUFFERED=1    # the log says what happens when it happens
 launcher=(jsrun -n 2 -r 1    # a resource set for each rank
     -a 1 -c 16 -g 0 -b packed:16    # its cores, its GPU
 )
-train=(cxr-hvd train "$CONFIG" --run "$RUN" --resume auto)
+train=(cxr-hvd train --run="$RUN" --resume auto -- "$CONFIG")
 
 # ---- work, and what comes after it
 say() { printf '%s cxr-train: %s\n' "$(date '+%F %T')" "$*"; }
@@ -44,7 +44,11 @@ wanted=yes
 is_wanted() { [ -n "$wanted" ]; }
 
 # What has been reached: a job that gets no further must not queue itself for ever.
-reached() { { find "$RUN" -name 'step-*' -o -name scores.safetensors 2>/dev/null || true; } | sort | cksum; }
+reached() {
+    local run
+    run=$(realpath -m -- "$RUN")
+    { find "$run" -name 'step-*' -o -name scores.safetensors 2>/dev/null || true; } | sort | cksum
+}
 before=$(reached)
 
 say "start on $(hostname)"

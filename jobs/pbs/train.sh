@@ -32,7 +32,7 @@ launcher=(mpiexec -np 2
     --map-by ppr:1:node:pe=16 --bind-to core    # a rank keeps its cores
     --tag-output    # which rank said it
 )
-train=(cxr-hvd train "$CONFIG" --run "$RUN" --resume auto --time-limit 42900)
+train=(cxr-hvd train --run="$RUN" --resume auto --time-limit 42900 -- "$CONFIG")
 
 # ---- work, and what comes after it
 say() { printf '%s cxr-train: %s\n' "$(date '+%F %T')" "$*"; }
@@ -46,7 +46,11 @@ wanted=yes
 is_wanted() { [ -n "$wanted" ]; }
 
 # What has been reached: a job that gets no further must not queue itself for ever.
-reached() { { find "$RUN" -name 'step-*' -o -name scores.safetensors 2>/dev/null || true; } | sort | cksum; }
+reached() {
+    local run
+    run=$(realpath -m -- "$RUN")
+    { find "$run" -name 'step-*' -o -name scores.safetensors 2>/dev/null || true; } | sort | cksum
+}
 before=$(reached)
 
 say "start on $(hostname)"

@@ -62,12 +62,16 @@ is_wanted() {
 }
 
 # What has been reached: a job that gets no further must not queue itself for ever.
-reached() { { find "$RUN" -name 'step-*' -o -name scores.safetensors 2>/dev/null || true; } | sort | cksum; }
+reached() {
+    local run
+    run=$(realpath -m -- "$RUN")
+    { find "$run" -name 'step-*' -o -name scores.safetensors 2>/dev/null || true; } | sort | cksum
+}
 before=$(reached)
 
 say "start on $(hostname)"
-cxr-hvd experiment A B C D --seeds "$SEEDS" --config "$CONFIG" --out "$RUN" \
-    --launcher "${launcher[*]}" &
+cxr-hvd experiment --seeds="$SEEDS" --config="$CONFIG" --out="$RUN" \
+    --launcher="${launcher[*]}" -- A B C D &
 work=$!
 trap ask USR1 TERM INT
 # A signal ends `wait`, not the work.

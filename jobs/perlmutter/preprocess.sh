@@ -61,11 +61,15 @@ is_wanted() {
 }
 
 # What has been reached: a job that gets no further must not queue itself for ever.
-reached() { find "$(dirname "$OUT")" -path "*$(basename "$OUT")*" -type f -printf '%p %s\n' | sort | cksum; }
+reached() {
+    local out
+    out=$(realpath -m -- "$OUT")
+    { find "${out%/*}/" -path "*${out##*/}*" -type f -printf '%p %s\n' 2>/dev/null || true; } | sort | cksum
+}
 before=$(reached)
 
 say "start on $(hostname)"
-"${launcher[@]}" cxr-preprocess "$SOURCE" "$ROOT" --out "$OUT" --site "$SITE" &
+"${launcher[@]}" cxr-preprocess -- "$SOURCE" --out="$OUT" --site="$SITE" -- "$ROOT" &
 work=$!
 trap ask USR1 TERM INT
 # A signal ends `wait`, not the work.

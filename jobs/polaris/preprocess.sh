@@ -52,11 +52,15 @@ wanted=yes
 is_wanted() { [ -n "$wanted" ]; }
 
 # What has been reached: a job that gets no further must not queue itself for ever.
-reached() { find "$(dirname "$OUT")" -path "*$(basename "$OUT")*" -type f -printf '%p %s\n' | sort | cksum; }
+reached() {
+    local out
+    out=$(realpath -m -- "$OUT")
+    { find "${out%/*}/" -path "*${out##*/}*" -type f -printf '%p %s\n' 2>/dev/null || true; } | sort | cksum
+}
 before=$(reached)
 
 say "start on $(hostname)"
-timeout 42900 "${launcher[@]}" cxr-preprocess "$SOURCE" "$ROOT" --out "$OUT" --site "$SITE" &
+timeout 42900 "${launcher[@]}" cxr-preprocess -- "$SOURCE" --out="$OUT" --site="$SITE" -- "$ROOT" &
 work=$!
 trap ask USR1
 trap 'wanted=; ask' TERM INT

@@ -37,7 +37,7 @@ export NCCL_SOCKET_IFNAME="hsn"    # the Slingshot ports
 launcher=(mpiexec -n 2 --ppn 2
     --depth=8 --cpu-bind depth    # a rank keeps its cores and the memory beside them
 )
-train=(cxr-hvd train "$CONFIG" --run "$RUN" --resume auto --time-limit 42900)
+train=(cxr-hvd train --run="$RUN" --resume auto --time-limit 42900 -- "$CONFIG")
 
 # ---- work, and what comes after it
 say() { printf '%s cxr-train: %s\n' "$(date '+%F %T')" "$*"; }
@@ -51,7 +51,11 @@ wanted=yes
 is_wanted() { [ -n "$wanted" ]; }
 
 # What has been reached: a job that gets no further must not queue itself for ever.
-reached() { { find "$RUN" -name 'step-*' -o -name scores.safetensors 2>/dev/null || true; } | sort | cksum; }
+reached() {
+    local run
+    run=$(realpath -m -- "$RUN")
+    { find "$run" -name 'step-*' -o -name scores.safetensors 2>/dev/null || true; } | sort | cksum
+}
 before=$(reached)
 
 say "start on $(hostname)"

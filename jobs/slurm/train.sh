@@ -35,7 +35,7 @@ launcher=(srun --mpi=pmix    # what MPI and srun tell each other when ranks star
     --cpu-bind=cores    # a rank keeps its cores and the memory beside them
     --kill-on-bad-exit=1    # one rank fails: all end at once
 )
-train=(cxr-hvd train "$CONFIG" --run "$RUN" --resume auto)
+train=(cxr-hvd train --run="$RUN" --resume auto -- "$CONFIG")
 
 # ---- work, and what comes after it
 say() { printf '%s cxr-train: %s\n' "$(date '+%F %T')" "$*"; }
@@ -53,7 +53,11 @@ is_wanted() {
 }
 
 # What has been reached: a job that gets no further must not queue itself for ever.
-reached() { { find "$RUN" -name 'step-*' -o -name scores.safetensors 2>/dev/null || true; } | sort | cksum; }
+reached() {
+    local run
+    run=$(realpath -m -- "$RUN")
+    { find "$run" -name 'step-*' -o -name scores.safetensors 2>/dev/null || true; } | sort | cksum
+}
 before=$(reached)
 
 say "start on $(hostname)"

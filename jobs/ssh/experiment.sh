@@ -38,8 +38,8 @@ say() { printf '%s cxr-experiment: %s\n' "$(date '+%F %T')" "$*"; }
 ask() { say "has to go: the ranks are asked for a checkpoint"; kill -USR1 "$work" 2>/dev/null || true; }
 
 say "start on $(hostname)"
-cxr-hvd experiment A B C D --seeds "$SEEDS" --config "$CONFIG" --out "$RUN" \
-    --launcher "${launcher[*]}" &
+cxr-hvd experiment --seeds="$SEEDS" --config="$CONFIG" --out="$RUN" \
+    --launcher="${launcher[*]}" -- A B C D &
 work=$!
 trap ask USR1 TERM INT
 # A signal ends `wait`, not the work.

@@ -37,7 +37,7 @@ say() { printf '%s cxr-preprocess: %s\n' "$(date '+%F %T')" "$*"; }
 ask() { say "has to go: what is written is kept"; kill -TERM "$work" 2>/dev/null || true; }
 
 say "start on $(hostname)"
-"${launcher[@]}" cxr-preprocess "$SOURCE" "$ROOT" --out "$OUT" --site "$SITE" &
+"${launcher[@]}" cxr-preprocess -- "$SOURCE" --out="$OUT" --site="$SITE" -- "$ROOT" &
 work=$!
 trap ask USR1 TERM INT
 # A signal ends `wait`, not the work.

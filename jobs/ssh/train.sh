@@ -28,7 +28,7 @@ launcher=(mpirun -np 2
     -host 'hospital-a:1,hospital-b:1'
     -x PATH -x OMP_NUM_THREADS -x PYTHONUNBUFFERED    # ssh hands no variables on
 )
-train=(cxr-hvd train "$CONFIG" --run "$RUN" --resume auto)
+train=(cxr-hvd train --run="$RUN" --resume auto -- "$CONFIG")
 
 # ---- work, and what comes after it
 say() { printf '%s cxr-train: %s\n' "$(date '+%F %T')" "$*"; }

@@ -6,9 +6,8 @@ comes twice, is an error. docs/data-format.md explains the keys; preprocess/mani
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -21,9 +20,9 @@ from pydantic import (
 
 from cxr_hvd.errors import ConfigError, UsageError, nearest
 from cxr_hvd.study.labels import LABELS
+from cxr_hvd.yaml_text import load_yaml
 
 SHIPPED = Path(__file__).parents[1] / "manifests"
-_MAX_BYTES = 1_000_000
 NOTHING = "none"
 
 
@@ -168,16 +167,6 @@ class Columns(Section):
         return self
 
 
-class _Loader(yaml.BaseLoader):
-    """Text, lists and mappings only; a key that comes twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key) for key, _ in node.value]
-        if len({*map(str, keys)}) != len(keys):
-            raise yaml.YAMLError("a key that comes twice")
-        return super().construct_mapping(node, deep)
-
-
 def find_columns(path: Path | None) -> Path:
     """Return the YAML file that `--columns` means: a file, or the name of one that ships with this program.
 
@@ -201,16 +190,7 @@ def load_columns(path: Path) -> Columns:
         ConfigError: it is no YAML, or a key or a value in it is not as `Columns` says.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-        if len(content) > _MAX_BYTES:
-            raise ConfigError(f"{path}: expected a YAML file of at most {_MAX_BYTES} bytes, found more")
-        tree = _Loader(content.decode("utf-8-sig")).get_single_data()
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        found = getattr(error, "problem", None) or (error.args[0] if error.args else type(error).__name__)
-        raise ConfigError(f"{path}: expected a YAML file in UTF-8, found an error: {found}") from error
-    try:
-        return Columns.model_validate(tree)
+        return Columns.model_validate(load_yaml(path, is_text=True))
     except ValidationError as error:
         raise ConfigError(f"{path}: {_explain(error)}") from error
 

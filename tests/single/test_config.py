@@ -58,11 +58,18 @@ def test_only_the_data_may_differ_between_sites() -> None:
         ("sites={'a b': {data: x}}", "sites"),
         ("sites={'../a': {data: x}}", "sites"),
         ("sites={}", "sites"),
-        ("seed=2020-01-01", "expected plain values"),
+        ("seed=2020-01-01", 'seed: expected a valid integer, found "2020-01-01"'),
         ("training=3", "training: expected an object, found 3"),
         ("training.epochs.more=3", "'epochs' is a value, not a section"),
         ("training.epochs", "expected section.key=value"),
         ("training.epochs=[", "not valid YAML"),
+        ("a b=3", "unknown key 'a b'; valid: experiment"),
+        ("training.a b=3", "unknown key 'training.a b'"),
+        ("sites.mimic.da ta=3", "unknown key 'sites.mimic.da ta'; did you mean 'data'?"),
+        ("training..epochs=3", "expected section.key=value"),
+        (".".join("a" * 5000) + "=3", "expected section.key=value"),
+        ("training.clip_norm=.inf", "training.clip_norm: expected a finite number"),
+        ("training.epochs=99999999999999999999", "training.epochs: expected less than or equal to"),
     ],
 )
 def test_what_is_wrong_is_one_line_with_its_place(setting: str, said: str) -> None:
@@ -79,7 +86,7 @@ def test_what_is_wrong_is_one_line_with_its_place(setting: str, said: str) -> No
         ("seed: 1\nseed: 2\n", "key 'seed' is given twice"),
         ("- a\n- b\n", "expected a mapping"),
         ("a: [", "not valid YAML"),
-        ("!!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("!!python/object/apply:os.getcwd []", "found a tag"),
         ("seed: 1\n", "'experiment' is missing"),
         ("\xff", "expected a mapping"),
     ],
@@ -96,6 +103,11 @@ def test_a_file_that_is_no_config_is_one_line(text: str, said: str, tmp_path: Pa
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot read it"):
         load_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("setting", ["training.epochs = 3", " training . epochs=3 ", "training={epochs: 3}"])
+def test_blanks_beside_the_names_of_a_setting_mean_nothing(setting: str) -> None:
+    assert load_config(CONFIGS / "D.yaml", [setting]).training.epochs == 3
 
 
 def test_numbers_may_be_written_as_physicists_do() -> None:

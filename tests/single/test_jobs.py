@@ -1,5 +1,8 @@
 """Batch scripts: the shipped ones are what the command writes, shells read them, and wrong sizes are refused."""
 
+import os
+import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -86,6 +89,89 @@ def test_words_with_blanks_and_quotes_stay_one_word() -> None:
     assert told.stdout == hostile.partition("=")[2]
 
 
+HOSTILE = [
+    "-delete",
+    "-x/-delete",
+    "--help",
+    "; touch pwned",
+    "$(touch pwned)",
+    "`touch pwned`",
+    "# x",
+    "a b",
+    "*",
+]
+HOSTILE += ["a' || touch pwned '", '"; touch pwned; "', "!", "(", "\\"]
+NAMED = ["account", "queue", "mpi", "source", "modules", "names", "queue_directive", "hosts"]
+NO_NAMES = ["-x", "a -x", "a; touch pwned", "$(touch pwned)", "a'b", "a\\", "#a", "~", "a|b"]
+FREE = {"train": ["run", "stage"], "experiment": ["run"], "preprocess": ["root", "out", "site"]}
+
+
+@pytest.fixture
+def stubs(tmp_path: Path) -> Path:
+    """Programs that note their words: a script runs, and nothing else does."""
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    for name in ("srun", "cxr-hvd", "module"):
+        (bin_ / name).write_text(f"""#!/bin/bash\nprintf '%s\\0' "$@" >{tmp_path}/{name}.words\n""")
+        (bin_ / name).chmod(0o755)
+    return bin_
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("value", HOSTILE)
+def test_no_value_of_a_user_is_an_option_or_the_shells(
+    value: str, recipe: str, stubs: Path, tmp_path: Path
+) -> None:
+    # The job ends before it has run its words: `reached` looks around, the launcher notes what it is given.
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "kept").touch()
+    text = script("slurm", "activate=:", "modules=a b", *(f"{key}={value}" for key in FREE[recipe]), recipe=recipe)
+    # What somebody writes into the script is a user's value, too.
+    text = re.sub("^(CONFIG|SEEDS)=.*", lambda line: f"{line[1]}={shlex.quote(value)}", text, flags=re.MULTILINE)
+    (folder / "job.sh").write_text(text)
+    environment = {"PATH": f"{stubs}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(folder)}
+    subprocess.run(["bash", "job.sh"], cwd=folder, env=environment, check=True, capture_output=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["job.sh", "kept"]
+    by = "cxr-hvd" if recipe == "experiment" else "srun"
+    words = (tmp_path / f"{by}.words").read_text().split("\0")[:-1]
+    asked = {
+        "train": [f"--run={value}", "--resume", "auto", f"--stage={value}", "--", value],
+        "experiment": [f"--out={value}", words[-6], "--", "A", "B", "C", "D"],
+        "preprocess": [f"--out={value}", f"--site={value}", "--", value],
+    }[recipe]
+    assert words[-len(asked) :] == asked
+
+
+@pytest.mark.parametrize("key", NAMED)
+@pytest.mark.parametrize("value", NO_NAMES)
+def test_a_name_that_is_not_quoted_is_a_word_or_refused(key: str, value: str) -> None:
+    value = f"chexpert={value} mimic=b" if key == "hosts" else value
+    for recipe in RECIPES if key != "hosts" else ["train"]:
+        with pytest.raises(UsageError, match=key if key != "hosts" else "host|SITE="):
+            script("ssh" if key == "hosts" else "slurm", "binding=hosts", f"{key}={value}", recipe=recipe)
+
+
+def test_options_are_words_that_the_shell_does_not_read() -> None:
+    text = script("slurm", "options=--key 'my key' ; touch $(pwned)")
+    assert "--resume auto --key 'my key' ';' touch '$(pwned)' -- " in text
+    with pytest.raises(UsageError, match="close what is quoted"):
+        script("slurm", "options='")
+
+
+@pytest.mark.parametrize("place", ["config", "path", "command"])
+def test_no_name_leaves_the_comment_at_a_scripts_head(place: str) -> None:
+    settings = read_settings("train", MACHINES["slurm"], [], SITES)
+    texts = {"config": Path("D.yaml"), "command": "cxr-hvd jobs render", "path": "train.sh"}
+    for end in ("\n", "\r", "\u2028", "\x1b[2J", "\udcff"):
+        hostile = f"x{end}touch pwned"
+        with pytest.raises(UsageError, match="printable") as caught:
+            changed = {**texts, place: Path(hostile) if place == "config" else hostile}
+            render("train", MACHINES["slurm"], settings, SITES, **changed)  # type: ignore[arg-type]
+        assert str(caught.value).isascii()
+    assert "qsub ./-x.sh" in render("train", MACHINES["pbs"], settings, SITES, Path("D.yaml"), "cxr-hvd", "-x.sh")
+
+
 def test_every_launcher_of_the_table_is_known() -> None:
     assert {name for machine in MACHINES.values() for name in machine.launchers} == set(LAUNCHERS)
 
@@ -124,6 +210,8 @@ def test_ranks_are_asked_before_the_walltime_is_over() -> None:
         ("slurm", "nodes", "expected key=value"),
         ("slurm", "nodes=two", "expected a whole number"),
         ("slurm", "nodes=-1", "expected a whole number"),
+        ("slurm", "nodes=010", "expected a whole number"),
+        ("ssh", f"hosts=chexpert=node[{'1' * 5000}] mimic=b", "expected numbers such as"),
         ("slurm", "account=a\nb", "control character"),
         ("slurm", "nodes=3", "the config's sites want 2 (chexpert 1, mimic 1)"),
         ("slurm", "walltime=soon", "expected 3600"),
@@ -207,6 +295,8 @@ def test_a_rank_finds_its_site_by_its_host() -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        "a=-x",
+        "a=node[" + "1" * 5000 + "]",
         "chexpert",
         "chexpert=",
         "=node1",
