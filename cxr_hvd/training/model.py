@@ -1,4 +1,4 @@
-"""The networks: torchvision's DenseNet121 (Huang et al., CVPR 2017) with 20 input channels, and a tiny one like it."""
+"""The networks: torchvision's DenseNet121 (Huang et al., CVPR 2017) with 20 input channels, and a tiny one."""
 
 from collections.abc import Callable
 
@@ -26,23 +26,27 @@ class OccupiedConv2d(nn.Conv2d):
 
 def build_densenet121(num_labels: int) -> nn.Module:
     """Build DenseNet121 for (B, 1 to 20, H, W) inputs and (B, num_labels) logits, with fresh weights."""
-    return _with_study_channels(densenet121(weights=None, num_classes=num_labels))
+    return _with_study_channels(densenet121(weights=None, num_classes=num_labels), num_features=64)
 
 
 def build_tiny(num_labels: int) -> nn.Module:
-    """Build a DenseNet of about 20,000 parameters for dry runs: DenseNet121's blocks by name, one layer in each."""
-    return _with_study_channels(
-        DenseNet(growth_rate=8, block_config=(1, 1, 1, 1), num_init_features=12, bn_size=2, num_classes=num_labels)
+    """Build a DenseNet of about 20,000 parameters for dry runs, with DenseNet121's blocks, one layer in each."""
+    num_features = 12
+    model = DenseNet(
+        growth_rate=8,
+        block_config=(1, 1, 1, 1),
+        num_init_features=num_features,
+        bn_size=2,
+        num_classes=num_labels,
     )
+    return _with_study_channels(model, num_features)
 
 
-def _with_study_channels(model: nn.Module) -> nn.Module:
+def _with_study_channels(model: nn.Module, num_features: int) -> nn.Module:
     """Put a fresh first convolution of 20 input channels into a DenseNet; return the network."""
-    features = model.get_submodule("features")
-    num_features = features.get_submodule("conv0").out_channels
     stem = OccupiedConv2d(MAX_IMAGES, num_features, kernel_size=7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(stem.weight)
-    features.register_module("conv0", stem)
+    model.get_submodule("features").register_module("conv0", stem)
     return model
 
 
