@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cxr_hvd.collective.comm import Communicator, gather_text, together
 from cxr_hvd.collective.sites import Topology, bind
 from cxr_hvd.config import Config
+from cxr_hvd.console import Console
 from cxr_hvd.errors import StudyFileError, UsageError
 from cxr_hvd.evaluation.resampling import bootstrap, draw
 from cxr_hvd.evaluation.statistics import Sample
@@ -191,7 +192,7 @@ def print_results(results: Sequence[dict[str, Any]], console: Console) -> None:
         if unknown:
             captions.append(f"known in no study here: {', '.join(unknown)}")
         if captions:
-            table.caption = "\n".join(captions)
+            table.caption = Text("\n".join(captions))
             table.caption_justify = "left"
         console.print(table)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -14,13 +14,13 @@ from cxr_hvd.collective.sharing import Scope, SharingPlan
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.collective.traffic import TRAFFIC
 from cxr_hvd.config import Config
+from cxr_hvd.console import WIDTH, Console, open_console
 from cxr_hvd.training.budget import Budget
 from cxr_hvd.training.engine import StepReport
 from cxr_hvd.training.record import loss_of_site
 from cxr_hvd.training.validation import Verdict
 
 LINE_EVERY_S = 5.0
-WIDTH = 100
 MEMORY = 0.9
 
 
@@ -31,7 +31,7 @@ def console_for(num_ranks: int) -> Console:
     """
     if num_ranks > 1:
         return Console(force_terminal=False, no_color=True, width=WIDTH)
-    return Console() if Console().is_terminal else Console(width=WIDTH)
+    return open_console()
 
 
 def plan_table(plan: SharingPlan, num_steps: int | None = None) -> Group:

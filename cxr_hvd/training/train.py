@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from torch.profiler import record_function
 
 from cxr_hvd.collective.averaging import EXCHANGES, Averager, site_weights
@@ -20,6 +19,7 @@ from cxr_hvd.collective.key import prove_key
 from cxr_hvd.collective.sharing import SharingPlan
 from cxr_hvd.collective.sites import Topology, bind
 from cxr_hvd.config import Config
+from cxr_hvd.console import Console
 from cxr_hvd.errors import Stopped, UsageError
 from cxr_hvd.launch.orphan import LauncherWatch
 from cxr_hvd.training.agreement import check_same_config, check_shared_weights, contract_items, plan_of
