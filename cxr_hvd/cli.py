@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from cxr_hvd import __version__
 from cxr_hvd.cli_jobs import jobs_app
+from cxr_hvd.console import Console, open_console
 from cxr_hvd.errors import UsageError, reported
 from cxr_hvd.joining import joined_job
+from cxr_hvd.terminal import say
 
 PROGRAM = "cxr-hvd"
 STARTED = time.monotonic()  # what a time limit counts from
+MAX_SHOWN_FAULTS = 200
 EVALUATION_LIMIT_S = 86_400.0  # ranks meet only at the end, and sites differ in size
 
 # Torch takes seconds to import: each verb imports what it needs, so that --help comes at once.
@@ -285,7 +287,7 @@ def evaluate(
         with joined_job(PROGRAM, EVALUATION_LIMIT_S) as comm:
             path = score_across_sites(run, comm, settings or [], checkpoint.value, named_files(outside or []))
             if comm.rank == 0:
-                print(f"{path}: compare with cxr-hvd report {run}")
+                say(f"{path}: compare with cxr-hvd report {run}")
         return
     with joined_job(PROGRAM, EVALUATION_LIMIT_S) as comm:
         results = evaluation.evaluate(run, comm, Split[split.upper()], settings or [], site, checkpoint)
@@ -403,8 +405,7 @@ def inspect_run(
     if as_json:
         print(json.dumps(to_json(view), allow_nan=False))
     else:
-        console = Console() if Console().is_terminal else Console(width=100)
-        console.print(render(view), highlight=False)
+        open_console().print(render(view), highlight=False)
 
 
 @app.command("show-batch", epilog="Example: cxr-hvd show-batch jobs/configs/D.yaml --site mimic --out batch.png")
@@ -420,7 +421,7 @@ def show_batch(
     from cxr_hvd.training import batch_sheet
 
     batch_sheet.show_batch(load_config(config, settings or []), site, out, step)
-    print(f"{out}: step {step} of {site}")
+    say(f"{out}: step {step} of {site}")
 
 
 @app.command(epilog="Example: cxr-hvd doctor")
@@ -449,11 +450,15 @@ def verify_ledger(run: RunPath, as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps(account.to_json(judged, accounts)))
     else:
-        console = Console() if Console().is_terminal else Console(width=100)
+        console = open_console()
         for each in accounts:
             console.print(account.render(each), highlight=False)
-        for fault in judged.faults:
-            console.print(f"FAULT {fault}", style="red", highlight=False, soft_wrap=True, markup=False)
+        for fault in judged.faults[:MAX_SHOWN_FAULTS]:
+            console.print(f"FAULT {fault}", style="red", highlight=False, soft_wrap=True)
+        if len(judged.faults) > MAX_SHOWN_FAULTS:
+            console.print(
+                f"and {len(judged.faults) - MAX_SHOWN_FAULTS:,} more faults: --json names all", style="red"
+            )
         if not judged.faults:
             console.print("All holds: chains, plan, amounts.", style="green")
     if judged.faults:

@@ -4,9 +4,7 @@ Owns their form and how they are read: by bounded amounts, never waiting, nothin
 `training` writes them. Leaves to `run_view` what they say together.
 """
 
-import errno
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,8 @@ from pydantic import AfterValidator, Field, ValidationError
 from cxr_hvd.collective.forms import Form
 from cxr_hvd.collective.records import Fault
 from cxr_hvd.config import SiteName
+from cxr_hvd.reading import open_plain, read_plain
+from cxr_hvd.terminal import shown
 
 MAX_RECORD_BYTES = 1 << 15
 MAX_LINE_BYTES = 1 << 14
@@ -38,19 +38,13 @@ OPENING = (
 CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 
 
-def plain(text: str) -> str:
-    """Return a stranger's words as one short line: no control characters, which a terminal would obey."""
-    line = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text[: MAX_SAID + 1])
-    return line if len(line) <= MAX_SAID else line[: MAX_SAID - 1] + "…"
-
-
 Step = Annotated[int, Field(ge=0, le=1 << 53)]
 Rank = Annotated[int, Field(ge=0, le=1 << 20)]
 Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 UnixTime = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Words = Annotated[str, AfterValidator(plain)]
+Words = Annotated[str, AfterValidator(lambda text: shown(text, MAX_SAID))]
 
 
 class SiteOfConfig(Form):
@@ -137,31 +131,11 @@ class Lines(Generic[F]):
     fault: Fault | None = None
 
 
-def open_plain(path: Path) -> BinaryIO:
-    """Open a plain file, unbuffered. Never waits and goes nowhere else: no pipe, no device, no link.
-
-    Raises:
-        OSError: it is none, or cannot be opened.
-    """
-
-    def opener(name: str, flags: int) -> int:
-        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise OSError(errno.EINVAL, "not a plain file")
-        return descriptor
-
-    return open(path, "rb", buffering=0, opener=opener)
-
-
 def read_form(path: Path, form: type[F]) -> F | Fault | None:
     """Read a small JSON or YAML file, by the ending of its name; None where there is none (any more)."""
     name = f"{path.parent.name}/{path.name}"
     try:
-        with open_plain(path) as file:
-            content = file.read(MAX_RECORD_BYTES + 1)
-        if len(content) > MAX_RECORD_BYTES:
-            return Fault(name, None, f"expected at most {MAX_RECORD_BYTES:,} bytes, found more")
+        content = read_plain(path, MAX_RECORD_BYTES)
         if path.suffix == ".yaml":
             return form.model_validate(_plain_yaml(content))
         return form.model_validate_json(content)
@@ -272,4 +246,4 @@ def count_in(path: Path, wanted: bytes) -> int | None:
 
 def _first_of(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
-    return plain(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "))
+    return shown(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "), MAX_SAID)
