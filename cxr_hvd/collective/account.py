@@ -159,9 +159,7 @@ def accounts_of(audit: Audit) -> list[Account]:
 def render(account: Account) -> RenderableType:
     """Return the summary of one site: what of the network left it, what stayed, every small thing, notes."""
     if not account.num_starts:
-        return Text.assemble(
-            (account.site, "bold"), ": no ledger that can be read: what left it is not known\n"
-        )
+        return Text.assemble((account.site, "bold"), ": no ledger that can be read: what left it is not known\n")
     left = [row for row in account.rows if row.name and row.reach == "all"]
     stayed = [row for row in account.rows if row.name and row.reach == "site"]
     small = [row for row in account.rows if not row.name]

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cxr_hvd.collective.answers import check_number, read_answers
 from cxr_hvd.collective.comm import Communicator, gather
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.errors import ContractError, UsageError
@@ -62,7 +63,11 @@ def prove_key(comm: Communicator, topology: Topology, key: bytes | None) -> None
     shown = gather(comm, tags[comm.rank], "key.proof")
     alike = sum(hmac.compare_digest(_bytes(tag), _bytes(row)) for tag, row in zip(tags, shown, strict=True))
     # A rank can judge the others by its own key only: all say how many they believe, and all stop alike.
-    believed = gather(comm, torch.tensor([alike]), "key.believed").flatten()
+    answers = gather(comm, torch.tensor([alike]), "key.believed").flatten().tolist()
+    counts = read_answers(
+        answers, lambda num: check_number(num, 0, comm.num_ranks), "key.believed", topology.name_of
+    )
+    believed = torch.tensor(counts)
     if bool((believed < comm.num_ranks).any()):
         few = believed < believed.max() if bool((believed != believed[0]).any()) else believed > 0
         _refuse(topology, few.nonzero().flatten(), "does not hold the key of the others")

@@ -13,7 +13,7 @@ from typing import Annotated, BinaryIO, Generic, TypeVar
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
-from cxr_hvd.collective.forms import Form
+from cxr_hvd.collective.forms import Count, Form, Name
 from cxr_hvd.collective.records import Fault
 from cxr_hvd.config import SiteName
 from cxr_hvd.reading import open_plain, read_plain
@@ -111,6 +111,33 @@ class Results(Form):
     step: Step
     macro_auroc: Share | None
     mean_accuracy: Share | None
+
+
+class JudgedLabel(Form):
+    """One label of a site's results, as far as they are shown."""
+
+    label: Name
+    num_studies: Count
+    num_present: Count
+    auroc: Share | None
+    accuracy: Share | None
+    all_negative_accuracy: Share | None
+
+
+class JudgedSite(Form):
+    """A site's results as another rank hands them over, as far as they are shown."""
+
+    site: SiteName
+    experiment: Name
+    split: Name
+    step: Step
+    num_studies: Count
+    labels: list[JudgedLabel]
+    macro_auroc: Share | None
+    mean_accuracy: Share | None
+    mean_all_negative_accuracy: Share | None
+    mean_accuracy_at_threshold: Share | None
+    intervals: dict[Name, Annotated[list[Finite], Field(min_length=2, max_length=2)] | None]
 
 
 F = TypeVar("F", bound=Form)

@@ -27,7 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cxr_hvd.atomic import finish_folder, folder_beside, point_link, sync
+from cxr_hvd.collective.answers import check_number, read_answers
 from cxr_hvd.collective.comm import Communicator, gather, together
+from cxr_hvd.collective.forms import MAX_COUNT
 from cxr_hvd.collective.pulse import Pulse, Writing
 from cxr_hvd.collective.sharing import Scope, SharingPlan
 from cxr_hvd.collective.sites import Topology
@@ -197,7 +199,8 @@ def agree_on_step(folder: RunFolder, plan: SharingPlan, comm: Communicator, topo
     """
     own = [step for step in folder.steps() if is_whole(folder, plan, topology, step)][:MOST_OFFERED]
     padded = torch.tensor(own + [0] * (MOST_OFFERED - len(own)), dtype=torch.int64)
-    offered = [{step for step in row if step} for row in gather(comm, padded, "steps.whole").tolist()]
+    rows = gather(comm, padded, "steps.whole").tolist()
+    offered = read_answers(rows, _read_steps, "steps.whole", topology.name_of)
     common = set.intersection(*offered)
     if not common and any(offered):
         told = "; ".join(
@@ -211,6 +214,10 @@ def agree_on_step(folder: RunFolder, plan: SharingPlan, comm: Communicator, topo
         error.is_agreed = True
         raise error
     return max(common, default=None)
+
+
+def _read_steps(answer: list[int]) -> set[int]:
+    return {int(check_number(step, 0, MAX_COUNT)) for step in answer if step}
 
 
 def is_whole(folder: RunFolder, plan: SharingPlan, topology: Topology, step: int) -> bool:
