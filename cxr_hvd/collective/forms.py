@@ -7,13 +7,15 @@ Every number is so small, and every name so short and printable, that adding num
 from math import prod
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cxr_hvd.collective.ledger import BEFORE_TRAINING
 from cxr_hvd.collective.traffic import Group, How, root_of
+from cxr_hvd.terminal import shown
 
 MAX_COUNT = 1 << 53
 MAX_RANKS = 1 << 16
+MAX_SAID = 400
 
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Ranks = Annotated[int, Field(ge=0, le=MAX_RANKS)]
@@ -33,6 +35,12 @@ class Form(BaseModel):
     """Something read from JSON: types as they stand, nothing converted."""
 
     model_config = ConfigDict(strict=True, frozen=True)
+
+
+def first_of(error: ValidationError) -> str:
+    """Return in one line what is wrong first, and where."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return shown(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "), MAX_SAID)
 
 
 class Entry(Form):

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cxr_hvd.collective.chain import NO_HEAD, whole_line
-from cxr_hvd.collective.forms import Closing, Cut, Entry, Heads, Opening, Plan, Sent
+from cxr_hvd.collective.forms import Closing, Cut, Entry, Heads, Opening, Plan, Sent, first_of
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.reading import read_plain
 from cxr_hvd.terminal import shown
@@ -135,7 +135,7 @@ def _read_event(record: Record, number: int, line: dict[str, Any]) -> None:
         else:
             record.faults.append(Fault(record.file, number, f"unknown event '{event}'"))
     except ValidationError as error:
-        record.faults.append(Fault(record.file, number, f"'{event}' has not its form: {_first_of(error)}"))
+        record.faults.append(Fault(record.file, number, f"'{event}' has not its form: {first_of(error)}"))
 
 
 def _stated_hash(raw: bytes) -> str:
@@ -146,17 +146,12 @@ def _stated_hash(raw: bytes) -> str:
         return ""
 
 
-def _first_of(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-
-
 def read_plan(content: bytes, file: str) -> Plan | Fault:
     """Read `plan.json`."""
     try:
         return Plan.model_validate(json.loads(content))
     except ValidationError as error:
-        return Fault(file, None, f"is no sharing plan: {_first_of(error)}")
+        return Fault(file, None, f"is no sharing plan: {first_of(error)}")
     except (ValueError, RecursionError):
         return Fault(file, None, "is no sharing plan: it is not JSON")
 

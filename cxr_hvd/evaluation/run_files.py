@@ -13,7 +13,7 @@ from typing import Annotated, BinaryIO, Generic, TypeVar
 import yaml
 from pydantic import AfterValidator, Field, ValidationError
 
-from cxr_hvd.collective.forms import Count, Form, Name
+from cxr_hvd.collective.forms import MAX_SAID, Count, Form, Name, first_of
 from cxr_hvd.collective.records import Fault
 from cxr_hvd.config import SiteName
 from cxr_hvd.reading import open_plain, read_plain
@@ -23,7 +23,6 @@ MAX_RECORD_BYTES = 1 << 15
 MAX_LINE_BYTES = 1 << 14
 MAX_DEPTH = 20
 MAX_DAMAGED = 1000
-MAX_SAID = 400
 PIECE_BYTES = 1 << 12
 TAIL_BYTES = 1 << 17
 COUNTED_AT_A_TIME_BYTES = 1 << 20
@@ -171,7 +170,7 @@ def read_form(path: Path, form: type[F]) -> F | Fault | None:
     except OSError as error:
         return Fault(name, None, f"cannot be read ({error.strerror})")
     except ValidationError as error:
-        return Fault(name, None, _first_of(error))
+        return Fault(name, None, first_of(error))
     except (yaml.YAMLError, ValueError, RecursionError):
         return Fault(name, None, "is not YAML of plain values")
 
@@ -207,7 +206,7 @@ def read_lines(path: Path, form: type[F], max_bytes: int) -> Lines[F]:
                         raise ValueError(f"expected at most {MAX_LINE_BYTES:,} bytes, found {len(line):,}")
                     rows.append(form.model_validate_json(line))
                 except ValueError as error:
-                    why = _first_of(error) if isinstance(error, ValidationError) else str(error)
+                    why = first_of(error) if isinstance(error, ValidationError) else str(error)
                     damaged.append((number, start, why))
                     if len(damaged) == MAX_DAMAGED:
                         break
@@ -269,8 +268,3 @@ def count_in(path: Path, wanted: bytes) -> int | None:
     except OSError:
         return None
     return count
-
-
-def _first_of(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    return shown(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "), MAX_SAID)

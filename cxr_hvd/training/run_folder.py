@@ -94,7 +94,7 @@ def cut_rows(path: Path, first_step: int) -> None:
         try:
             if json.loads(line)["step"] >= first_step:
                 break
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             break
         kept.append(line + "\n")
     write_text(path, "".join(kept))
