@@ -18,7 +18,7 @@ from cxr_hvd.collective.forms import MAX_RANKS, Count, Form, Name, first_of
 from cxr_hvd.collective.sharing import Kind, Scope, SharingPlan, TensorSpec
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.errors import CheckpointError
-from cxr_hvd.reading import read_plain
+from cxr_hvd.reading import open_plain, read_plain
 from cxr_hvd.terminal import shown
 
 MAX_STATE_BYTES = 1 << 16
@@ -78,7 +78,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: it cannot be read.
     """
     try:
-        _check_plain(path)
+        open_plain(path, follows_links=True).close()  # a pipe would hang who opens it
         return load_file(path)
     except DAMAGES as error:
         raise CheckpointError(
@@ -122,7 +122,7 @@ def _names_of(checkpoint: Path, state: dict[str, Any], rank: int) -> list[str]:
 
 def _held_by(path: Path) -> Held:
     try:
-        _check_plain(path)
+        open_plain(path, follows_links=True).close()  # a pipe would hang who opens it
         with safe_open(path, "pt") as file:  # checks header and length
             slices = {name: file.get_slice(name) for name in list(file.keys())}
             return {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
@@ -149,9 +149,3 @@ def _check_moments(file: str, held: Held, specs: Iterable[TensorSpec]) -> None:
         moments_of[parameter].add(moment)
     if len({frozenset(moments) for moments in moments_of.values()}) > 1:
         raise CheckpointError(f"{file}: some parameters have moments that others have not")
-
-
-def _check_plain(path: Path) -> None:
-    """Raise an OSError where a path is no plain file: a pipe would hang who opens it."""
-    if path.exists() and not path.is_file():
-        raise OSError("not a plain file")

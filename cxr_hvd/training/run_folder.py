@@ -60,7 +60,13 @@ class RunFolder:
         """Read back the config that the run was started with."""
         if not (self.path / "config.yaml").is_file():
             raise CheckpointError(f"{self.path}: no run of a site here; expected config.yaml and checkpoints/")
-        return load_config(self.path / "config.yaml", settings)
+        config = load_config(self.path / "config.yaml", settings)
+        if self.path.name not in config.sites:
+            raise CheckpointError(
+                f"{self.path}: expected the folder of a site of its config.yaml, which names "
+                f"{', '.join(config.sites)}; do not rename folders of sites"
+            )
+        return config
 
     def checkpoint(self, step: int) -> Path:
         """Return where the checkpoint after so many steps is, or would be."""
