@@ -12,6 +12,7 @@ import typer
 
 from cxr_hvd import __version__
 from cxr_hvd.cli_jobs import jobs_app
+from cxr_hvd.cli_keys import key_app
 from cxr_hvd.console import Console, open_console
 from cxr_hvd.errors import UsageError, reported
 from cxr_hvd.joining import joined_job
@@ -35,6 +36,7 @@ app = typer.Typer(
 ledger_app = typer.Typer(help="What a site handed to others, and whether it was as planned.", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(key_app, name="key")
 
 
 class ResumeWord(StrEnum):
@@ -95,7 +97,10 @@ def train(
     ] = ResumeWord.NEVER,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run.")] = False,
     key: Annotated[
-        Path | None, typer.Option("--key", help="A secret file; all ranks must prove that they hold it, too.")
+        Path | None,
+        typer.Option(
+            "--key", help="A secret file of `cxr-hvd key new`; all ranks must prove that they hold it, too."
+        ),
     ] = None,
     time_limit: TimeLimit = None,
     stall_limit: Annotated[
@@ -143,8 +148,8 @@ def train(
         raise typer.Exit(supervised(config, run, settings or [], site, supervise, launcher, deadline))
 
     from cxr_hvd.collective.comm import together
-    from cxr_hvd.collective.key import load_key
     from cxr_hvd.config_file import load_config
+    from cxr_hvd.secret import load_key
     from cxr_hvd.training import train as training
 
     with joined_job(PROGRAM, stall_limit, profile) as comm:

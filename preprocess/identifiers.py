@@ -7,39 +7,22 @@ within a site. The key never leaves the machine it was made on.
 import hashlib
 import hmac
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from cxr_hvd import secret
 from cxr_hvd.errors import DataError, UsageError
 
-KEY_BYTES = 32
 HASH_CHARACTERS = 32
 
 
 def default_key_path(site: str) -> Path:
     """Return where a site's key lies unless `--key` says otherwise."""
-    config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    return Path(config) / "cxr-hvd" / f"{site}.key"
-
-
-def create_key(path: Path) -> None:
-    """Make a new secret key of 32 random bytes at `path`, readable by its owner alone.
-
-    Raises:
-        UsageError: the file cannot be made, or there is one already.
-    """
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-            file.flush()
-            os.fsync(descriptor)
-    except OSError as error:
-        raise UsageError(
-            f"{path}: cannot make a key here ({type(error).__name__}); choose a place with --key"
-        ) from error
+        config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    except RuntimeError as error:  # neither HOME nor an entry in passwd
+        raise UsageError("this account has no home folder for the site's key: name a file with --key") from error
+    return Path(config) / "cxr-hvd" / f"{site}.key"
 
 
 def load_key(path: Path) -> bytes:
@@ -49,21 +32,9 @@ def load_key(path: Path) -> bytes:
         DataError: there is none, it is too short, or others may read it.
     """
     try:
-        key, mode = path.read_bytes(), path.stat().st_mode
-    except OSError as error:
-        raise DataError(
-            f"{path}: expected a key file, found none ({type(error).__name__}); check --key"
-        ) from error
-    if len(key) < KEY_BYTES:
-        raise DataError(
-            f"{path}: expected a key of {KEY_BYTES} or more bytes, found {len(key)}; "
-            "restore it, or remove it to make a new one"
-        )
-    if mode & 0o077:
-        raise DataError(
-            f"{path}: expected a key that only its owner can read, found mode {mode & 0o777:o}; chmod 600 it"
-        )
-    return key
+        return secret.load_key(path)
+    except UsageError as error:
+        raise DataError(f"{error}; with another key equal patients get other ids") from error
 
 
 def keyed_hash(key: bytes) -> Callable[[str, str], str]:

@@ -12,6 +12,7 @@ from os.path import commonprefix
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cxr_hvd.collective.answers import read_answers
 from cxr_hvd.collective.comm import Communicator, gather, gather_text
@@ -22,20 +23,33 @@ from cxr_hvd.terminal import shown
 MAX_SHOWN = 60
 
 
-def check_contract(comm: Communicator, topology: Topology, items: Mapping[str, str]) -> None:
+def gather_digests(comm: Communicator, items: Mapping[str, str]) -> Tensor:
+    """Return (num_ranks, 32) uint8: the SHA-256 of what every rank states. Collective: every rank. Blocking."""
+    digest = hashlib.sha256(_statement(items).encode()).digest()
+    return gather(comm, torch.frombuffer(bytearray(digest), dtype=torch.uint8), "contract.digest")
+
+
+def _statement(items: Mapping[str, str]) -> str:
+    return json.dumps(dict(items), sort_keys=True)
+
+
+def check_contract(
+    comm: Communicator, topology: Topology, items: Mapping[str, str], digests: Tensor | None = None
+) -> None:
     """Compare what every rank states.
 
     Collective: every rank, before any tensor of the model moves. Blocking.
 
+    Args:
+        digests: what `gather_digests` returned for these items; asked for where left out.
+
     Raises:
         ContractError: on every rank alike, naming the first item that differs, sites and values.
     """
-    statement = json.dumps(dict(items), sort_keys=True)
-    digest = torch.frombuffer(bytearray(hashlib.sha256(statement.encode()).digest()), dtype=torch.uint8)
-    digests = gather(comm, digest, "contract.digest")
+    digests = gather_digests(comm, items) if digests is None else digests
     if bool((digests == digests[0]).all()):
         return
-    texts = gather_text(comm, statement, "contract.statement", topology.name_of)
+    texts = gather_text(comm, _statement(items), "contract.statement", topology.name_of)
     statements = read_answers(texts, read_statement, "contract.statement", topology.name_of)
     error = ContractError(first_difference(topology, statements))
     error.is_agreed = True

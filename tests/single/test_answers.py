@@ -157,7 +157,7 @@ def test_a_site_that_is_none_names_the_rank(index: int) -> None:
 
 def test_a_rank_that_claims_more_proofs_than_ranks_blames_itself_alone() -> None:
     comm = Scripted({"key.believed": [1 << 40]})
-    assert refusal(lambda: prove_key(comm, TOPOLOGY, KEY)).startswith(
+    assert refusal(lambda: prove_key(comm, TOPOLOGY, KEY, torch.zeros(2, 32, dtype=torch.uint8))).startswith(
         "site south, rank 1: its answer in key.believed"
     )
 
