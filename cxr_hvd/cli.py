@@ -231,13 +231,13 @@ def plan(
     from cxr_hvd.study.labels import LABELS
     from cxr_hvd.training.agreement import plan_of
     from cxr_hvd.training.budget import num_steps_before_launch
-    from cxr_hvd.training.display import complete_plan, console_for, plan_table, traffic_table
+    from cxr_hvd.training.display import complete_plan, console_for, plan_table, reach_of, traffic_table
     from cxr_hvd.training.model import build_model
 
     chosen = load_config(config, settings or [])
     sharing_plan = plan_of(chosen, build_model(chosen.model.name, len(LABELS), chosen.seed))
     num_steps = num_steps_before_launch(chosen)
-    rows: list[dict[str, Any]] = []
+    reach, rows = reach_of(chosen), list[dict[str, Any]]()
     if scale:
         fitted = cost.load_fit()
         layouts = list(dict.fromkeys([*cost.USUAL_LAYOUTS, cost.read_layout(scale)]))
@@ -245,15 +245,20 @@ def plan(
         seconds = fitted.compute_s if compute_s is None else cost.check_compute_s(compute_s)
         rows = cost.scale_rows(fitted, sharing_plan, layouts, link, seconds)
     if as_json:
-        print(json.dumps(complete_plan(sharing_plan, num_steps) | ({"scale": rows} if scale else {})))
+        print(
+            json.dumps(
+                complete_plan(sharing_plan, num_steps, reach_of(chosen)) | ({"scale": rows} if scale else {})
+            )
+        )
         return
     console = console_for(1)
     if scale:
         console.print(cost.scale_table(fitted, sharing_plan, layouts, link, seconds))
         return
-    console.print(plan_table(sharing_plan, num_steps))
-    console.print(traffic_table())
-    if num_steps is None:
+    console.print(plan_table(sharing_plan, num_steps, reach))
+    if reach != "nobody":
+        console.print(traffic_table())
+    if num_steps is None and reach != "nobody":
         said = "Bytes of a whole run: set training.max_steps, or have the study files here that the config names."
         console.print(said, highlight=False)
 
