@@ -45,5 +45,5 @@ def read_plain(path: Path, max_bytes: int, follows_links: bool = False) -> bytes
             parts.append(part)
             left_bytes -= len(part)
     if not left_bytes:
-        raise OSError(errno.EFBIG, f"longer than {max_bytes:,} bytes", str(path))
+        raise OSError(errno.EFBIG, f"expected at most {max_bytes:,} bytes, found more", str(path))
     return b"".join(parts)

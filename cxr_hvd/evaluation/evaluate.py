@@ -24,6 +24,7 @@ from cxr_hvd.evaluation.run_files import JudgedSite
 from cxr_hvd.evaluation.statistics import Sample
 from cxr_hvd.evaluation.weighted import Auroc, Metric, macro_auroc, mean_accuracy
 from cxr_hvd.study.study_file import Split, StudyFile
+from cxr_hvd.terminal import cleaned
 from cxr_hvd.training.checkpoint import load_judged_weights
 from cxr_hvd.training.device import choose_device, set_threads
 from cxr_hvd.training.loader import StudySet, threads_for
@@ -211,7 +212,7 @@ def print_results(results: Sequence[dict[str, Any]], console: Console) -> None:
         if unknown:
             captions.append(f"known in no study here: {', '.join(unknown)}")
         if captions:
-            table.caption = Text("\n".join(captions))
+            table.caption = Text("\n".join(map(cleaned, captions)))
             table.caption_justify = "left"
         console.print(table)
 

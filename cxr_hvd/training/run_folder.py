@@ -18,8 +18,10 @@ from cxr_hvd.atomic import point_link, write_text
 from cxr_hvd.config import Config
 from cxr_hvd.config_file import load_config
 from cxr_hvd.errors import CheckpointError
+from cxr_hvd.reading import read_plain
 
 LATEST, BEST = "latest", "best"
+MAX_LOG_BYTES = 1 << 31
 
 
 class RunFolder:
@@ -96,7 +98,7 @@ def cut_rows(path: Path, first_step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_plain(path, MAX_LOG_BYTES).decode(errors="replace").splitlines():
         try:
             if json.loads(line)["step"] >= first_step:
                 break
