@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from cxr_hvd import __version__
 from cxr_hvd.atomic import check_output, keep_private
 from cxr_hvd.cli_jobs import jobs_app
+from cxr_hvd.cli_keys import key_app
+from cxr_hvd.console import Console, open_console
 from cxr_hvd.errors import UsageError, reported, say_exit_codes
 from cxr_hvd.joining import joined_job
+from cxr_hvd.terminal import say
 
 PROGRAM = "cxr-hvd"
 STARTED = time.monotonic()  # what a time limit counts from
+MAX_SHOWN_FAULTS = 200
 EVALUATION_LIMIT_S = 86_400.0  # ranks meet only at the end, and sites differ in size
 
 # Torch takes seconds to import: each verb imports what it needs, so that --help comes at once.
@@ -34,6 +37,7 @@ app = typer.Typer(
 ledger_app = typer.Typer(help="What a site handed to others, and whether it was as planned.", no_args_is_help=True)
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(key_app, name="key")
 
 
 class ResumeWord(StrEnum):
@@ -94,7 +98,10 @@ def train(
     ] = ResumeWord.NEVER,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run.")] = False,
     key: Annotated[
-        Path | None, typer.Option("--key", help="A secret file; all ranks must prove that they hold it, too.")
+        Path | None,
+        typer.Option(
+            "--key", help="A secret file of `cxr-hvd key new`; all ranks must prove that they hold it, too."
+        ),
     ] = None,
     time_limit: TimeLimit = None,
     stall_limit: Annotated[
@@ -142,8 +149,8 @@ def train(
         raise typer.Exit(supervised(config, run, settings or [], site, supervise, launcher, deadline))
 
     from cxr_hvd.collective.comm import together
-    from cxr_hvd.collective.key import load_key
     from cxr_hvd.config_file import load_config
+    from cxr_hvd.secret import load_key
     from cxr_hvd.training import train as training
 
     with joined_job(PROGRAM, stall_limit, profile) as comm:
@@ -225,13 +232,13 @@ def plan(
     from cxr_hvd.study.labels import LABELS
     from cxr_hvd.training.agreement import plan_of
     from cxr_hvd.training.budget import num_steps_before_launch
-    from cxr_hvd.training.display import complete_plan, console_for, plan_table, traffic_table
+    from cxr_hvd.training.display import complete_plan, console_for, plan_table, reach_of, traffic_table
     from cxr_hvd.training.model import build_model
 
     chosen = load_config(config, settings or [])
     sharing_plan = plan_of(chosen, build_model(chosen.model.name, len(LABELS), chosen.seed))
     num_steps = num_steps_before_launch(chosen)
-    rows: list[dict[str, Any]] = []
+    reach, rows = reach_of(chosen), list[dict[str, Any]]()
     if scale:
         fitted = cost.load_fit()
         layouts = list(dict.fromkeys([*cost.USUAL_LAYOUTS, cost.read_layout(scale)]))
@@ -239,15 +246,20 @@ def plan(
         seconds = fitted.compute_s if compute_s is None else cost.check_compute_s(compute_s)
         rows = cost.scale_rows(fitted, sharing_plan, layouts, link, seconds)
     if as_json:
-        print(json.dumps(complete_plan(sharing_plan, num_steps) | ({"scale": rows} if scale else {})))
+        print(
+            json.dumps(
+                complete_plan(sharing_plan, num_steps, reach_of(chosen)) | ({"scale": rows} if scale else {})
+            )
+        )
         return
     console = console_for(1)
     if scale:
         console.print(cost.scale_table(fitted, sharing_plan, layouts, link, seconds))
         return
-    console.print(plan_table(sharing_plan, num_steps))
-    console.print(traffic_table())
-    if num_steps is None:
+    console.print(plan_table(sharing_plan, num_steps, reach))
+    if reach != "nobody":
+        console.print(traffic_table())
+    if num_steps is None and reach != "nobody":
         said = "Bytes of a whole run: set training.max_steps, or have the study files here that the config names."
         console.print(said, highlight=False)
 
@@ -286,7 +298,7 @@ def evaluate(
         with joined_job(PROGRAM, EVALUATION_LIMIT_S) as comm:
             path = score_across_sites(run, comm, settings or [], checkpoint.value, named_files(outside or []))
             if comm.rank == 0:
-                print(f"{path}: compare with cxr-hvd report {run}")
+                say(f"{path}: compare with cxr-hvd report {run}")
         return
     with joined_job(PROGRAM, EVALUATION_LIMIT_S) as comm:
         results = evaluation.evaluate(run, comm, Split[split.upper()], settings or [], site, checkpoint)
@@ -411,8 +423,7 @@ def inspect_run(
     if as_json:
         print(json.dumps(to_json(view), allow_nan=False))
     else:
-        console = Console() if Console().is_terminal else Console(width=100)
-        console.print(render(view), highlight=False)
+        open_console().print(render(view), highlight=False)
 
 
 @app.command("show-batch", epilog="Example: cxr-hvd show-batch jobs/configs/D.yaml --site mimic --out batch.png")
@@ -429,7 +440,7 @@ def show_batch(
     from cxr_hvd.training import batch_sheet
 
     batch_sheet.show_batch(load_config(config, settings or []), site, out, step, overwrite)
-    print(f"{out}: step {step} of {site}")
+    say(f"{out}: step {step} of {site}")
 
 
 @app.command(epilog="Example: cxr-hvd doctor")
@@ -458,11 +469,15 @@ def verify_ledger(run: RunPath, as_json: JsonOption = False) -> None:
     if as_json:
         print(json.dumps(account.to_json(judged, accounts)))
     else:
-        console = Console() if Console().is_terminal else Console(width=100)
+        console = open_console()
         for each in accounts:
             console.print(account.render(each), highlight=False)
-        for fault in judged.faults:
-            console.print(f"FAULT {fault}", style="red", highlight=False, soft_wrap=True, markup=False)
+        for fault in judged.faults[:MAX_SHOWN_FAULTS]:
+            console.print(f"FAULT {fault}", style="red", highlight=False, soft_wrap=True)
+        if len(judged.faults) > MAX_SHOWN_FAULTS:
+            console.print(
+                f"and {len(judged.faults) - MAX_SHOWN_FAULTS:,} more faults: --json names all", style="red"
+            )
         if not judged.faults:
             console.print("All holds: chains, plan, amounts.", style="green")
     if judged.faults:

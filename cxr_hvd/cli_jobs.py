@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from cxr_hvd.atomic import check_output, write_text
+from cxr_hvd.console import Console
+from cxr_hvd.terminal import say
 
 jobs_app = typer.Typer(
     help="Batch scripts for this machine's scheduler: write one, hand it in.", no_args_is_help=True
@@ -62,7 +63,7 @@ def render(
         return
     check_output(out, overwrite)
     write_text(out, script, mode=0o700)
-    print(f"{out}: {chosen.tried}")
+    say(f"{out}: {chosen.tried}")
 
 
 @jobs_app.command(epilog="Example: cxr-hvd jobs submit train.sh")

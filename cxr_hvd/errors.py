@@ -3,20 +3,25 @@
 Every mistake that a user, a file or another site can make is raised as a `CxrHvdError`. Its message is one
 line: what was expected, what was found, where, and what to do. It never holds a patient's identifier: name a
 row, an index or a file that the site itself chose to name. The command lines print the message and leave with
-`exit_code`; a traceback that reaches a user is a defect of this program.
+`exit_code`; a traceback that reaches a user is a defect of this program. So it is where standard output is full,
+is closed, or knows only ASCII.
 """
 
+import io
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from typing import Any, NoReturn
+
+from cxr_hvd.terminal import shown
 
 EXIT_CODES = (
     "Exit codes: 0 done · 1 failed, one line says what, where and what to do · 2 wrong usage or config, nothing "
     "was started · 75 stopped on request, run the same again to go on"
 )
+MAX_MESSAGE = 4000
 
 
 class CxrHvdError(Exception):
@@ -31,7 +36,7 @@ class CxrHvdError(Exception):
     is_agreed = False
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(shown(message, MAX_MESSAGE))
 
 
 class UsageError(CxrHvdError):
@@ -95,25 +100,55 @@ def leave(code: int) -> NoReturn:
     For a rank of a parallel job: an orderly exit would wait in MPI's or Horovod's shutdown for ranks that may
     be waiting for this one, whereas a plain non-zero exit makes the launcher end the whole job.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # full, closed, or none at all
+            stream.flush()
     os._exit(code)
 
 
 def print_error(program: str, error: CxrHvdError) -> None:
     """Print one line on standard error, in one piece: two ranks' lines must not run into each other."""
-    sys.stderr.write(f"{program}: error: {error}\n")
-    sys.stderr.flush()
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"{program}: error: {error}\n")
+        sys.stderr.flush()
+
+
+def print_stopped(program: str, stopped: Stopped) -> None:
+    """Print on standard output that all stopped on request; where that is gone, the exit code has to say it."""
+    with suppress(OSError):
+        print(f"{program}: {stopped}", flush=True)
 
 
 @contextmanager
 def reported(program: str) -> Iterator[None]:
-    """Turn a `CxrHvdError` into one line on standard error and its exit code; to be stopped is no error."""
+    """Turn a `CxrHvdError` into one line on standard error and its exit code; to be stopped is no error.
+
+    So is an error of a disk or of standard output. A reader that has seen enough (`| head`) is told nothing.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an ASCII terminal shows ? for what it does not know
     try:
-        yield
+        try:
+            yield
+        except SystemExit:
+            _flush()
+            raise
+        _flush()
     except Stopped as stopped:
-        print(f"{program}: {stopped}", flush=True)
+        print_stopped(program, stopped)
         leave(stopped.exit_code)
     except CxrHvdError as error:
         print_error(program, error)
         leave(error.exit_code)
+    except BrokenPipeError:
+        leave(1)
+    except OSError as error:
+        where = error.filename or "standard output"
+        print_error(program, CxrHvdError(f"{where}: cannot read or write it ({error.strerror or error})"))
+        leave(1)
+
+
+def _flush() -> None:
+    """Write what is still to be printed, while an error of that can be said."""
+    if sys.stdout is not None:
+        sys.stdout.flush()

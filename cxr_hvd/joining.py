@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from cxr_hvd.errors import CxrHvdError, Stopped, leave, print_error
+from cxr_hvd.errors import CxrHvdError, Stopped, leave, print_error, print_stopped
 
 if TYPE_CHECKING:
     from cxr_hvd.collective.comm import Communicator
@@ -30,7 +30,7 @@ def joined_job(
         comm.close()
     except Stopped as stopped:
         if comm.rank == 0:
-            print(f"{program}: {stopped}", flush=True)
+            print_stopped(program, stopped)
         comm.close()
         leave(stopped.exit_code)
     except CxrHvdError as error:

@@ -6,15 +6,14 @@ are followed within the same bounds. A file is read by a bounded amount, and onl
 FIFO would be waited for, and a device never ends.
 """
 
-import os
 import re
-import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
 from cxr_hvd.errors import ConfigError
+from cxr_hvd.reading import read_plain
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 20_000
@@ -46,13 +45,7 @@ def load_yaml(path: Path, is_text: bool = False) -> Any:
             refused.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO is opened without waiting
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ConfigError(f"{path}: expected a regular file, found a FIFO, a device or the like")
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise ConfigError(f"{path}: expected a YAML file of at most {MAX_BYTES} bytes, found more")
+        content = read_plain(path, MAX_BYTES, follows_links=True)
         return parse_yaml(content.decode("utf-8-sig"), str(path), is_text)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: expected text in UTF-8, found other bytes at {error.start}") from error

@@ -1,6 +1,7 @@
 """How often each label is present in what was drawn, split by split, beside the whole source."""
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +10,9 @@ from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.study_file import Split
 from preprocess.records import StudyRecord
 from preprocess.selection import Selection
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 # Label to part (`source`, `train`, ...) to the share of studies where the label is present; `STUDIES` to numbers.
 Balance = dict[str, dict[str, float]]
@@ -32,8 +36,9 @@ def label_balance(studies: Iterable[StudyRecord], selection: Selection) -> Balan
 
 def print_balance(balance: Balance) -> None:
     """Print the balance as a table on standard output; a share that chance alone hardly gives is marked."""
-    from rich.console import Console
     from rich.table import Column, Table
+
+    from cxr_hvd.console import Console
 
     parts = list(next(iter(balance.values())))
     table = Table(
@@ -50,10 +55,12 @@ def print_balance(balance: Balance) -> None:
     Console(highlight=False).print(table)
 
 
-def _cell(share: float, source: float, num_studies: float) -> str:
+def _cell(share: float, source: float, num_studies: float) -> "Text":
+    from rich.text import Text
+
     text = f"{share:.1%}"
     is_far = abs(share - source) > _FAR * (source * (1 - source) / num_studies) ** 0.5
-    return f"[yellow]{text} ![/yellow]" if is_far else text
+    return Text(f"{text} !", "yellow") if is_far else Text(text)
 
 
 def _present(labels: list[tuple[float, ...]]) -> NDArray[np.bool_]:

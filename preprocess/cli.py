@@ -13,6 +13,7 @@ import typer
 
 from cxr_hvd.atomic import check_output, keep_private
 from cxr_hvd.errors import UsageError, reported, say_exit_codes
+from cxr_hvd.terminal import say
 from preprocess import cli_sources
 
 PROGRAM = cli_sources.PROGRAM
@@ -55,7 +56,7 @@ def phantom(
     shift = Shift(label=label_shift, acquisition=acquisition_shift, concept=concept_shift)
     num_images = drawing.write_phantom(out, layout, studies, seed, shift)
     made = f"{studies:,} synthetic studies, {num_images:,} images"
-    print(f"{out}: {made}, in the layout of {layout}{shift.described()}")
+    say(f"{out}: {made}, in the layout of {layout}{shift.described()}")
 
 
 @app.command(epilog="Example: cxr-preprocess inspect chexpert.h5 mimic.h5 --html sites.html")
@@ -91,7 +92,7 @@ def inspect(
         inspection.print_tables(one)
     inspection.print_distances(apart)
     if html is not None:
-        print(f"{html}: open it in a browser; it shows images of patients, so keep it as you keep those")
+        say(f"{html}: open it in a browser; it shows images of patients, so keep it as you keep those")
 
 
 @app.command(epilog="Example: cxr-preprocess verify chexpert.h5")
@@ -110,7 +111,7 @@ def verify(
     if as_json:
         print(json.dumps({"file": str(file), "studies": num_studies, "images": num_images, "whole": True}))
     else:
-        print(f"{file}: whole: {num_studies:,} studies, {num_images:,} images, all as they were written")
+        say(f"{file}: whole: {num_studies:,} studies, {num_images:,} images, all as they were written")
 
 
 @app.command(epilog="Example: cxr-preprocess compare chexpert.h5 mimic.h5")

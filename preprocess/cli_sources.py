@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cxr_hvd.errors import UsageError
+from cxr_hvd.terminal import say
 
 if TYPE_CHECKING:
     from preprocess.job import Outcome
@@ -283,13 +284,13 @@ def _print_outcome(job: "Job", outcome: "Outcome", described: dict[str, Any], as
     if outcome.num_unlabelled:
         print(f"left out: {outcome.num_unlabelled:,} studies without a label row")
     if outcome.num_bad:
-        print(
+        say(
             f"left out: {outcome.num_bad:,} images that cannot be used, and {outcome.num_left_out:,} studies "
             f"without a good image: {quarantine_path(job.out)}"
         )
     if outcome.num_resumed:
         print(f"taken over from an earlier run: {outcome.num_resumed:,} of {outcome.num_blocks:,} blocks")
-    print(
+    say(
         f"splits: {outcome.rule}; the list: {drawn_path(job.out)}. {outcome.num_images:,} images read at "
         f"{rate:,.0f} images/s; {outcome.total_s:.1f} s in all"
     )

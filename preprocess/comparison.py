@@ -139,8 +139,9 @@ def as_values(found: Comparison) -> dict[str, Any]:
 
 def print_comparison(found: Comparison) -> None:
     """Print what was found as tables on standard output: files and indices, never an identifier."""
-    from rich.console import Console
     from rich.table import Column, Table
+
+    from cxr_hvd.console import Console
 
     console = Console(highlight=False)
     names = [chr(ord("A") + number % 26) for number in range(len(found.files))]

@@ -7,14 +7,12 @@ within a site. The key never leaves the machine it was made on.
 import hashlib
 import hmac
 import os
-import secrets
-import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from cxr_hvd import secret
 from cxr_hvd.errors import DataError, UsageError
 
-KEY_BYTES = 32
 HASH_CHARACTERS = 32
 
 
@@ -25,32 +23,10 @@ def default_key_path(site: str) -> Path:
         UsageError: this user has no home.
     """
     try:
-        config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    except RuntimeError as error:  # in a container, for example: no HOME, and no such user
-        raise UsageError(
-            "expected a home folder for this site's key, found neither HOME nor an entry of this user; name "
-            "a place with --key"
-        ) from error
-    return config / "cxr-hvd" / f"{site}.key"
-
-
-def create_key(path: Path) -> None:
-    """Make a new secret key of 32 random bytes at `path`, readable by its owner alone.
-
-    Raises:
-        UsageError: the file cannot be made, or there is one already.
-    """
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-            file.flush()
-            os.fsync(descriptor)
-    except OSError as error:
-        raise UsageError(
-            f"{path}: cannot make a key here ({type(error).__name__}); choose a place with --key"
-        ) from error
+        config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    except RuntimeError as error:  # neither HOME nor an entry in passwd
+        raise UsageError("this account has no home folder for the site's key: name a file with --key") from error
+    return Path(config) / "cxr-hvd" / f"{site}.key"
 
 
 def load_key(path: Path) -> bytes:
@@ -60,25 +36,9 @@ def load_key(path: Path) -> bytes:
         DataError: there is none, it is too short, or others may read it.
     """
     try:
-        mode = path.stat().st_mode
-        # A pipe would be waited for.
-        if not stat.S_ISREG(mode):
-            raise DataError(f"{path}: expected a key file, found a folder, a pipe or a device; check --key")
-        key = path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"{path}: expected a key file, found none ({type(error).__name__}); check --key"
-        ) from error
-    if len(key) < KEY_BYTES:
-        raise DataError(
-            f"{path}: expected a key of {KEY_BYTES} or more bytes, found {len(key)}; "
-            "restore it, or remove it to make a new one"
-        )
-    if mode & 0o077:
-        raise DataError(
-            f"{path}: expected a key that only its owner can read, found mode {mode & 0o777:o}; chmod 600 it"
-        )
-    return key
+        return secret.load_key(path)
+    except UsageError as error:
+        raise DataError(f"{error}; with another key equal patients get other ids") from error
 
 
 def keyed_hash(key: bytes) -> Callable[[str, str], str]:

@@ -70,12 +70,13 @@ def share(prevalence: float | None) -> str:
 
 def print_tables(described: dict[str, Any]) -> None:
     """Print what `describe` returned as tables on standard output."""
-    from rich.console import Console
     from rich.table import Table
+
+    from cxr_hvd.console import Console
 
     console = Console(highlight=False)
     console.print(
-        f"[bold]{described['file']}[/bold]: site {described['site']}, source {described['source']}, "
+        f"{described['file']}: site {described['site']}, source {described['source']}, "
         f"{described['studies']:,} studies, {described['images']:,} images of {described['image_size']} px, "
         f"{described['bytes'] / 1e6:,.1f} MB",
         soft_wrap=True,
@@ -113,13 +114,14 @@ def print_tables(described: dict[str, Any]) -> None:
 
 def print_distances(apart: Sequence[dict[str, Any]]) -> None:
     """Print what `distances.site_distances` returned as tables on standard output."""
-    from rich.console import Console
     from rich.table import Table
+
+    from cxr_hvd.console import Console
 
     console = Console(highlight=False)
     for pair in apart:
         one, other = pair["files"]
-        console.print(f"[bold]how far apart[/bold]: A {one}, B {other}", soft_wrap=True)
+        console.print(f"how far apart: A {one}, B {other}", soft_wrap=True)
         table = Table("label", *[_right(name) for name in ("present in A", "in B", "JS bits", "by chance")])
         for name, label in pair["labels"].items():
             shares = map(share, label["prevalence"])

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cxr_hvd.atomic import check_output
 from cxr_hvd.errors import CxrHvdError, DataError, StudyFileError
+from cxr_hvd.secret import create_key
 from cxr_hvd.study.study_file import StudyFile
 from preprocess import identifiers, pixels
 from preprocess.balance import Balance
@@ -217,6 +218,6 @@ def _hash_of(job: Job) -> Hashed:
     if job.key is None:
         return identifiers.kept
     if not job.key.exists() and job.drawn is None:
-        identifiers.create_key(job.key)
+        create_key(job.key)
         print(f"new secret key for this site's ids: {job.key} (keep it: equal ids need it)", file=sys.stderr)
     return identifiers.keyed_hash(identifiers.load_key(job.key))

@@ -64,7 +64,8 @@ class Bar:
 
     def start(self, phase: str, num_images: int) -> None:
         from rich import progress
-        from rich.console import Console
+
+        from cxr_hvd.console import Console
 
         self.stop()
         columns = (*progress.Progress.get_default_columns(), progress.MofNCompleteColumn())

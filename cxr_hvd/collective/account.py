@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Group as Stack
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from cxr_hvd.collective.audit import Audit, SiteAudit
 from cxr_hvd.collective.forms import Entry
@@ -40,7 +40,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Account:
-    """What one site handed over, over all its ranks and starts."""
+    """What one site handed over, over all its ranks and starts, as far as its ledgers hold.
+
+    Attributes:
+        is_whole: whether every line of its ledgers could be read. Else what stayed at the site is not known.
+        has_plan: whether the plan that the ledgers name was read; without it nothing is known of private blocks.
+    """
 
     site: str
     num_ranks: int
@@ -48,6 +53,8 @@ class Account:
     last_step: int
     rows: list[Row]
     sent_bytes: int
+    is_whole: bool
+    has_plan: bool
     private_blocks: list[str]
     num_private_elements: int
     notes: list[str]
@@ -70,6 +77,8 @@ def account_of(site: SiteAudit, others: Iterable[Record]) -> Account:
         last_step=max((entry.last_step for entry in entries), default=-1),
         rows=rows_of(entries),
         sent_bytes=round(sum(e.count * sent_bytes_of(e.how, e.bytes, e.group_size) for e in entries)),
+        is_whole=not any(record.faults for record in site.records),
+        has_plan=site.plan is not None,
         private_blocks=list(dict.fromkeys(tensor.block for tensor in private)),
         num_private_elements=sum(tensor.num_elements for tensor in private),
         notes=[note for record in site.records for note in notes_of(record)]
@@ -94,7 +103,7 @@ def rows_of(entries: Sequence[Entry]) -> list[Row]:
 def notes_of(record: Record) -> list[str]:
     """Say what a ledger cannot tell."""
     notes = []
-    for start, following in zip(record.starts, [*record.starts[1:], None], strict=True):
+    for start, following in zip(record.starts, [*record.starts[1:], None], strict=False):
         if not start.closing:
             ended = "was stopped or is still running" if following is None else "was stopped before it ended"
             notes.append(
@@ -149,12 +158,15 @@ def accounts_of(audit: Audit) -> list[Account]:
 
 def render(account: Account) -> RenderableType:
     """Return the summary of one site: what of the network left it, what stayed, every small thing, notes."""
+    if not account.num_starts:
+        return Text.assemble((account.site, "bold"), ": no ledger that can be read: what left it is not known\n")
     left = [row for row in account.rows if row.name and row.reach == "all"]
     stayed = [row for row in account.rows if row.name and row.reach == "site"]
     small = [row for row in account.rows if not row.name]
-    head = (
-        f"[bold]{escape(account.site)}[/]: {account.num_ranks} rank(s), {account.num_starts} start(s), "
-        f"{account.last_step + 1:,} steps; about {account.sent_bytes / 1e6:,.1f} MB handed to the network"
+    head = Text.assemble(
+        (account.site, "bold"),
+        f": {account.num_ranks} rank(s), {account.num_starts} start(s), {account.last_step + 1:,} steps; "
+        f"about {account.sent_bytes / 1e6:,.1f} MB handed to the network",
     )
     parts: list[RenderableType] = [head]
     if left:
@@ -162,35 +174,38 @@ def render(account: Account) -> RenderableType:
             "The network's blocks that left the site", ("what", "block"), ("times", "bytes handed over")
         )
         for row in left:
-            table.add_row(row.purpose, escape(row.name), f"{row.calls:,}", f"{row.bytes:,}")
+            table.add_row(row.purpose, row.name, f"{row.calls:,}", f"{row.bytes:,}")
         table.add_section()
         table.add_row("all", "", "", f"{sum(row.bytes for row in left):,}", style="bold")
         parts.append(table)
     else:
-        parts.append("Nothing of the network left the site.")
+        unknown = "" if account.is_whole else " as far as its lines could be read; see the faults"
+        parts.append(f"Nothing of the network left the site{unknown}.")
     parts.append(_said_private(account, stayed))
     table = _table("Everything else that was said", ("what",), ("times", "bytes handed over"))
     for row in small:
         said = TRAFFIC[row.purpose].said if row.purpose in TRAFFIC else f"{row.purpose}: not declared"
         among = " (among the site's own ranks)" if row.reach == "site" else ""
-        table.add_row(escape(said) + among, f"{row.calls:,}", f"{row.bytes:,}")
+        table.add_row(said + among, f"{row.calls:,}", f"{row.bytes:,}")
     if small:
         parts.append(table)
-    return Stack(*parts, *(f"[yellow]Note[/] {escape(note)}" for note in account.notes), "")
+    return Stack(*parts, *(Text.assemble(("Note ", "yellow"), note) for note in account.notes), "")
 
 
 def _said_private(account: Account, stayed: Sequence[Row]) -> str:
+    if not account.has_plan:
+        return "The plan that its ledger names is not here: which blocks it keeps private is not known."
     if not account.private_blocks:
         return "The plan keeps no block private."
     blocks = ", ".join(account.private_blocks)
     said = f"Private by plan: {blocks} ({account.num_private_elements:,} numbers). "
-    if any(row.reach == "all" and row.name in account.private_blocks for row in account.rows):
-        return escape(said) + "See what left the site, and the faults."
+    if not account.is_whole or any(
+        row.reach == "all" and row.name in account.private_blocks for row in account.rows
+    ):
+        return said + "See what left the site, and the faults."
     if stayed:
-        return (
-            escape(said) + f"None left the site; its own ranks shared {sum(row.bytes for row in stayed):,} bytes."
-        )
-    return escape(said) + "None entered any exchange."
+        return said + f"None left the site; its own ranks shared {sum(row.bytes for row in stayed):,} bytes."
+    return said + "None entered any exchange."
 
 
 def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:

@@ -101,9 +101,11 @@ def rank_faults(site: str, records: Sequence[Record]) -> Iterable[Fault]:
             )
     if openings:
         there = {record.file for record in records}
-        for rank in range(openings[0][1].opening.num_ranks_of_site):
-            if f"{site}/{ledger_name(rank)}" not in there:
-                yield Fault(f"{site}/{ledger_name(rank)}", None, "is missing")
+        wanted = [f"{site}/{ledger_name(rank)}" for rank in range(openings[0][1].opening.num_ranks_of_site)]
+        missing = [name for name in wanted if name not in there]
+        if missing:
+            more = f", as {len(missing) - 1:,} more of its ranks" if len(missing) > 1 else ""
+            yield Fault(missing[0], None, f"is missing{more}")
 
 
 def site_faults(sites: Sequence[SiteAudit]) -> Iterable[Fault]:

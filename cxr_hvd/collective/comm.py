@@ -18,16 +18,18 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from cxr_hvd.collective.answers import NameOf, check_number, name_rank, read_answers
 from cxr_hvd.collective.ledger import Ledger
 from cxr_hvd.collective.traffic import Group, How
 from cxr_hvd.collective.watchdog import Watchdog
 from cxr_hvd.environment import is_parallel
-from cxr_hvd.errors import ContractError, CxrHvdError, PeerError
+from cxr_hvd.errors import CxrHvdError, PeerError
 from cxr_hvd.launch.launchers import parse_duration
 
 STALL_LIMIT_S = 600.0
 STALL_LIMIT = "CXR_STALL_LIMIT_S"
 MAX_TEXT_BYTES = 1 << 20
+EXIT_CODES = (1, 2, 75)
 
 Result = TypeVar("Result")
 Wait = Callable[[], Result]
@@ -182,12 +184,13 @@ class HorovodComm:
         row = tensor.unsqueeze(0).contiguous()
         self._account_for(row, purpose, "", "all", self.num_ranks, "gather")
         wait = self._started(purpose, lambda: self._hvd.allgather_async(_as_sent(row), name=f"{purpose}.gather"))
-        return lambda: wait().view(row.dtype)
+        return lambda: self._checked(wait(), row.shape[1:], purpose).view(row.dtype)
 
     def begin_swap(self, rows: Tensor, purpose: str) -> Wait[Tensor]:
         self._account_for(rows, purpose, "", "all", self.num_ranks, "swap")
         wait = self._started(purpose, lambda: self._hvd.alltoall_async(_as_sent(rows), name=f"{purpose}.swap"))
-        return lambda: wait()[0].view(rows.dtype)  # beside the rows come their numbers
+        # Beside the rows come their numbers.
+        return lambda: self._checked(wait()[0], rows.shape[1:], purpose).view(rows.dtype)
 
     def start_timeline(self, path: str) -> None:
         self._hvd.start_timeline(path)
@@ -219,6 +222,11 @@ class HorovodComm:
                 return self._hvd.synchronize(handle)
 
         return wait
+
+    def _checked(self, rows: Tensor, shape: torch.Size, purpose: str) -> Tensor:
+        if rows.shape != (self.num_ranks, *shape):  # Horovod lets it pass
+            raise PeerError(f"a rank handed over another number of rows in {purpose}; start one version at all")
+        return rows
 
     @contextmanager
     def _stops_told(self, purpose: str) -> Iterator[None]:
@@ -255,18 +263,16 @@ def gather(comm: Communicator, tensor: Tensor, purpose: str) -> Tensor:
     return comm.begin_gather(tensor, purpose)()
 
 
-def gather_text(comm: Communicator, text: str, purpose: str) -> list[str]:
+def gather_text(comm: Communicator, text: str, purpose: str, name_of: NameOf = name_rank) -> list[str]:
     """Return every rank's text, in rank order, as UTF-8 bytes of bounded length. Collective: all ranks."""
     payload = text.encode()
-    lengths = gather(comm, torch.tensor([len(payload)], dtype=torch.int64), f"{purpose}.length").flatten()
-    if int(lengths.max()) > MAX_TEXT_BYTES:
-        raise ContractError(
-            f"{purpose}: a rank offers {int(lengths.max())} bytes, at most {MAX_TEXT_BYTES} are read"
-        )
-    padded = torch.zeros(max(1, int(lengths.max())), dtype=torch.uint8)
+    offered = gather(comm, torch.tensor([len(payload)], dtype=torch.int64), f"{purpose}.length").flatten().tolist()
+    lengths = read_answers(offered, lambda num: int(check_number(num, 0, MAX_TEXT_BYTES)), purpose, name_of)
+    padded = torch.zeros(max(1, *lengths), dtype=torch.uint8)
     padded[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8) if payload else 0
     rows = gather(comm, padded, f"{purpose}.text")
-    return [bytes(row[:length].tolist()).decode() for row, length in zip(rows, lengths.tolist(), strict=True)]
+    texts = [bytes(row[:length].tolist()) for row, length in zip(rows, lengths, strict=True)]
+    return read_answers(texts, bytes.decode, purpose, name_of)
 
 
 @contextmanager
@@ -290,6 +296,6 @@ def together(comm: Communicator, doing: str) -> Iterator[None]:
     if codes.any():
         failed = ", ".join(str(rank) for rank in codes.nonzero().flatten().tolist())
         peer_error = PeerError(f"stopped because rank {failed} failed while {doing}; its own line says why")
-        peer_error.exit_code = int(codes.max())
+        peer_error.exit_code = max(code if code in EXIT_CODES else 1 for code in codes.tolist() if code)
         peer_error.is_agreed = True
         raise peer_error

@@ -1,17 +1,34 @@
 """The form of `plan.json` and of a ledger's events, as a reader expects them: types and ranges, nothing else.
 
+Every number is so small, and every name so short and printable, that adding numbers up and printing names is safe.
 `ledger` writes the events, `train` the plan; `records` reads them by these forms.
 """
 
 from math import prod
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cxr_hvd.collective.ledger import BEFORE_TRAINING
 from cxr_hvd.collective.traffic import Group, How, root_of
+from cxr_hvd.terminal import shown
 
-Count = Annotated[int, Field(ge=0)]
+MAX_COUNT = 1 << 53
+MAX_RANKS = 1 << 16
+MAX_SAID = 400
+
+Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Ranks = Annotated[int, Field(ge=0, le=MAX_RANKS)]
+Shape = Annotated[list[Count], Field(max_length=16)]
+
+
+def _check_printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("expected printable characters")
+    return name
+
+
+Name = Annotated[str, Field(max_length=256), AfterValidator(_check_printable)]
 
 
 class Form(BaseModel):
@@ -20,21 +37,27 @@ class Form(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
+def first_of(error: ValidationError) -> str:
+    """Return in one line what is wrong first, and where."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return shown(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "), MAX_SAID)
+
+
 class Entry(Form):
     """One kind of thing that was sent, and how often."""
 
     model_config = ConfigDict(extra="forbid")
-    purpose: str
-    name: str
-    shape: list[Count]
-    dtype: str
+    purpose: Name
+    name: Name
+    shape: Shape
+    dtype: Name
     bytes: Count
     group: Group
-    group_size: Annotated[int, Field(ge=2)]
+    group_size: Annotated[int, Field(ge=2, le=MAX_RANKS)]
     how: How
-    count: Annotated[int, Field(ge=1)]
-    first_step: Annotated[int, Field(ge=BEFORE_TRAINING)]
-    last_step: Annotated[int, Field(ge=BEFORE_TRAINING)]
+    count: Annotated[int, Field(ge=1, le=MAX_COUNT)]
+    first_step: Annotated[int, Field(ge=BEFORE_TRAINING, le=MAX_COUNT)]
+    last_step: Annotated[int, Field(ge=BEFORE_TRAINING, le=MAX_COUNT)]
 
     @property
     def root(self) -> str:
@@ -48,21 +71,21 @@ class Entry(Form):
 class Opening(Form):
     """Whose ledger it is, and under which plan."""
 
-    site: str
-    rank: Count
-    num_ranks: Count
-    rank_in_site: Count
-    num_ranks_of_site: Count
-    plan_sha256: str
+    site: Name
+    rank: Ranks
+    num_ranks: Ranks
+    rank_in_site: Ranks
+    num_ranks_of_site: Ranks
+    plan_sha256: Name
     step: Count
-    version: str
-    time: str
+    version: Name
+    time: Name
 
 
 class Closing(Form):
     """Calls and bytes by root of purpose."""
 
-    totals: dict[str, dict[str, int]]
+    totals: dict[Name, dict[Name, int]]
 
 
 class Sent(Form):
@@ -70,7 +93,7 @@ class Sent(Form):
 
 
 class Heads(Form):
-    heads: dict[str, str]
+    heads: dict[Name, Name]
 
 
 class Cut(Form):
@@ -80,21 +103,21 @@ class Cut(Form):
 class Buffer(Form):
     """One buffer of the plan: what a collective is given at a time."""
 
-    purpose: str
-    block: str
+    purpose: Name
+    block: Name
     num_elements: Count
-    dtype: str
-    scope: str
+    dtype: Name
+    scope: Name
 
 
 class Tensor(Form):
     """One tensor of the plan."""
 
-    name: str
-    block: str
-    kind: str
-    shape: list[Count]
-    scope: str
+    name: Name
+    block: Name
+    kind: Name
+    shape: Shape
+    scope: Name
 
     @property
     def num_elements(self) -> int:
@@ -104,9 +127,9 @@ class Tensor(Form):
 class Plan(Form):
     """What `plan.json` promises."""
 
-    exchange: str
-    wire: str
-    every: Annotated[int, Field(ge=1)]
-    moments: list[str]
+    exchange: Name
+    wire: Name
+    every: Annotated[int, Field(ge=1, le=MAX_COUNT)]
+    moments: list[Name]
     tensors: list[Tensor]
     buffers: list[Buffer]

@@ -1,53 +1,34 @@
-"""Proof, before anything else is said, that all ranks hold the same secret key.
+"""Proof, before any text or tensor is sent, that all ranks hold the same secret key and mean the same job.
 
-Every rank draws a fresh number and shows its HMAC, under the key, of all ranks' numbers and its own place. An
-answer cannot be used again, nor by another rank. It proves who takes part at the start; it does not encrypt or
-sign what travels afterwards (docs/privacy.md).
+Every rank draws a fresh number and shows its HMAC, under the key, of all ranks' numbers, of the checksums of what
+all ranks have stated (`contract`), and of its own place. An answer cannot be used again, nor by another rank, nor
+for a job that somebody changed on the way. It proves who takes part at the start; it does not encrypt or sign what
+travels afterwards (docs/privacy.md).
 """
 
 import hashlib
 import hmac
 import secrets
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cxr_hvd.collective.answers import check_number, read_answers
 from cxr_hvd.collective.comm import Communicator, gather
 from cxr_hvd.collective.sites import Topology
-from cxr_hvd.errors import ContractError, UsageError
+from cxr_hvd.errors import ContractError
 
 NUM_BYTES = 32
-MIN_KEY_BYTES = 16
-MAX_KEY_BYTES = 1 << 16
-CONTEXT = b"cxr_hvd key proof 1"
+CONTEXT = b"cxr_hvd key proof 2"
 
 
-def load_key(path: Path) -> bytes:
-    """Read a key file, as it is.
-
-    Raises:
-        UsageError: it cannot be read, is too short or too long, or others than its owner may read it.
-    """
-    try:
-        if path.stat().st_mode & 0o077:
-            raise UsageError(f"{path}: others may read this key; take their rights away: chmod 600 {path}")
-        with path.open("rb") as file:
-            key = file.read(MAX_KEY_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot read the key ({error.strerror})") from error
-    if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
-        raise UsageError(
-            f"{path}: expected a key of {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes, found {len(key)}; "
-            f"make one: openssl rand -out {path} 32"
-        )
-    return key
-
-
-def prove_key(comm: Communicator, topology: Topology, key: bytes | None) -> None:
+def prove_key(comm: Communicator, topology: Topology, key: bytes | None, digests: Tensor) -> None:
     """Make sure that all ranks hold the same key, or all none.
 
     Collective: every rank. Blocking.
+
+    Args:
+        digests: (num_ranks, 32) uint8: what `contract.gather_digests` returned.
 
     Raises:
         ContractError: on every rank alike, naming the ranks that have no key or another one.
@@ -58,19 +39,23 @@ def prove_key(comm: Communicator, topology: Topology, key: bytes | None) -> None
     if not bool(has_key.all()):
         _refuse(topology, (has_key == 0).nonzero().flatten(), "started without --key, others with it")
     nonces = gather(comm, _tensor(secrets.token_bytes(NUM_BYTES)), "key.nonce")
-    tags = [_tensor(_proof(key or b"", nonces, rank)) for rank in range(comm.num_ranks)]
+    tags = [_tensor(_proof(key or b"", nonces, digests, rank)) for rank in range(comm.num_ranks)]
     shown = gather(comm, tags[comm.rank], "key.proof")
     alike = sum(hmac.compare_digest(_bytes(tag), _bytes(row)) for tag, row in zip(tags, shown, strict=True))
     # A rank can judge the others by its own key only: all say how many they believe, and all stop alike.
-    believed = gather(comm, torch.tensor([alike]), "key.believed").flatten()
+    answers = gather(comm, torch.tensor([alike]), "key.believed").flatten().tolist()
+    counts = read_answers(
+        answers, lambda num: check_number(num, 0, comm.num_ranks), "key.believed", topology.name_of
+    )
+    believed = torch.tensor(counts)
     if bool((believed < comm.num_ranks).any()):
         few = believed < believed.max() if bool((believed != believed[0]).any()) else believed > 0
         _refuse(topology, few.nonzero().flatten(), "does not hold the key of the others")
 
 
-def _proof(key: bytes, nonces: Tensor, rank: int) -> bytes:
+def _proof(key: bytes, nonces: Tensor, digests: Tensor, rank: int) -> bytes:
     place = rank.to_bytes(4, "big") + len(nonces).to_bytes(4, "big")
-    return hmac.new(key, CONTEXT + place + _bytes(nonces), hashlib.sha256).digest()
+    return hmac.new(key, CONTEXT + place + _bytes(nonces) + _bytes(digests), hashlib.sha256).digest()
 
 
 def _refuse(topology: Topology, ranks: Tensor, why: str) -> None:

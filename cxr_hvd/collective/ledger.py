@@ -24,8 +24,10 @@ from cxr_hvd.atomic import sync
 from cxr_hvd.collective.chain import NO_HEAD, canonical, hash_of, whole_part
 from cxr_hvd.collective.traffic import Group, How, check_traffic, root_of
 from cxr_hvd.errors import CheckpointError
+from cxr_hvd.reading import read_plain
 
 FLUSH_EVERY_S = 300.0
+MAX_LEDGER_BYTES = 1 << 28
 BEFORE_TRAINING = -1
 
 
@@ -121,10 +123,10 @@ class Ledger:
             CheckpointError: the file cannot be written, or its end is damaged by more than a torn line.
         """
         with _disk_errors(path):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
             descriptor = os.open(path, flags, 0o600)
+            content = read_plain(path, MAX_LEDGER_BYTES)
             os.fchmod(descriptor, 0o600)
-            content = path.read_bytes()
             num_whole, last = whole_part(content, path)
             os.ftruncate(descriptor, num_whole)
             self._path, self._descriptor = path, descriptor

@@ -10,6 +10,7 @@ from math import isfinite
 
 import torch
 
+from cxr_hvd.collective.answers import NameOf, name_rank, read_answers
 from cxr_hvd.collective.comm import Communicator, Wait
 
 
@@ -54,12 +55,16 @@ class Pulse:
         return isfinite(self.loss) and isfinite(self.shared_norm) and self.is_private_finite
 
 
-def begin_pulses(comm: Communicator, own: Pulse) -> Wait[list[Pulse]]:
+def begin_pulses(comm: Communicator, own: Pulse, name_of: NameOf = name_rank) -> Wait[list[Pulse]]:
     """Begin to give every rank's pulse to every rank, in rank order. Collective: all ranks, once a step."""
     wait = comm.begin_gather(torch.tensor(astuple(own), dtype=torch.float64), "pulse")
-    return lambda: [_read(row) for row in wait().tolist()]
+    return lambda: read_answers(wait().tolist(), _read, "pulse", name_of)
 
 
 def _read(row: list[float]) -> Pulse:
     loss, shared_norm, is_private_finite, wish, writing = row
+    if is_private_finite not in (0.0, 1.0):
+        raise ValueError(f"expected 0 or 1, found {is_private_finite}")
+    if wish not in list(Wish) or writing not in list(Writing):
+        raise ValueError(f"expected a wish and a state of writing, found {wish} and {writing}")
     return Pulse(loss, shared_norm, bool(is_private_finite), Wish(int(wish)), Writing(int(writing)))

@@ -13,10 +13,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from cxr_hvd.collective.chain import NO_HEAD, whole_line
-from cxr_hvd.collective.forms import Closing, Cut, Entry, Heads, Opening, Plan, Sent
+from cxr_hvd.collective.forms import Closing, Cut, Entry, Heads, Opening, Plan, Sent, first_of
 from cxr_hvd.errors import CheckpointError
+from cxr_hvd.reading import read_plain
+from cxr_hvd.terminal import shown
 
 LEDGERS = "ledger*.jsonl"
+MAX_PLAN_BYTES = 1 << 24
+MAX_BYTES = 1 << 30  # of all ledgers together; a rank writes some 2 MB a day
+MAX_FILES = 4096
+MAX_SHOWN = 400
+MAX_FAULTS = 100  # of one ledger by itself; what stands after them is not looked at
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Fault:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.file}{f', line {self.line}' if self.line else ''}: {self.what}"
+        return shown(f"{self.file}{f', line {self.line}' if self.line else ''}: {self.what}", MAX_SHOWN)
 
 
 @dataclass
@@ -72,9 +79,12 @@ class SiteFolder:
 def read_record(content: bytes, file: str) -> Record:
     """Recompute a ledger's chain and read what it says, as far as its lines are whole."""
     record = Record(file)
-    *rows, torn = content.split(b"\n")
-    previous = NO_HEAD
-    for number, raw in enumerate(rows, start=1):
+    previous, number, start = NO_HEAD, 0, 0
+    while (end := content.find(b"\n", start)) >= 0:
+        raw, start, number = content[start:end], end + 1, number + 1
+        if len(record.faults) >= MAX_FAULTS:
+            record.faults.append(Fault(file, number, "is not read: too much before it does not hold"))
+            return record
         line = whole_line(raw)
         if line is None:
             record.faults.append(Fault(file, number, "not as it was written: its hash does not hold"))
@@ -90,9 +100,9 @@ def read_record(content: bytes, file: str) -> Record:
         previous = line["hash"]
         record.hashes.append(previous)
         _read_event(record, number, line)
-    if torn:
-        record.faults.append(Fault(file, len(rows) + 1, f"torn: its end is missing, {len(torn)} bytes are there"))
-    if not rows:
+    if num_torn := len(content) - start:
+        record.faults.append(Fault(file, number + 1, f"torn: its end is missing, {num_torn} bytes are there"))
+    if not number:
         record.faults.append(Fault(file, None, "holds no line"))
     return record
 
@@ -125,7 +135,7 @@ def _read_event(record: Record, number: int, line: dict[str, Any]) -> None:
         else:
             record.faults.append(Fault(record.file, number, f"unknown event '{event}'"))
     except ValidationError as error:
-        record.faults.append(Fault(record.file, number, f"'{event}' has not its form: {_first_of(error)}"))
+        record.faults.append(Fault(record.file, number, f"'{event}' has not its form: {first_of(error)}"))
 
 
 def _stated_hash(raw: bytes) -> str:
@@ -136,17 +146,12 @@ def _stated_hash(raw: bytes) -> str:
         return ""
 
 
-def _first_of(error: ValidationError) -> str:
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-
-
 def read_plan(content: bytes, file: str) -> Plan | Fault:
     """Read `plan.json`."""
     try:
         return Plan.model_validate(json.loads(content))
     except ValidationError as error:
-        return Fault(file, None, f"is no sharing plan: {_first_of(error)}")
+        return Fault(file, None, f"is no sharing plan: {first_of(error)}")
     except (ValueError, RecursionError):
         return Fault(file, None, "is no sharing plan: it is not JSON")
 
@@ -167,17 +172,25 @@ def load_folders(run: Path) -> list[SiteFolder]:
             paths = [run.resolve()]
         else:
             paths = sorted({path.parent for name in (LEDGERS, "plan.json") for path in run.glob(f"*/{name}")})
-        if not paths:
+        ledgers = {path: sorted(path.glob(LEDGERS)) for path in paths[:MAX_FILES]}
+        if not any(ledgers.values()):
             raise CheckpointError(
                 f"{run}: no ledger here; expected one folder for each site, or one site's folder"
             )
-        return [
-            SiteFolder(
-                path.name,
-                (path / "plan.json").read_bytes() if (path / "plan.json").is_file() else None,
-                {file.name: file.read_bytes() for file in sorted(path.glob(LEDGERS))},
-            )
-            for path in paths
-        ]
+        left_bytes, folders = MAX_BYTES, []
+        for path, files in ledgers.items():
+            contents: dict[str, bytes] = {}
+            for file in files[:MAX_FILES]:
+                contents[shown(file.name)] = read_plain(file, left_bytes)
+                left_bytes -= len(contents[shown(file.name)])
+            folders.append(SiteFolder(shown(path.name), _plan_in(path), contents))
+        return folders
     except OSError as error:
         raise CheckpointError(f"{error.filename or run}: cannot read it ({error.strerror})") from error
+
+
+def _plan_in(folder: Path) -> bytes | None:
+    try:
+        return read_plain(folder / "plan.json", MAX_PLAN_BYTES)
+    except FileNotFoundError:
+        return None

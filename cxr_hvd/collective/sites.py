@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cxr_hvd.collective.answers import check_number, read_answers
 from cxr_hvd.collective.comm import Communicator, gather, together
 from cxr_hvd.errors import ConfigError, nearest
 from cxr_hvd.launch.site_hosts import named_site
@@ -90,7 +91,10 @@ def bind(
     with together(comm, "reading CXR_SITE and CXR_SITE_HOSTS"):
         own_site = named_site(environment)
         said = NOT_SAID if not own_site else _index_of(own_site, names)
-    said_by_rank = gather(comm, torch.tensor([said]), "site.index").flatten().tolist()
+    answers = gather(comm, torch.tensor([said]), "site.index").flatten().tolist()
+    said_by_rank = read_answers(
+        answers, lambda index: int(check_number(index, NOT_SAID, len(names) - 1)), "site.index"
+    )
     try:
         site_of_rank = assign(ranks_per_site, said_by_rank)
     except ConfigError as error:

@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from cxr_hvd.doctor import questions, verdicts
 from cxr_hvd.doctor.verdicts import Finding
@@ -76,9 +76,9 @@ def render(findings: list[Finding]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     for column, style in (("status", ""), ("name", "bold"), ("found", "")):
         table.add_column(column, style=style, no_wrap=column != "found", overflow="fold")
-    marks = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]FAIL[/]"}
+    marks = {"ok": Text("ok", "green"), "warn": Text("warn", "yellow"), "fail": Text("FAIL", "red")}
     for finding in findings:
-        table.add_row(marks[finding.status], finding.name, escape(finding.found))
+        table.add_row(marks[finding.status], finding.name, finding.found)
         if finding.mend:
-            table.add_row("", "", f"[cyan]mend:[/] {escape(finding.mend)}")
+            table.add_row("", "", Text.assemble(("mend:", "cyan"), f" {finding.mend}"))
     return table

@@ -5,10 +5,11 @@ is laid out. Pure.
 """
 
 import math
-import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
+
+from cxr_hvd.terminal import shown as shown
 
 UNDEFINED = "undefined"
 NOT_KNOWN = "not known"
@@ -48,20 +49,6 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     num_texts: int = 1
     is_grouped: bool = False
-
-
-def shown(text: object, max_length: int = 200) -> str:
-    """Return text of others on one line, without control characters, not longer than that."""
-    visible = "".join(
-        " "
-        if character.isspace()
-        else "\ufffd"
-        if unicodedata.category(character) in ("Cc", "Cf", "Cs")
-        else character
-        for character in str(text)
-    )
-    one_line = " ".join(visible.split())
-    return one_line if len(one_line) <= max_length else one_line[: max_length - 1].rstrip() + "…"
 
 
 def is_number(value: object) -> TypeGuard[float]:

@@ -10,17 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from cxr_hvd.collective.answers import read_answers
 from cxr_hvd.collective.comm import Communicator, gather_text, together
 from cxr_hvd.collective.sites import Topology, bind
 from cxr_hvd.config import Config
+from cxr_hvd.console import Console
 from cxr_hvd.errors import StudyFileError, UsageError
 from cxr_hvd.evaluation.resampling import bootstrap, draw
+from cxr_hvd.evaluation.run_files import JudgedSite
 from cxr_hvd.evaluation.statistics import Sample
 from cxr_hvd.evaluation.weighted import Auroc, Metric, macro_auroc, mean_accuracy
 from cxr_hvd.study.study_file import Split, StudyFile
+from cxr_hvd.terminal import cleaned
 from cxr_hvd.training.checkpoint import load_judged_weights
 from cxr_hvd.training.device import choose_device, set_threads
 from cxr_hvd.training.loader import StudySet, threads_for
@@ -94,8 +98,25 @@ def evaluate(
             if topology.is_site_leader:
                 folder.write_record("results.json", result)
                 results.append(result)
-    told = [result for text in gather_text(comm, json.dumps(results), "results") for result in json.loads(text)]
-    return sorted(told, key=lambda each: str(each["site"]))
+    name_of = topologies[0].name_of
+    texts = gather_text(comm, json.dumps(results), "results", name_of)
+    told = read_answers(texts, read_results, "results", name_of)
+    return sorted((result for of_rank in told for result in of_rank), key=lambda each: str(each["site"]))
+
+
+def read_results(text: str) -> list[dict[str, Any]]:
+    """Read the results that a rank hands over.
+
+    Raises:
+        ValueError: they have not the form of what `print_results` shows.
+    """
+    results: list[dict[str, Any]] = json.loads(text)
+    for result in results:
+        judged = JudgedSite.model_validate(result)
+        missing = {"macro_auroc", *(label.label for label in judged.labels)} - judged.intervals.keys()
+        if missing:
+            raise ValueError(f"no interval of {', '.join(sorted(missing))}")
+    return results
 
 
 def open_site(
@@ -191,7 +212,7 @@ def print_results(results: Sequence[dict[str, Any]], console: Console) -> None:
         if unknown:
             captions.append(f"known in no study here: {', '.join(unknown)}")
         if captions:
-            table.caption = "\n".join(captions)
+            table.caption = Text("\n".join(map(cleaned, captions)))
             table.caption_justify = "left"
         console.print(table)
 

@@ -21,13 +21,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from cxr_hvd import __version__
 from cxr_hvd.atomic import write_text
 from cxr_hvd.config import Config
 from cxr_hvd.config_file import load_config
+from cxr_hvd.console import Console
 from cxr_hvd.errors import CheckpointError, Stopped, StudyFileError, TrainingError, UsageError
 from cxr_hvd.evaluation import scores
 from cxr_hvd.evaluation.progress import progress_shown

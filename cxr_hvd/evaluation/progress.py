@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from cxr_hvd.console import Console
+from cxr_hvd.reading import read_plain
+
 LOOK_EVERY_S = 1.0
+MAX_STATUS_BYTES = 1 << 15
 TRAINING_SHARE = 0.9
 """Of a run's time; the rest is scoring."""
 
@@ -30,7 +33,7 @@ class ExperimentProgress:
         self._started = self._began = time.monotonic()
         self._name = ""
         self._run: Path | None = None
-        said = TextColumn("{task.fields[said]}")
+        said = TextColumn("{task.fields[said]}", markup=False)
         self._bar = Progress(TextColumn("experiment"), BarColumn(), TaskProgressColumn(), said, console=console)
         self._task = self._bar.add_task("experiment", total=num_runs, said="")
 
@@ -96,7 +99,7 @@ def step_of(run: Path) -> int:
     """Return how many steps a run has done, as far as its ranks' status files tell."""
     for path in sorted(run.glob("*/status-0.json")):
         try:
-            return int(json.loads(path.read_text(encoding="utf-8"))["step"] or 0)
-        except (OSError, ValueError, KeyError, TypeError):
+            return int(json.loads(read_plain(path, MAX_STATUS_BYTES))["step"] or 0)
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
     return 0

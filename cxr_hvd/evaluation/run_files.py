@@ -4,9 +4,7 @@ Owns their form and how they are read: by bounded amounts, never waiting, nothin
 `training` writes them. Leaves to `run_view` what they say together.
 """
 
-import errno
 import os
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,26 +12,21 @@ from typing import Annotated, BinaryIO, Generic, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from cxr_hvd.collective.forms import Form
+from cxr_hvd.collective.forms import MAX_SAID, Count, Form, Name, first_of
 from cxr_hvd.collective.records import Fault
 from cxr_hvd.config import SiteName
 from cxr_hvd.errors import ConfigError
+from cxr_hvd.reading import open_plain, read_plain
+from cxr_hvd.terminal import shown
 from cxr_hvd.yaml_text import parse_yaml
 
 MAX_RECORD_BYTES = 1 << 15
 MAX_LINE_BYTES = 1 << 14
 MAX_DAMAGED = 1000
-MAX_SAID = 400
 PIECE_BYTES = 1 << 12
 TAIL_BYTES = 1 << 17
 COUNTED_AT_A_TIME_BYTES = 1 << 20
 MAX_COUNTED_BYTES = 1 << 30
-
-
-def plain(text: str) -> str:
-    """Return a stranger's words as one short line: no control characters, which a terminal would obey."""
-    line = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text[: MAX_SAID + 1])
-    return line if len(line) <= MAX_SAID else line[: MAX_SAID - 1] + "…"
 
 
 Step = Annotated[int, Field(ge=0, le=1 << 53)]
@@ -42,7 +35,7 @@ Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 UnixTime = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Words = Annotated[str, AfterValidator(plain)]
+Words = Annotated[str, AfterValidator(lambda text: shown(text, MAX_SAID))]
 
 
 class SiteOfConfig(Form):
@@ -111,6 +104,33 @@ class Results(Form):
     mean_accuracy: Share | None
 
 
+class JudgedLabel(Form):
+    """One label of a site's results, as far as they are shown."""
+
+    label: Name
+    num_studies: Count
+    num_present: Count
+    auroc: Share | None
+    accuracy: Share | None
+    all_negative_accuracy: Share | None
+
+
+class JudgedSite(Form):
+    """A site's results as another rank hands them over, as far as they are shown."""
+
+    site: SiteName
+    experiment: Name
+    split: Name
+    step: Step
+    num_studies: Count
+    labels: list[JudgedLabel]
+    macro_auroc: Share | None
+    mean_accuracy: Share | None
+    mean_all_negative_accuracy: Share | None
+    mean_accuracy_at_threshold: Share | None
+    intervals: dict[Name, Annotated[list[Finite], Field(min_length=2, max_length=2)] | None]
+
+
 F = TypeVar("F", bound=Form)
 
 
@@ -129,31 +149,11 @@ class Lines(Generic[F]):
     fault: Fault | None = None
 
 
-def open_plain(path: Path) -> BinaryIO:
-    """Open a plain file, unbuffered. Never waits and goes nowhere else: no pipe, no device, no link.
-
-    Raises:
-        OSError: it is none, or cannot be opened.
-    """
-
-    def opener(name: str, flags: int) -> int:
-        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise OSError(errno.EINVAL, "not a plain file")
-        return descriptor
-
-    return open(path, "rb", buffering=0, opener=opener)
-
-
 def read_form(path: Path, form: type[F]) -> F | Fault | None:
     """Read a small JSON or YAML file, by the ending of its name; None where there is none (any more)."""
     name = f"{path.parent.name}/{path.name}"
     try:
-        with open_plain(path) as file:
-            content = file.read(MAX_RECORD_BYTES + 1)
-        if len(content) > MAX_RECORD_BYTES:
-            return Fault(name, None, f"expected at most {MAX_RECORD_BYTES:,} bytes, found more")
+        content = read_plain(path, MAX_RECORD_BYTES)
         if path.suffix == ".yaml":
             return form.model_validate(parse_yaml(content.decode(), name))
         return form.model_validate_json(content)
@@ -162,7 +162,7 @@ def read_form(path: Path, form: type[F]) -> F | Fault | None:
     except OSError as error:
         return Fault(name, None, f"cannot be read ({error.strerror})")
     except ValidationError as error:
-        return Fault(name, None, _first_of(error))
+        return Fault(name, None, first_of(error))
     except (ConfigError, ValueError, RecursionError):
         return Fault(name, None, "is not YAML of plain values")
 
@@ -188,7 +188,7 @@ def read_lines(path: Path, form: type[F], max_bytes: int) -> Lines[F]:
                         raise ValueError(f"expected at most {MAX_LINE_BYTES:,} bytes, found {len(line):,}")
                     rows.append(form.model_validate_json(line))
                 except ValueError as error:
-                    why = _first_of(error) if isinstance(error, ValidationError) else str(error)
+                    why = first_of(error) if isinstance(error, ValidationError) else str(error)
                     damaged.append((number, start, why))
                     if len(damaged) == MAX_DAMAGED:
                         break
@@ -250,8 +250,3 @@ def count_in(path: Path, wanted: bytes) -> int | None:
     except OSError:
         return None
     return count
-
-
-def _first_of(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    return plain(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "))

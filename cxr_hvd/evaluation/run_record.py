@@ -13,6 +13,7 @@ from cxr_hvd.evaluation.curves import mean_width, running_mean, thinned
 from cxr_hvd.evaluation.run_snapshot import load_run
 from cxr_hvd.evaluation.scored_runs import ScoredRun
 from cxr_hvd.evaluation.variants import private_of
+from cxr_hvd.reading import read_plain
 from cxr_hvd.training.agreement import plan_of
 from cxr_hvd.training.model import build_model
 from cxr_hvd.training.run_folder import RunFolder
@@ -100,8 +101,7 @@ def read_command(paths: Sequence[Path]) -> str | None:
     """Return the command of the first experiment among these folders; None where none tells."""
     for path in paths:
         try:
-            with (path / "experiment.json").open(encoding="utf-8") as file:
-                return str(json.loads(file.read(MAX_RECORD_BYTES))["command"])
+            return str(json.loads(read_plain(path / "experiment.json", MAX_RECORD_BYTES))["command"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
     return None

@@ -105,7 +105,7 @@ def _sites_table(view: RunView) -> Table:
     for heading in ("site", "ranks", "state"):
         table.add_column(heading, vertical="top")
     for heading in ("step", "loss", "data/compute/\naveraging, %", "skipped"):
-        table.add_column(heading, justify="right")
+        table.add_column(Text(heading), justify="right")
     furthest = view.furthest
     losses = pace_of(furthest.rows).loss_of_site if furthest and furthest.rows else {}
     for site in view.sites:

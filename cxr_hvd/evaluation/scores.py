@@ -8,22 +8,27 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
+from pydantic import Field, ValidationError, model_validator
 from safetensors.numpy import save_file
 
 from cxr_hvd import __version__
 from cxr_hvd.atomic import replaced_file
-from cxr_hvd.config import Config
+from cxr_hvd.collective.forms import Count, Form, Name, first_of
+from cxr_hvd.config import Config, SiteName
 from cxr_hvd.errors import CheckpointError
+from cxr_hvd.reading import open_plain
 from cxr_hvd.training.run_folder import disk_errors
 
 SCHEMA = 1
 NAME = "scores.safetensors"
+SPLITS = ("test", "validate")
 COMMON = "common"
 """The network of a run in which all sites have the same."""
 
@@ -81,6 +86,33 @@ class Origin:
         return site if site in self.networks else COMMON
 
 
+class OriginForm(Form):
+    """The same as a file says it."""
+
+    schema_number: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)]
+    experiment: Name
+    seed: int
+    step: Count
+    checkpoint: Name
+    label_names: Annotated[tuple[Name, ...], Field(min_length=1)]
+    sites: Annotated[tuple[SiteName, ...], Field(min_length=1)]
+    outside: tuple[SiteName, ...]
+    networks: Annotated[tuple[SiteName, ...], Field(min_length=1)]
+    config_sha256: Name
+    data_sha256: dict[SiteName, Name]
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        institutions = [*self.sites, *self.outside]
+        if len(set(institutions)) < len(institutions) or set(institutions) != self.data_sha256.keys():
+            raise ValueError("expected each institution once, with its study file's digest")
+        if not set(self.networks) <= {COMMON, AVERAGED, *self.sites}:
+            raise ValueError("expected networks of sites, common or averaged")
+        if any(site not in self.networks and COMMON not in self.networks for site in self.sites):
+            raise ValueError("expected a network for every site")
+        return self
+
+
 @dataclass(frozen=True)
 class Scores:
     """All scores of a run.
@@ -134,13 +166,10 @@ def read_scores(path: Path) -> Scores:
 
 def _read(path: Path, with_tensors: bool) -> Scores:
     try:
+        open_plain(path, follows_links=True).close()  # a pipe would hang who opens it
         with safetensors.safe_open(path, framework="numpy") as file:
-            said = json.loads(file.metadata()["origin"])
-            if said.pop("schema") != SCHEMA:
-                raise ValueError("another schema")
-            said.pop("tool")
-            lists = {name: tuple(said[name]) for name in ("label_names", "sites", "outside", "networks")}
-            origin = Origin(**{**said, **lists})
+            header = OriginForm.model_validate_json(file.metadata()["origin"])
+            origin = Origin(**{name: value for name, value in vars(header).items() if name != "schema_number"})
             places = [name.split("/") for name in list(file.keys())] if with_tensors else []
             truth = {
                 (site, split): Truth(
@@ -153,18 +182,40 @@ def _read(path: Path, with_tensors: bool) -> Scores:
                 (network, site, split): file.get_tensor(f"probabilities/{network}/{site}/{split}")
                 for _, network, site, split in (place for place in places if len(place) == 4)
             }
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{path}: expected scores of schema {SCHEMA}, found others ({first_of(error)}); make them with "
+            "cxr-hvd evaluate RUN --across-sites"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"{path}: expected scores of schema {SCHEMA}, found none to read ({type(error).__name__}); make them "
             "with cxr-hvd evaluate RUN --across-sites"
         ) from error
     scores = Scores(origin, truth, probabilities)
-    _check_shapes(path, scores)
+    if with_tensors:
+        _check_tensors(path, scores)
     return scores
 
 
-def _check_shapes(path: Path, scores: Scores) -> None:
-    num_labels = len(scores.origin.label_names)
+def _check_tensors(path: Path, scores: Scores) -> None:
+    """Raise where not every network was judged on every split of every institution, or not by its form."""
+    origin, num_labels = scores.origin, len(scores.origin.label_names)
+    institutions = (*origin.sites, *origin.outside)
+    wanted_places = set(product(institutions, SPLITS))
+    judged_places = {(network, *place) for network in origin.networks for place in wanted_places}
+    if scores.truth.keys() != wanted_places or scores.probabilities.keys() != judged_places:
+        raise CheckpointError(
+            f"{path}: expected scores of {', '.join(origin.networks)} on {' and '.join(SPLITS)} studies of "
+            f"{', '.join(institutions)}, found others; make them again with cxr-hvd evaluate RUN --across-sites"
+        )
+    for place, known in scores.truth.items():
+        types = [values.dtype for values in vars(known).values()]
+        if types != [np.float32, np.bool_, np.int64] or not np.isin(known.targets_NL, (0, 1)).all():
+            raise CheckpointError(f"{path}: what is known of {' '.join(place)} studies has not its form")
+    for values in scores.probabilities.values():
+        if values.dtype != np.float32 or (values < 0).any() or (values > 1).any():
+            raise CheckpointError(f"{path}: expected probabilities, found other numbers")
     for (network, site, split), found in scores.probabilities.items():
         truth = scores.truth.get((site, split))
         wanted = None if truth is None else (len(truth), num_labels)

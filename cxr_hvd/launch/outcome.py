@@ -10,6 +10,8 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from cxr_hvd.reading import read_plain
+
 DONE, USAGE, STOPPED = 0, 2, 75
 STOPPED_WORDS = "stopped on request"
 MAX_STATUS_BYTES = 4096
@@ -44,11 +46,7 @@ def read_last_words(run: Path, since: float) -> list[LastWord]:
 
 def _read_last_word(path: Path, since: float) -> LastWord | None:
     try:
-        if not path.is_file():
-            return None
-        with path.open("rb") as file:
-            content = file.read(MAX_STATUS_BYTES + 1)
-        told = json.loads(content) if len(content) <= MAX_STATUS_BYTES else None
+        told = json.loads(read_plain(path, MAX_STATUS_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
     match told:

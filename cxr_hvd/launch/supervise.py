@@ -24,6 +24,7 @@ from cxr_hvd.launch.launchers import choose_launcher, is_rank, receiver, stop_si
 from cxr_hvd.launch.orphan import SUPERVISOR
 from cxr_hvd.launch.outcome import DONE, STOPPED, USAGE, judge, newest_step, read_last_words
 from cxr_hvd.launch.processes import Process, descendants, end, read_process, send, wait_for_end
+from cxr_hvd.terminal import shown
 
 FIRST_PAUSE_S = 10.0
 LONGEST_PAUSE_S = 600.0
@@ -244,7 +245,7 @@ def say_event(out: TextIO, event: str) -> None:
     """Print one line, with the time of day, in one piece."""
     with suppress(OSError):  # the terminal may be gone
         now = time.strftime("%Y-%m-%d %H:%M:%S")
-        out.write(f"{now} cxr-hvd: supervise: {' '.join(event.split())}\n")
+        out.write(f"{now} cxr-hvd: supervise: {shown(event, 1000)}\n")
         out.flush()
 
 

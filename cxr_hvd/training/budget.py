@@ -5,12 +5,15 @@ from dataclasses import dataclass
 
 import torch
 
+from cxr_hvd.collective.answers import check_number, read_answers
 from cxr_hvd.collective.comm import Communicator, gather
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.config import Config
 from cxr_hvd.errors import ConfigError, CxrHvdError
 from cxr_hvd.study.study_file import Split, StudyFile
 from cxr_hvd.training.data import TrainingData
+
+MAX_STUDIES = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def agree_on_budget(config: Config, comm: Communicator, topology: Topology, data
         ConfigError: on every rank, where validations are to end the run and there is nothing to validate on.
     """
     own = torch.tensor([len(data.studies), len(data.validation_studies)])
-    counts = gather(comm, own, "studies").tolist()
+    counts = read_answers(gather(comm, own, "studies").tolist(), _read_counts, "studies", topology.name_of)
     of_site = [counts[topology.ranks_at(site)[0]] for site in range(topology.num_sites)]
     budget = budget_of(config, [train for train, _ in of_site], [validate for _, validate in of_site])
     if config.validation.patience and not any(budget.validation_studies_per_site):
@@ -64,6 +67,12 @@ def agree_on_budget(config: Config, comm: Communicator, topology: Topology, data
         error.is_agreed = True
         raise error
     return budget
+
+
+def _read_counts(answer: list[int]) -> tuple[int, int]:
+    """Return a rank's numbers of training studies, one at least, and of validation studies."""
+    train, validate = answer
+    return int(check_number(train, 1, MAX_STUDIES)), int(check_number(validate, 0, MAX_STUDIES))
 
 
 def budget_of(config: Config, studies_per_site: list[int], validation_studies: Sequence[int] = ()) -> Budget:

@@ -20,18 +20,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cxr_hvd.atomic import finish_folder, folder_beside, point_link, sync
+from cxr_hvd.collective.answers import check_number, read_answers
 from cxr_hvd.collective.comm import Communicator, gather, together
+from cxr_hvd.collective.forms import MAX_COUNT
 from cxr_hvd.collective.pulse import Pulse, Writing
 from cxr_hvd.collective.sharing import Scope, SharingPlan
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.errors import CheckpointError, CxrHvdError
+from cxr_hvd.terminal import say
+from cxr_hvd.training.checkpoint_files import check_whole, load_tensors, read_state
 from cxr_hvd.training.engine import Engine
 from cxr_hvd.training.run_folder import BEST, LATEST, RunFolder, disk_errors
 
@@ -195,11 +197,12 @@ def agree_on_step(folder: RunFolder, plan: SharingPlan, comm: Communicator, topo
     Collective: every rank. Blocking.
 
     Raises:
-        CheckpointError: on every rank, where some hold checkpoints but there is no step that all do.
+        CheckpointError: on every rank, where some hold checkpoints but there is no step that all hold whole.
     """
-    own = [step for step in folder.steps() if is_whole(folder, plan, topology, step)][:MOST_OFFERED]
+    own, damaged = _whole_steps(folder, plan, topology)
     padded = torch.tensor(own + [0] * (MOST_OFFERED - len(own)), dtype=torch.int64)
-    offered = [{step for step in row if step} for row in gather(comm, padded, "steps.whole").tolist()]
+    rows = gather(comm, padded, "steps.whole").tolist()
+    offered = read_answers(rows, _read_steps, "steps.whole", topology.name_of)
     common = set.intersection(*offered)
     if not common and any(offered):
         told = "; ".join(
@@ -212,39 +215,63 @@ def agree_on_step(folder: RunFolder, plan: SharingPlan, comm: Communicator, topo
         )
         error.is_agreed = True
         raise error
-    return max(common, default=None)
+    newest = max(common, default=0)
+    for step, why in damaged.items():
+        if step > newest > 0:
+            path = folder.checkpoint(step)
+            say(f"{path} is passed over, {topology.name_of(topology.rank)} goes on from step {newest}: {why}")
+    if not common:
+        with together(comm, "looking for a checkpoint to go on from"):
+            for step, why in damaged.items():
+                raise CheckpointError(
+                    f"{folder.checkpoint(step)}: cannot go on from it, nor from an earlier one: {why}; start anew "
+                    "with --overwrite"
+                )
+    return newest or None
 
 
-def is_whole(folder: RunFolder, plan: SharingPlan, topology: Topology, step: int) -> bool:
-    """Return whether all that this rank needs of a checkpoint is there, of its right length, and of this step."""
-    checkpoint = folder.checkpoint(step)
-    try:
-        state = read_state(checkpoint)
-        names = ["shared", "private", f"optimizer-{topology.rank_in_site}"]
-        for has, name in ((state["has_exchange"], "exchange"), (state["has_mean"], "mean")):
-            names += [f"{name}-{topology.rank_in_site}"] if has else []
-        for name in names:
-            with safe_open(checkpoint / f"{name}.safetensors", "pt"):  # checks header and length
-                pass
-    except (CheckpointError, OSError, safetensors.SafetensorError):
-        return False
-    return bool(state["step"] == step and state["num_ranks_of_site"] == len(topology.ranks_of_site))
+def _read_steps(answer: list[int]) -> set[int]:
+    return {int(check_number(step, 0, MAX_COUNT)) for step in answer if step}
+
+
+def _whole_steps(folder: RunFolder, plan: SharingPlan, topology: Topology) -> tuple[list[int], dict[int, str]]:
+    """Return the newest steps whose checkpoints this rank can go on from, and why it cannot from others."""
+    whole: list[int] = []
+    damaged: dict[int, str] = {}
+    for step in folder.steps():
+        if len(whole) < MOST_OFFERED:
+            try:
+                check_whole(folder.checkpoint(step), step, plan, topology)
+                whole.append(step)
+            except CheckpointError as error:
+                damaged[step] = str(error)
+    return whole, damaged
 
 
 def load_checkpoint(folder: RunFolder, step: int, engine: Engine) -> dict[str, Any]:
     """Put model, optimizer, exchange, loss scale and running mean of a checkpoint back; return its state."""
     checkpoint, rank = folder.checkpoint(step), engine.topology.rank_in_site
     state = read_state(checkpoint)
+    try:
+        put_back(checkpoint, state, rank, engine)
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{checkpoint}: is of another model or run ({type(error).__name__}); use an earlier checkpoint"
+        ) from error
+    return state
+
+
+def put_back(checkpoint: Path, state: Mapping[str, Any], rank: int, engine: Engine) -> None:
+    """Put into an engine what a rank's files of a checkpoint hold."""
     own = checkpoint / _own("weights", rank)
     load_weights([own] if own.exists() else _weight_files(checkpoint), engine.model)
     load_optimizer(checkpoint / _own("optimizer", rank), engine.model, engine.optimizer)
-    engine.averager.load_state(_load(checkpoint / _own("exchange", rank)) if state["has_exchange"] else {})
+    engine.averager.load_state(load_tensors(checkpoint / _own("exchange", rank)) if state["has_exchange"] else {})
     engine.num_skipped_in_a_row = state["num_skipped_in_a_row"]
     if engine.loss_scale and state["loss_scale"]:
         engine.loss_scale.load_state(state["loss_scale"])
     if engine.weight_mean:
-        engine.weight_mean.load(_load(checkpoint / _own("mean", rank)))
-    return state
+        engine.weight_mean.load(load_tensors(checkpoint / _own("mean", rank)))
 
 
 def load_judged_weights(checkpoint: Path, model: nn.Module) -> int:
@@ -266,7 +293,7 @@ def load_weights(files: Iterable[Path], model: nn.Module) -> None:
     """
     tensors: dict[str, Tensor] = {}
     for file in files:
-        tensors |= _load(file)
+        tensors |= load_tensors(file)
     own = model.state_dict()
     for name in own.keys() | tensors.keys():
         found, wanted = tensors.get(name), own.get(name)
@@ -279,7 +306,7 @@ def load_weights(files: Iterable[Path], model: nn.Module) -> None:
 
 def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put this rank's optimizer state back."""
-    tensors = _load(path)
+    tensors = load_tensors(path)
     state: dict[int, dict[str, Tensor]] = {}
     for index, (name, parameter) in enumerate(model.named_parameters()):
         prefix = f"{name}/"
@@ -288,30 +315,6 @@ def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimize
             if moment.dim() and moment.shape != parameter.shape:
                 raise CheckpointError(f"{path}: state of {name} has shape {list(moment.shape)}: another model's")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Read `state.json`; what a checkpoint of an earlier version does not say gets its neutral value.
-
-    Raises:
-        CheckpointError: there is no checkpoint, or it is damaged.
-    """
-    try:
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        return {
-            "step": int(state["step"]),
-            "site": str(state["site"]),
-            "num_ranks_of_site": int(state["num_ranks_of_site"]),
-            "has_exchange": bool(state.get("has_exchange", False)),
-            "has_mean": bool(state.get("has_mean", False)),
-            "num_skipped_in_a_row": int(state.get("num_skipped_in_a_row", 0)),
-            "loss_scale": dict(state["loss_scale"]) if state.get("loss_scale") else None,
-            "validation": dict(state.get("validation", {})),
-        }
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(
-            f"{checkpoint}: expected a checkpoint with state.json, found none to read"
-        ) from error
 
 
 def _own(what: str, rank_in_site: int) -> str:
@@ -334,12 +337,3 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 def _said(tensor: Tensor | None) -> str:
     return "none" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: cannot read it ({type(error).__name__}); use an earlier checkpoint"
-        ) from error

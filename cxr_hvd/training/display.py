@@ -3,9 +3,9 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -14,13 +14,13 @@ from cxr_hvd.collective.sharing import Scope, SharingPlan
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.collective.traffic import TRAFFIC
 from cxr_hvd.config import Config
+from cxr_hvd.console import WIDTH, Console, open_console
 from cxr_hvd.training.budget import Budget
 from cxr_hvd.training.engine import StepReport
 from cxr_hvd.training.record import loss_of_site
 from cxr_hvd.training.validation import Verdict
 
 LINE_EVERY_S = 5.0
-WIDTH = 100
 MEMORY = 0.9
 
 
@@ -31,14 +31,26 @@ def console_for(num_ranks: int) -> Console:
     """
     if num_ranks > 1:
         return Console(force_terminal=False, no_color=True, width=WIDTH)
-    return Console() if Console().is_terminal else Console(width=WIDTH)
+    return open_console()
 
 
-def plan_table(plan: SharingPlan, num_steps: int | None = None) -> Group:
-    """Build the table of what leaves a site: block, tensors, parameters, bytes a step, shared or private.
+Reach = Literal["nobody", "site", "all"]
+"""To whom what a rank shares goes: to nobody where it is alone, to its own site's ranks, or to all sites."""
+
+
+def reach_of(config: Config) -> Reach:
+    """Return to whom the ranks of a config hand anything."""
+    if sum(site.ranks for site in config.sites.values()) == 1:
+        return "nobody"
+    return "all" if len(config.sites) > 1 else "site"
+
+
+def plan_table(plan: SharingPlan, num_steps: int | None = None, reach: Reach = "all") -> Group:
+    """Build the table of what leaves a rank: block, tensors, parameters, bytes a step, shared or private.
 
     Args:
         num_steps: steps of the run, for its total; None where they are not known.
+        reach: to whom it goes.
     """
     rows = plan.summary()
     pace = "every step" if plan.every == 1 else f"every {plan.every} steps"
@@ -47,6 +59,10 @@ def plan_table(plan: SharingPlan, num_steps: int | None = None) -> Group:
     if num_steps is not None:
         run_bytes = plan.bytes_per_exchange() * plan.num_exchanges(num_steps)
         title += f", {run_bytes / 1e9:,.2f} GB in a run of {num_steps:,} steps"
+    if reach == "site":
+        title += "; to ranks of its own site, the only one: nothing leaves it"
+    if reach == "nobody":
+        title = "Sharing plan: one rank alone; nothing travels, whatever is shared or private below"
     table = Table()
     for heading in ("block", "scope"):
         table.add_column(heading)
@@ -59,7 +75,7 @@ def plan_table(plan: SharingPlan, num_steps: int | None = None) -> Group:
             str(row.scope),
             f"{row.num_tensors}",
             f"{row.num_parameters:,}",
-            f"{row.bytes_per_step:,.0f}",
+            "0" if reach == "nobody" else f"{row.bytes_per_step:,.0f}",
             style=style,
         )
     return Group(Text(title), table)
@@ -78,23 +94,31 @@ def traffic_table() -> Table:
     return table
 
 
-def complete_plan(plan: SharingPlan, num_steps: int | None) -> dict[str, Any]:
-    """Return the plan, its bytes and all other traffic as plain values, for `cxr-hvd plan --json`."""
+def complete_plan(plan: SharingPlan, num_steps: int | None, reach: Reach = "all") -> dict[str, Any]:
+    """Return the plan, its bytes and all other traffic as plain values, for `cxr-hvd plan --json`.
+
+    `reach` says to whom anything goes; of a rank alone all bytes are 0.
+    """
     exchanges = None if num_steps is None else plan.num_exchanges(num_steps)
+    is_alone = reach == "nobody"
+    num_bytes = 0 if is_alone else plan.bytes_per_exchange()
+    other = {name: asdict(traffic) for name, traffic in TRAFFIC.items() if traffic.max_bytes is not None}
     return {
         **plan.as_json(),
-        "blocks": [asdict(row) for row in plan.summary()],
-        "bytes_per_exchange": plan.bytes_per_exchange(),
-        "bytes_per_step": plan.bytes_per_exchange() / plan.every,
+        "reach": reach,
+        "blocks": [asdict(row) | ({"bytes_per_step": 0.0} if is_alone else {}) for row in plan.summary()],
+        "bytes_per_exchange": num_bytes,
+        "bytes_per_step": num_bytes / plan.every,
         "num_steps": num_steps,
-        "bytes_per_run": None if exchanges is None else plan.bytes_per_exchange() * exchanges,
-        "other": {name: asdict(traffic) for name, traffic in TRAFFIC.items() if traffic.max_bytes is not None},
+        "bytes_per_run": None if exchanges is None else num_bytes * exchanges,
+        "other": {} if is_alone else other,
     }
 
 
 def print_agreed(console: Console, config: Config, plan: SharingPlan, budget: Budget, has_key: bool) -> None:
     """Say what will leave each site, how much of each site's data an epoch covers, and whom the ranks trust."""
-    console.print(plan_table(plan, budget.num_steps))
+    reach = reach_of(config)
+    console.print(plan_table(plan, budget.num_steps, reach))
     covered = ", ".join(
         f"{name} {passes:.2f} passes over {studies} studies"
         for name, passes, studies in zip(
@@ -106,6 +130,9 @@ def print_agreed(console: Console, config: Config, plan: SharingPlan, budget: Bu
         console.print(
             "no site has VALIDATE studies: nothing is validated, no checkpoint is the best", highlight=False
         )
+    if reach == "nobody":
+        console.print("one rank alone: nothing leaves it, and it trusts nobody", highlight=False)
+        return
     trust = "all ranks hold the same key" if has_key else "no --key: whoever the launcher started is trusted"
     console.print(f"{trust}; what travels is not encrypted (docs/privacy.md)", highlight=False, soft_wrap=True)
 

@@ -210,7 +210,7 @@ class Engine:
         shared_norm, private_norm = norms
         own = Pulse(loss, shared_norm, math.isfinite(private_norm), *self.ask(step))
         with waiting, record_function("pulse"):
-            return begin_pulses(self.comm, own)()
+            return begin_pulses(self.comm, own, self.topology.name_of)()
 
     def _update(self, pulses: Sequence[Pulse], norms: tuple[float, float]) -> None:
         self.num_skipped_in_a_row = 0

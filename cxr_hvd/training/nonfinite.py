@@ -11,6 +11,7 @@ from cxr_hvd.collective.comm import Communicator, gather_text
 from cxr_hvd.collective.pulse import Pulse
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.errors import TrainingError
+from cxr_hvd.terminal import shown
 from cxr_hvd.training.loader import Batch
 
 MAX_SKIPPED = 20
@@ -54,13 +55,14 @@ def nonfinite_error(
         The same error on every rank; it names site, rank, step and tensor.
     """
     own = first_nonfinite(model, averager, pulses[topology.rank], batch)
-    named = {rank: name for rank, name in enumerate(gather_text(comm, own, "fault")) if name}
+    named = {rank: name for rank, name in enumerate(gather_text(comm, own, "fault", topology.name_of)) if name}
     rank = min(named, default=0)
     what = f"the loss is {pulses[rank].loss}" if not isfinite(pulses[rank].loss) else "a gradient is not finite"
     after = f", after {MAX_SKIPPED} skipped steps in a row" if was_skipping else ""
+    tensor = shown(named.get(rank, "the sum of finite gradients"))
     where = f"{what} in step {step} ({topology.name_of(rank)})"
     error = TrainingError(
-        f"{where}: {named.get(rank, 'the sum of finite gradients')}{after}; no weight was changed by it: lower "
+        f"{where}: {tensor}{after}; no weight was changed by it: lower "
         "training.learning_rate, set training.clip_norm, use training.precision: fp32, or let all ranks leave "
         "such a step out with training.on_nonfinite: skip"
     )

@@ -20,13 +20,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from rich.console import Console, Group
-from rich.markup import escape
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from cxr_hvd.atomic import replaced_file, write_text
+from cxr_hvd.console import WIDTH, Console
 from cxr_hvd.errors import CheckpointError
 
 PARTS = {
@@ -43,7 +43,6 @@ PARTS = {
 OTHER = "other"
 STEP = "ProfilerStep"
 NUM_OPERATORS = 10
-WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -273,7 +272,7 @@ def operator_table(spent: Spending) -> Table:
         table.add_column(heading, justify="right")
     for each in sorted(own_us, key=lambda operator: -own_us[operator])[:NUM_OPERATORS]:
         table.add_row(
-            escape(each.name),
+            each.name,
             f"{each.num_calls / spent.num_steps:,.4g}",
             f"{own_us[each] / spent.num_steps / 1e3:,.2f}",
             f"{own_us[each] / spent.total_us:.1%}",

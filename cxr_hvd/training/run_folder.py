@@ -17,9 +17,11 @@ from cxr_hvd.atomic import point_link, write_text
 from cxr_hvd.config import Config
 from cxr_hvd.config_file import load_config
 from cxr_hvd.errors import CheckpointError
+from cxr_hvd.reading import read_plain
 from cxr_hvd.yaml_text import dump_yaml
 
 LATEST, BEST = "latest", "best"
+MAX_LOG_BYTES = 1 << 31
 
 
 class RunFolder:
@@ -71,7 +73,13 @@ class RunFolder:
         """Read back the config that the run was started with."""
         if not self.has_run():
             raise CheckpointError(f"{self.path}: no run of a site here; expected config.yaml and checkpoints/")
-        return load_config(self.path / "config.yaml", settings)
+        config = load_config(self.path / "config.yaml", settings)
+        if self.path.name not in config.sites:
+            raise CheckpointError(
+                f"{self.path}: expected the folder of a site of its config.yaml, which names "
+                f"{', '.join(config.sites)}; do not rename folders of sites"
+            )
+        return config
 
     def checkpoint(self, step: int) -> Path:
         """Return where the checkpoint after so many steps is, or would be."""
@@ -109,11 +117,11 @@ def cut_rows(path: Path, first_step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_plain(path, MAX_LOG_BYTES).decode(errors="replace").splitlines():
         try:
             if json.loads(line)["step"] >= first_step:
                 break
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             break
         kept.append(line + "\n")
     write_text(path, "".join(kept))

@@ -18,8 +18,10 @@ from typing import Any
 
 from cxr_hvd.atomic import replaced_file, write_text
 from cxr_hvd.errors import StudyFileError
+from cxr_hvd.reading import read_plain
 
 PART_BYTES = 16 << 20
+MAX_NOTE_BYTES = 1 << 16
 
 OnPart = Callable[[], None]
 
@@ -64,10 +66,10 @@ def _identity(path: Path) -> dict[str, Any]:
 
 def _is_whole(copy: Path, note: Path, source: dict[str, Any], on_part: OnPart) -> bool:
     try:
-        told = json.loads(note.read_text(encoding="utf-8"))
+        told = json.loads(read_plain(note, MAX_NOTE_BYTES))
         is_same = told["source"] == source and copy.stat().st_size == source["bytes"]
         return bool(is_same and told["sha256"] == _digest(copy, on_part))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

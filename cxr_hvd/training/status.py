@@ -16,6 +16,8 @@ from cxr_hvd.collective.comm import Communicator
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.collective.watchdog import Doing
 from cxr_hvd.errors import CxrHvdError, Stopped
+from cxr_hvd.reading import read_plain
+from cxr_hvd.terminal import shown
 from cxr_hvd.training.run_folder import RunFolder
 
 SILENT_AFTER_S = 5.0
@@ -99,10 +101,9 @@ def _last_word(run: Path, topology: Topology, rank: int) -> dict[str, Any] | Non
     site = topology.site_of_rank[rank]
     name = f"status-{topology.ranks_at(site).index(rank)}.json"
     try:
-        with (run / topology.site_names[site] / name).open("rb") as file:
-            said = json.loads(file.read(MAX_BYTES))
-        return {"doing": str(said["doing"])[:80], "step": said["step"], "time": float(said["time"])}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        said = json.loads(read_plain(run / topology.site_names[site] / name, MAX_BYTES))
+        return {"doing": shown(said["doing"], 80), "step": shown(said["step"], 20), "time": float(said["time"])}
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from torch.profiler import record_function
 
 from cxr_hvd.collective.averaging import EXCHANGES, Averager, site_weights
 from cxr_hvd.collective.comm import Communicator, together
-from cxr_hvd.collective.contract import check_contract
+from cxr_hvd.collective.contract import check_contract, gather_digests
 from cxr_hvd.collective.key import prove_key
 from cxr_hvd.collective.sharing import SharingPlan
 from cxr_hvd.collective.sites import Topology, bind
 from cxr_hvd.config import Config
+from cxr_hvd.console import Console
 from cxr_hvd.errors import Stopped, UsageError
 from cxr_hvd.launch.orphan import LauncherWatch
 from cxr_hvd.training.agreement import (
@@ -91,7 +91,6 @@ def train(config: Config, run: Path, comm: Communicator, job: Job = FRESH_START)
         ranks_per_site = {name: site.ranks for name, site in config.sites.items()}
         topology = bind(comm, ranks_per_site)
         comm.watchdog.name = topology.name_of(topology.rank)
-        prove_key(comm, topology, job.key)
         set_threads(comm)
         with together(comm, "opening its study file"):
             device = choose_device(config.training.device, comm)
@@ -103,7 +102,10 @@ def train(config: Config, run: Path, comm: Communicator, job: Job = FRESH_START)
         model = build_model(config.model.name, len(data.studies.label_names), config.seed)
         with together(comm, "making the sharing plan"):
             plan = plan_of(config, model)
-        check_contract(comm, topology, contract_items(config, plan, model, data))
+        items = contract_items(config, plan, model, data)
+        digests = gather_digests(comm, items)
+        prove_key(comm, topology, job.key, digests)
+        check_contract(comm, topology, items, digests)
         budget = agree_on_budget(config, comm, topology, data)
         twins = find_twins(data.own_file, comm, topology)
         if topology.is_leader:

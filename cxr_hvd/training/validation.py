@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cxr_hvd.collective.answers import check_number, read_answers
 from cxr_hvd.collective.comm import Communicator, gather
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.config import Config
@@ -108,7 +109,8 @@ class Validation:
         """Judge every site's network after so many steps. Collective: every rank. Blocking."""
         started = time.perf_counter()
         auroc, accuracy = self._judge_own()
-        of_rank = gather(self._comm, torch.tensor([auroc], dtype=torch.float64), "auroc").flatten().tolist()
+        answers = gather(self._comm, torch.tensor([auroc], dtype=torch.float64), "auroc").flatten().tolist()
+        of_rank = read_answers(answers, _read_auroc, "auroc", self._topology.name_of)
         of_site = [of_rank[self._topology.ranks_at(site)[0]] for site in range(self._topology.num_sites)]
         defined = [each for each in of_site if not math.isnan(each)]
         agreed = sum(defined) / len(defined) if defined else None
@@ -139,6 +141,11 @@ class Validation:
         metrics = compute_metrics(probabilities_NL, studies.targets, studies.known, studies.label_names)
         auroc = math.nan if metrics.macro_auroc is None else metrics.macro_auroc
         return auroc, metrics.mean_accuracy
+
+
+def _read_auroc(answer: float) -> float:
+    """Return a site's AUROC, 0 to 1, or NaN where it is undefined."""
+    return answer if math.isnan(answer) else check_number(answer, 0, 1)
 
 
 def share_of(num_images_N: NDArray[np.uint8], batch_size: int, rank: int, num_ranks: int) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cxr_hvd.collective.audit import audit
 from cxr_hvd.collective.buffers import SharedMean
 from cxr_hvd.collective.comm import HorovodComm, LocalComm, together
-from cxr_hvd.collective.contract import check_contract
+from cxr_hvd.collective.contract import check_contract, gather_digests
 from cxr_hvd.collective.key import prove_key
 from cxr_hvd.collective.records import load_folders
 from cxr_hvd.collective.sharing import Kind, Scope, SharingPlan, build_plan
@@ -355,18 +355,24 @@ def a_difference_in_any_item_is_named_on_every_rank_within_seconds(comm: Horovod
 
 def ranks_prove_the_same_key_or_all_stop(comm: HorovodComm, folder: Path) -> None:
     topology = one_rank_a_site(comm)
-    prove_key(comm, topology, None)
-    prove_key(comm, topology, b"the same for all")
+    digests = gather_digests(comm, {"a": "1"})
+
+    def prove(key: bytes | None, of: torch.Tensor = digests) -> None:
+        prove_key(comm, topology, key, of)
+
+    prove(None)
+    prove(b"the same for all")
     own = b"another, 16 bytes" if comm.rank == 1 else b"the same for all"
-    fails_with(ContractError, "key", lambda: prove_key(comm, topology, own))
+    fails_with(ContractError, "key", lambda: prove(own))
     if comm.num_ranks > 2:
-        fails_with(ContractError, "site site1, rank 1 does not hold", lambda: prove_key(comm, topology, own))
+        fails_with(ContractError, "site site1, rank 1 does not hold", lambda: prove(own))
     missing = None if comm.rank == 1 else b"the same for all"
-    fails_with(
-        ContractError, "site site1, rank 1 started without --key", lambda: prove_key(comm, topology, missing)
-    )
+    fails_with(ContractError, "site site1, rank 1 started without --key", lambda: prove(missing))
+    # What one rank was given otherwise on the way is no common job.
+    changed = digests + 1 if comm.rank == 1 else digests
+    fails_with(ContractError, "key", lambda: prove(b"the same for all", changed))
     with recorded_collectives() as records:
-        prove_key(comm, topology, b"the same for all")
+        prove(b"the same for all")
     sent = [bytes(tensor.flatten().view(torch.uint8).tolist()) for _, tensor, _ in records]
     assert not any(b"the same" in each for each in sent)
 

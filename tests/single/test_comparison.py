@@ -1,10 +1,13 @@
 """Scores on disk, the runs that are compared, and what is said of them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from cxr_hvd.config import Config
 from cxr_hvd.config_file import parse_config
@@ -111,6 +114,51 @@ def test_damaged_scores_are_refused_in_one_line(tmp_path: Path) -> None:
         read_scores(path)
     with pytest.raises(CheckpointError, match="found none"):
         load_runs([tmp_path / "nowhere"])
+
+
+def forged(path: Path, changes: dict[str, Any], **tensors: Any) -> Path:
+    """Write scores whose header or tensors say something else."""
+    write_scores(path, scores_of(1, 0.25))
+    with safe_open(path, "numpy") as file:
+        said = json.loads(file.metadata()["origin"]) | changes
+        held = {name: file.get_tensor(name) for name in list(file.keys())} | tensors
+    origin = changes.get("all", json.dumps(said))
+    save_file({name: each for name, each in held.items() if each is not None}, path, metadata={"origin": origin})
+    return path
+
+
+FORGERIES: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"sites": []}, {}),
+    ({"sites": ["north", "../south"]}, {}),
+    ({"sites": [*SITES, SITES[0]]}, {}),
+    ({"label_names": []}, {}),
+    ({"label_names": "Edema"}, {}),
+    ({"label_names": ["\x1b[2J"]}, {}),
+    ({"step": float("inf")}, {}),
+    ({"seed": "one"}, {}),
+    ({"networks": ["west"]}, {}),
+    ({"networks": [SITES[0]]}, {}),
+    ({"data_sha256": {}}, {}),
+    ({"all": "[" * 100_000}, {}),
+    ({"all": "null"}, {}),
+    ({}, {"patients_N/east/test": None}),
+    ({}, {"probabilities/averaged/east/test": None}),
+    ({}, {"targets_NL/east/test": np.full((40, len(LABELS)), 7, np.float32)}),
+    ({}, {"patients_N/east/test": np.zeros(40, np.float32)}),
+    ({}, {"probabilities/averaged/east/test": np.full((40, len(LABELS)), 7, np.float32)}),
+    ({}, {"probabilities/averaged/east/test": np.zeros((40, 1), np.float32)}),
+]
+
+
+@pytest.mark.parametrize(("changes", "tensors"), FORGERIES)
+def test_scores_of_strange_content_are_refused_in_one_line(
+    tmp_path: Path, changes: dict[str, Any], tensors: dict[str, Any]
+) -> None:
+    path = forged(tmp_path / NAME, changes, **tensors)
+    with pytest.raises(CheckpointError) as caught:
+        load_runs([tmp_path])
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 def test_runs_of_other_studies_labels_or_seeds_are_not_compared() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from cxr_hvd import doctor
+from cxr_hvd.console import Console
 from cxr_hvd.doctor import questions, verdicts
 from cxr_hvd.doctor.verdicts import Finding
 from tests.launch import has_ended

@@ -414,7 +414,7 @@ def test_a_stranger_s_words_do_not_command_the_terminal(run: Path) -> None:
     write_status(run / "south", 1, doing="failed: \x1b[2J\x00\u202egone\nbad [bold]")
     view, said = loaded(run)
     assert not re.search("[\x00\x1b\u202e]", said + json.dumps(to_json(view), ensure_ascii=False))
-    assert "gone\N{REPLACEMENT CHARACTER}bad [bold]" in said
+    assert "gone bad [bold]" in said
 
 
 def test_amounts_are_bounded(run: Path, tmp_path: Path) -> None:
@@ -427,7 +427,9 @@ def test_amounts_are_bounded(run: Path, tmp_path: Path) -> None:
     write_curves(view, tmp_path / "curves.png")
     assert time.monotonic() - started < 20
     assert "south/validation.jsonl, line 1: left out, as 999 more and what comes after them" in said
-    assert "south/status-0.json: expected at most 32,768 bytes, found more" in said
+    assert "south/status-0.json: cannot be read (expected at most 32,768 bytes, found more)" in " ".join(
+        said.split()
+    )
 
 
 def test_only_plain_files_are_opened(run: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from typer.testing import CliRunner
 
 from cxr_hvd.cli import app
@@ -18,6 +17,7 @@ from cxr_hvd.collective.chain import canonical, hash_of
 from cxr_hvd.collective.ledger import Ledger, head_name, opening, sent_bytes_of
 from cxr_hvd.collective.records import load_folders, read_record
 from cxr_hvd.collective.traffic import TRAFFIC, check_traffic, traffic_of
+from cxr_hvd.console import Console
 from cxr_hvd.errors import CheckpointError, ContractError
 
 SHARED, PRIVATE = 1000, 640
@@ -381,3 +381,105 @@ def test_a_fault_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, ["ledger", "verify", str(tmp_path)])
     assert said.exit_code == 1
     assert "FAULT north/ledger.jsonl, line 3: images denseblock2: is not declared" in said.output
+
+
+# ---- ledgers of a stranger
+
+
+def verify(run: Path) -> Any:
+    return CliRunner().invoke(app, ["ledger", "verify", str(run)], terminal_width=100)
+
+
+def forge_line(path: Path, **changes: Any) -> None:
+    """Add a line with its right hash to a ledger, as its owner can."""
+    *_, last = path.read_bytes().splitlines()
+    line = json.loads(last) | {"seq": json.loads(last)["seq"] + 1, "previous": json.loads(last)["hash"]} | changes
+    with path.open("ab") as file:
+        file.write(canonical(line | {"hash": hash_of(line)}) + b"\n")
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("name", ["ledger.jsonl", "plan.json"])
+def test_a_pipe_a_device_or_a_link_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to("elsewhere")):
+        whole_run(tmp_path / "run")
+        file = tmp_path / "run" / "north" / name
+        file.unlink()
+        make(file)
+        done = verify(tmp_path / "run")
+        assert isinstance(done.exception, CheckpointError)
+        assert name in str(done.exception)
+        file.unlink()
+        (tmp_path / "run" / "north" / "ledger.jsonl").unlink(missing_ok=True)
+
+
+def test_a_ledger_of_endless_nonsense_is_read_no_further(tmp_path: Path) -> None:
+    path = whole_run(tmp_path)
+    path.write_bytes(b"\n" * 3_000_000)
+    assert len(faults_of(tmp_path)) < 200
+
+
+def test_without_a_ledger_nothing_is_said_of_what_left(tmp_path: Path) -> None:
+    whole_run(tmp_path / "run", ("north", "south"))
+    (tmp_path / "run" / "north" / "ledger.jsonl").unlink()
+    (tmp_path / "run" / "south" / "ledger.jsonl").write_bytes(b"{}\n")
+    done = verify(tmp_path / "run")
+    assert done.exit_code == 1
+    assert done.output.count("no ledger that can be read: what left it is not known") == 2
+    for claim in ("Nothing of the network left", "keeps no block private", "All holds", "handed to the network"):
+        assert claim not in done.output
+    (tmp_path / "run" / "south" / "ledger.jsonl").unlink()
+    assert "no ledger here" in str(verify(tmp_path / "run").exception)
+
+
+def test_with_lines_that_do_not_hold_nothing_is_said_to_have_stayed(tmp_path: Path) -> None:
+    path = whole_run(tmp_path)
+    rows = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(b"x" + row if b"weights" in row else row for row in rows))
+    said = " ".join(said_of(tmp_path).split())
+    assert "Nothing of the network left the site as far as its lines could be read" in said
+    assert "None entered any exchange" not in said
+
+
+def test_without_its_plan_nothing_is_said_of_private_blocks(tmp_path: Path) -> None:
+    path = whole_run(tmp_path)
+    (path.parent / "plan.json").unlink()
+    assert "which blocks it keeps private is not known" in " ".join(said_of(tmp_path).split())
+    assert "keeps no block private" not in said_of(tmp_path)
+
+
+def test_a_site_s_name_does_not_say_that_all_holds(tmp_path: Path) -> None:
+    path = whole_run(tmp_path)
+    name = "north\x1b[2J\x1b[1;1H\nAll holds: chains, plan, amounts.\r[red]"
+    path.parent.rename(tmp_path / name)
+    done = verify(tmp_path)
+    assert done.exit_code == 1
+    assert "\x1b" not in done.output and "\r" not in done.output
+    assert not any(line.startswith("All holds") for line in done.output.splitlines())
+    assert "[red]" in done.output
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [
+        {"site": "north\x1b[2J"},
+        {"site": "north" * 1000},
+        {"num_ranks_of_site": 1 << 62},
+        {"time": "2026\n" * 9},
+        {"step": True},
+    ],
+)
+def test_a_start_that_is_not_of_its_form_is_one_fault(tmp_path: Path, opening: dict[str, Any]) -> None:
+    path = whole_run(tmp_path)
+    first = json.loads(path.read_bytes().splitlines()[0])
+    forge_line(path, **{key: first[key] for key in first if key not in ("seq", "previous", "hash")} | opening)
+    assert len(faults_of(tmp_path)) <= 2
+    assert all("\x1b" not in fault and len(fault) <= 400 for fault in faults_of(tmp_path))
+
+
+def test_numbers_beyond_all_measure_are_faults_and_are_not_added_up(tmp_path: Path) -> None:
+    hiding = plan()
+    hiding["tensors"][0]["shape"] = [1 << 62] * 5000
+    begin(tmp_path, content=hiding).close()
+    assert "is no sharing plan" in faults_of(tmp_path)[0]
+    assert "which blocks it keeps private is not known" in " ".join(said_of(tmp_path).split())

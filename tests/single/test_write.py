@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cxr_hvd.errors import DataError, StudyFileError, UsageError
+from cxr_hvd.secret import create_key
 from cxr_hvd.study.study_file import Split, StudyFile, View
 from preprocess import identifiers, write
 from preprocess.blocks import fill_block, is_whole, plan_blocks
@@ -176,13 +177,14 @@ def test_the_time_of_writing_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_keyed_hashes_tell_kinds_and_keys_apart(tmp_path: Path) -> None:
-    identifiers.create_key(tmp_path / "a.key")
+    create_key(tmp_path / "a.key")
     hashed = identifiers.keyed_hash(identifiers.load_key(tmp_path / "a.key"))
     other = identifiers.keyed_hash(bytes(32))
     told = {hashed("patient", "1"), hashed("study", "1"), hashed("patient", "2"), other("patient", "1")}
     assert len(told) == 4
     with pytest.raises(UsageError, match="cannot make a key"):
-        identifiers.create_key(tmp_path / "a.key")
+        create_key(tmp_path / "a.key")
     (tmp_path / "short").write_bytes(b"short")
+    (tmp_path / "short").chmod(0o600)
     with pytest.raises(DataError, match="found 5"):
         identifiers.load_key(tmp_path / "short")
