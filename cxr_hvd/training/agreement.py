@@ -1,7 +1,7 @@
 """What all ranks must have alike before they train, and what a resumed run must have kept."""
 
 import hashlib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -42,11 +42,19 @@ def contract_items(
     if config.pixel_pipelines == "same":
         items["pixel pipeline (pixel_pipelines: any allows several)"] = header.pixels
     items |= flat_items(config.shared_part(), "config")
-    items |= {f"version of {name}": version(name) for name in COMPARED_VERSIONS}
+    items |= {f"version of {name}": version_of(name) for name in COMPARED_VERSIONS}
     items |= {"version of cxr_hvd": __version__}
     if config.is_merged:
         items |= {f"study file of {f.header.site}": f.digest for f in data.files}
     return items | plan.items() | {"model's first shared weights": shared_digest(plan, model)}
+
+
+def version_of(package: str) -> str:
+    """Return the version of a package that is installed; one site alone trains without Horovod, for example."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def shared_digest(plan: SharingPlan, model: torch.nn.Module) -> str:

@@ -1,14 +1,14 @@
-"""The network: torchvision's DenseNet121 (Huang et al., CVPR 2017) with 20 input channels and 14 outputs."""
+"""The network: DenseNet121 (Huang et al., CVPR 2017) with 20 input channels and 14 outputs."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import densenet121
 
 from cxr_hvd.collective.sharing import Kind, TensorSpec
 from cxr_hvd.study.study_file import MAX_IMAGES
+from cxr_hvd.training.densenet import DenseNet
 
 
 class OccupiedConv2d(nn.Conv2d):
@@ -26,7 +26,7 @@ class OccupiedConv2d(nn.Conv2d):
 
 def build_densenet121(num_labels: int) -> nn.Module:
     """Build DenseNet121 for (B, 1 to 20, H, W) inputs and (B, num_labels) logits, with fresh weights."""
-    model: nn.Module = densenet121(weights=None, num_classes=num_labels)
+    model = DenseNet(growth_rate=32, block_config=(6, 12, 24, 16), num_init_features=64, num_classes=num_labels)
     features = model.get_submodule("features")
     stem = OccupiedConv2d(MAX_IMAGES, 64, kernel_size=7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(stem.weight)
