@@ -22,6 +22,7 @@ from cxr_hvd.collective.ledger import Ledger
 from cxr_hvd.collective.traffic import Group, How
 from cxr_hvd.collective.watchdog import Watchdog
 from cxr_hvd.errors import ContractError, CxrHvdError, PeerError
+from cxr_hvd.launch.early import NO_HOROVOD
 
 STALL_LIMIT_S = 600.0
 MAX_TEXT_BYTES = 1 << 20
@@ -136,8 +137,10 @@ class HorovodComm:
         os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
         if has_timeline:
             os.environ.setdefault("HOROVOD_TIMELINE", "DYNAMIC")
-        import horovod.torch as hvd
-
+        try:
+            import horovod.torch as hvd
+        except ImportError as error:
+            raise CxrHvdError(f"{NO_HOROVOD} ({error})") from error
         self._hvd: Any = hvd
         hvd.init()
         self.rank: int = hvd.rank()

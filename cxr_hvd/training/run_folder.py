@@ -17,7 +17,7 @@ import yaml
 from cxr_hvd.atomic import point_link, write_text
 from cxr_hvd.config import Config
 from cxr_hvd.config_file import load_config
-from cxr_hvd.errors import CheckpointError
+from cxr_hvd.errors import CheckpointError, UsageError
 
 LATEST, BEST = "latest", "best"
 
@@ -30,17 +30,39 @@ class RunFolder:
         self.path = run / site
         self.checkpoints = self.path / "checkpoints"
 
+    def check_new(self) -> None:
+        """Check that the folder holds no run.
+
+        Raises:
+            CheckpointError: it does.
+        """
+        if (self.path / "config.yaml").exists():
+            raise CheckpointError(
+                f"{self.path} holds a run already: go on with --resume auto, replace it with --overwrite, "
+                "or name another with --run"
+            )
+
+    def check_resumable(self) -> None:
+        """Check that there is something to go on from.
+
+        Raises:
+            UsageError: there is no checkpoint.
+        """
+        if not self.steps():
+            raise self.nothing_to_resume()
+
+    def nothing_to_resume(self) -> UsageError:
+        """Return the error of a run that is to go on from what is not there."""
+        return UsageError(f"{self.path}: nothing to resume; start with --resume auto, or without")
+
     def open_new(self, overwrite: bool) -> None:
         """Make the folder, empty.
 
         Raises:
             CheckpointError: it holds a run already, and `overwrite` is False.
         """
-        if (self.path / "config.yaml").exists() and not overwrite:
-            raise CheckpointError(
-                f"{self.path} holds a run already: go on with --resume auto, replace it with --overwrite, "
-                "or name another with --run"
-            )
+        if not overwrite:
+            self.check_new()
         try:
             if (self.path / "config.yaml").exists():
                 shutil.rmtree(self.path)
