@@ -277,7 +277,9 @@ def plan(
         console.print(said, highlight=False)
 
 
-@app.command(epilog="Example: horovodrun -np 2 cxr-hvd evaluate runs/D")
+@app.command(
+    epilog="Example: cxr-hvd evaluate runs/D, or on several machines mpirun -np 2 cxr-hvd evaluate runs/D"
+)
 def evaluate(
     run: RunPath,
     split: Annotated[str, typer.Option(help="test, validate or train.")] = "test",

@@ -1,4 +1,4 @@
-"""The start: what is wrong is told before anything slow is imported, and a first step waits for nothing needless."""
+"""The start: what is wrong is told before anything slow is imported; a first step waits for nothing needless."""
 
 import json
 import os
