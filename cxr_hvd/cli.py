@@ -6,7 +6,7 @@ import sys
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,8 +16,12 @@ from cxr_hvd.cli_jobs import jobs_app
 from cxr_hvd.cli_keys import key_app
 from cxr_hvd.console import Console, open_console
 from cxr_hvd.errors import UsageError, reported, say_exit_codes
-from cxr_hvd.joining import joined_job
+from cxr_hvd.joining import check_run, check_start, joined_job, refused_alike, run_own_ranks, starts_ranks
+from cxr_hvd.launch.early import num_ranks_here
 from cxr_hvd.terminal import say
+
+if TYPE_CHECKING:
+    from cxr_hvd.config import Config
 
 PROGRAM = "cxr-hvd"
 STARTED = time.monotonic()  # what a time limit counts from
@@ -82,7 +86,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-@app.command(epilog="Example: horovodrun -np 2 cxr-hvd train jobs/configs/D.yaml --run runs/D --resume auto")
+@app.command(epilog="Example: cxr-hvd train jobs/configs/D.yaml --run runs/D --resume auto")
 def train(
     config: ConfigPath,
     run: Annotated[Path | None, typer.Option(help="Run folder; runs/EXPERIMENT if left out.")] = None,
@@ -131,7 +135,9 @@ def train(
         bool, typer.Option("--profile", help="Record ten steps, and say where the time went.")
     ] = False,
 ) -> None:
-    """Train one model over all sites of a config. Started by horovodrun, mpirun or srun, or alone for one site.
+    """Train one model over all sites of a config. On one machine it starts the ranks itself.
+
+    Under horovodrun, mpirun or srun it is one of their ranks; with --site it trains one site alone.
 
     Stopped on request a checkpoint is written: run again with --resume auto to go on. SIGUSR1 or SIGTERM to any
     rank is such a request.
@@ -148,15 +154,26 @@ def train(
     if supervise is not None:
         raise typer.Exit(supervised(config, run, settings or [], site, supervise, launcher, deadline))
 
+    chosen, num_ranks = None, num_ranks_here(os.environ)
+    if num_ranks is not None:  # all ranks read the same files: each knows the others' verdict
+        with refused_alike(PROGRAM):
+            chosen = choose_config(config, settings or [], site)
+            is_launcher = starts_ranks(chosen)
+            if not is_launcher:
+                check_start(chosen, num_ranks)
+            folder = run or Path("runs") / chosen.experiment
+            if not smoke:
+                check_run(chosen, folder, resume.value, overwrite)
+        if is_launcher:
+            raise typer.Exit(run_own_ranks(chosen, folder))
+
     from cxr_hvd.collective.comm import together
-    from cxr_hvd.config_file import load_config
     from cxr_hvd.secret import load_key
     from cxr_hvd.training import train as training
 
     with joined_job(PROGRAM, stall_limit, profile) as comm:
         with together(comm, "reading its config and key"):
-            chosen = load_config(config, settings or [])
-            chosen = chosen.alone(site) if site else chosen
+            chosen = chosen or choose_config(config, settings or [], site)
             secret = load_key(key) if key else None
         job = training.Job(resume.value, overwrite, secret, deadline, profile, stage_folder(stage))
         folder = run or Path("runs") / chosen.experiment
@@ -166,6 +183,14 @@ def train(
             try_out(chosen, folder, comm, job)
         else:
             training.train(chosen, folder, comm, job)
+
+
+def choose_config(path: Path, settings: list[str], site: str | None) -> "Config":
+    """Read a config with its settings, for all sites or one alone."""
+    from cxr_hvd.config_file import load_config
+
+    chosen = load_config(path, settings)
+    return chosen.alone(site) if site else chosen
 
 
 def stage_folder(said: str | None) -> Path | None:
@@ -227,7 +252,6 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show before any launch what will leave a site: block by block, bytes a step and a run, and all else."""
-    from cxr_hvd.collective import cost
     from cxr_hvd.config_file import load_config
     from cxr_hvd.study.labels import LABELS
     from cxr_hvd.training.agreement import plan_of
@@ -240,6 +264,8 @@ def plan(
     num_steps = num_steps_before_launch(chosen)
     reach, rows = reach_of(chosen), list[dict[str, Any]]()
     if scale:
+        from cxr_hvd.collective import cost
+
         fitted = cost.load_fit()
         layouts = list(dict.fromkeys([*cost.USUAL_LAYOUTS, cost.read_layout(scale)]))
         link = cost.read_link(link_ms, link_mbit)
@@ -264,7 +290,9 @@ def plan(
         console.print(said, highlight=False)
 
 
-@app.command(epilog="Example: horovodrun -np 2 cxr-hvd evaluate runs/D")
+@app.command(
+    epilog="Example: cxr-hvd evaluate runs/D, or on several machines mpirun -np 2 cxr-hvd evaluate runs/D"
+)
 def evaluate(
     run: RunPath,
     split: Annotated[str, typer.Option(help="test, validate or train.")] = "test",

@@ -113,10 +113,10 @@ def print_error(program: str, error: CxrHvdError) -> None:
         sys.stderr.flush()
 
 
-def print_stopped(program: str, stopped: Stopped) -> None:
+def print_stopped(program: str, stopped: Stopped, remark: str = "") -> None:
     """Print on standard output that all stopped on request; where that is gone, the exit code has to say it."""
     with suppress(OSError):
-        print(f"{program}: {stopped}", flush=True)
+        print(f"{program}: {stopped}{remark}", flush=True)
 
 
 @contextmanager

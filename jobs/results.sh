@@ -9,7 +9,9 @@ cd "$(dirname "$0")/.."
 export DATA
 : "${DATA:?expected DATA=path/to/images, a folder with images of two hospitals (README.md)}"
 
-say() { printf '\n\033[1m%s\033[0m\n' "$1"; }
+bold="" plain=""
+if [ -t 1 ]; then bold=$'\033[1m' plain=$'\033[0m'; fi
+say() { printf '\n%s%s%s\n' "$bold" "$1" "$plain"; }
 try() { printf '$ %s\n' "$*"; "$@"; }
 preprocess() { # SOURCE ROOT FILE SITE [OPTION...]
     [ -f "$3" ] || try cxr-preprocess "$1" "$2" --out "$3" --site "$4" --key "${3%.h5}.key" "${@:5}"

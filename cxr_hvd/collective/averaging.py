@@ -11,7 +11,7 @@ one rank a site it enters no collective (decision 0003). Two exchanges:
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,15 @@ from cxr_hvd.collective.wire import Wire32, wire_of
 STATE = (Kind.PARAMETER, Kind.STATISTIC)
 
 
+class HasState(Protocol):
+    """An optimizer, as far as its running means are averaged: one of torch's, or `training.optim`'s."""
+
+    @property
+    def state(self) -> Mapping[Tensor, Any]:
+        """What it remembers of each parameter, by torch's names."""
+        ...
+
+
 class Averager(Protocol):
     """What a training step calls, in this order. Collective: every rank, with the same step."""
 
@@ -36,7 +45,7 @@ class Averager(Protocol):
         """After backward: waits for what the optimizer's step needs."""
         ...
 
-    def after_update(self, step: int, is_last: bool, optimizer: torch.optim.Optimizer) -> None:
+    def after_update(self, step: int, is_last: bool, optimizer: HasState) -> None:
         """After the optimizer's step. The last one always averages, so that all sites end alike."""
         ...
 
@@ -87,7 +96,7 @@ class WeightsExchange:
         """Nothing: weights are not there yet."""
 
     @torch.no_grad()
-    def after_update(self, step: int, is_last: bool, optimizer: torch.optim.Optimizer) -> None:
+    def after_update(self, step: int, is_last: bool, optimizer: HasState) -> None:
         """Average where the plan's `every` asks for it, and after the last step.
 
         Collective: every rank, with the same step. Blocking.
@@ -184,7 +193,7 @@ class GradientsExchange:
         for wait in waits:
             wait()
 
-    def after_update(self, step: int, is_last: bool, optimizer: torch.optim.Optimizer) -> None:
+    def after_update(self, step: int, is_last: bool, optimizer: HasState) -> None:
         """Nothing: from equal weights, equal gradients have made equal weights."""
 
     def nonfinite_blocks(self) -> list[str] | None:

@@ -24,6 +24,7 @@ from cxr_hvd.collective.traffic import Group, How
 from cxr_hvd.collective.watchdog import Watchdog
 from cxr_hvd.environment import is_parallel
 from cxr_hvd.errors import CxrHvdError, PeerError
+from cxr_hvd.launch.early import NO_HOROVOD
 from cxr_hvd.launch.launchers import parse_duration
 
 STALL_LIMIT_S = 600.0
@@ -141,8 +142,10 @@ class HorovodComm:
         os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
         if has_timeline:
             os.environ.setdefault("HOROVOD_TIMELINE", "DYNAMIC")
-        import horovod.torch as hvd
-
+        try:
+            import horovod.torch as hvd
+        except ImportError as error:
+            raise CxrHvdError(f"{NO_HOROVOD} ({error})") from error
         self._hvd: Any = hvd
         hvd.init()
         self.rank: int = hvd.rank()

@@ -9,7 +9,7 @@ import torch
 from cxr_hvd.collective.answers import check_number, read_answers
 from cxr_hvd.collective.comm import Communicator, gather, together
 from cxr_hvd.errors import ConfigError, nearest
-from cxr_hvd.launch.site_hosts import named_site
+from cxr_hvd.launch.site_hosts import check_num_ranks, named_site
 
 NOT_SAID = -1
 
@@ -113,18 +113,13 @@ def _index_of(site: str, names: tuple[str, ...]) -> int:
 def assign(ranks_per_site: Mapping[str, int], said_by_rank: list[int]) -> list[int]:
     """Return each rank's site index from what the ranks said (an index, or `NOT_SAID`)."""
     wanted = [site for site, count in enumerate(ranks_per_site.values()) for _ in range(count)]
-    each = ", ".join(f"{name} {count}" for name, count in ranks_per_site.items())
-    if len(wanted) != len(said_by_rank):
-        alone = "" if len(said_by_rank) > 1 else f", or train one alone with --site {next(iter(ranks_per_site))}"
-        raise ConfigError(
-            f"the sites want {len(wanted)} ranks ({each}), found {len(said_by_rank)}: "
-            f"start with -np {len(wanted)}{alone}, or change sites.NAME.ranks"
-        )
+    check_num_ranks(ranks_per_site, len(said_by_rank))
     if all(said == NOT_SAID for said in said_by_rank):
         return wanted
     if NOT_SAID in said_by_rank:
         rank = said_by_rank.index(NOT_SAID)
         raise ConfigError(f"CXR_SITE is not set on rank {rank}, but on others: set it on every rank, or on none")
     if sorted(said_by_rank) != wanted:
+        each = ", ".join(f"{name} {count}" for name, count in ranks_per_site.items())
         raise ConfigError(f"the sites want {each} ranks, but CXR_SITE deals them out as {said_by_rank}")
     return said_by_rank

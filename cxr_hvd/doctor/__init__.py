@@ -21,6 +21,8 @@ from rich.text import Text
 from cxr_hvd.doctor import questions, verdicts
 from cxr_hvd.doctor.verdicts import Finding
 
+SOURCES = Path(__file__).resolve().parents[2]
+
 
 def examine(launches: bool = True) -> list[Finding]:
     """Look at everything.
@@ -51,14 +53,15 @@ def examine(launches: bool = True) -> list[Finding]:
         verdicts.judge_disk(str(Path.cwd()), shutil.disk_usage(Path.cwd()).free / 1e9),
         verdicts.judge_shm(questions.size_mib(Path("/dev/shm"))),
     ]
-    if launches:
+    has_horovod = not verdicts.is_missing(answers["horovod"])
+    if launches and has_horovod:
         findings += [
             verdicts.judge_launch("two ranks, mpirun", questions.launch(questions.mpirun_command(mpirun))),
             verdicts.judge_launch(
                 "two ranks, horovodrun --gloo", questions.launch(questions.horovodrun_command())
             ),
         ]
-    return findings
+    return verdicts.fit(findings, (SOURCES / "Makefile").is_file(), has_horovod)
 
 
 def has_failed(findings: list[Finding]) -> bool:

@@ -1,7 +1,8 @@
 """Judging: from answers to findings, each with what mends it. Pure."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cxr_hvd.doctor.questions import Answer, numbers_in
@@ -16,6 +17,24 @@ ENOUGH_SHM_MIB = 128  # containers give 64 unless told otherwise; MPI puts its b
 
 SETUP = "make setup"
 MPI_PACKAGES = "apt-get install -y openmpi-bin libopenmpi-dev && make setup"
+# What mends a finding where the package was installed without its sources, and so without a Makefile.
+BUILD_HOROVOD = (
+    "make setup in a clone of the sources: it builds Horovod for the torch that is there, pip alone does not"
+)
+WITHOUT_MAKEFILE = {
+    "Python": "install cxr_hvd anew, into an environment of Python 3.11 or newer",
+    "torch": "pip install --force-reinstall 'torch>=2.9' torchvision",
+    "torchvision": "pip install --force-reinstall 'torch>=2.9' torchvision",
+    "Horovod": BUILD_HOROVOD,
+    "mpirun": "apt-get install -y openmpi-bin libopenmpi-dev",
+    "mpi4py": "pip install --force-reinstall --no-cache-dir --no-binary mpi4py mpi4py",
+    "h5py": "pip install --force-reinstall h5py",
+    "opencv": "pip install --force-reinstall opencv-python-headless",
+    "libraries": "pip install --force-reinstall cxr_hvd",
+    "GPU": "pip install --force-reinstall 'torch>=2.9' torchvision",
+}
+FOR_SEVERAL_RANKS = ("Horovod", "mpirun", "NCCL")
+NO_HOROVOD = "No module named 'horovod'"
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,9 @@ def judge_works(name: str, answer: Answer) -> Finding:
 
 def judge_horovod(answer: Answer) -> Finding:
     """Judge Horovod: built for the torch that is installed, with both controllers."""
+    if is_missing(answer):
+        found = "not installed: one site alone trains without it (--site NAME), several ranks need it"
+        return Finding("Horovod", "warn", found, SETUP)
     if "error" in answer:
         return Finding("Horovod", "fail", answer["error"], SETUP)
     parts = [name for name in ("mpi", "gloo", "nccl", "cuda") if answer[name]]
@@ -182,6 +204,29 @@ def judge_launch(name: str, answer: Answer) -> Finding:
     if ranks == [(1, 1.0)] * 2:
         return Finding(name, "fail", "each rank sees only itself: Horovod is built for another MPI", SETUP)
     return Finding(name, "fail", f"expected (2 ranks, sum 3.0) twice, found {ranks}", SETUP)
+
+
+def is_missing(horovod: Answer) -> bool:
+    """Return whether Horovod is not installed at all, which is no fault where nobody trains with others."""
+    return NO_HOROVOD in str(horovod.get("error", ""))
+
+
+def fit(findings: Sequence[Finding], has_makefile: bool, has_horovod: bool) -> list[Finding]:
+    """Return the findings as they hold for this installation.
+
+    Args:
+        findings: as judged for one that `make setup` made.
+        has_makefile: whether there is a Makefile to mend things by.
+        has_horovod: whether Horovod is installed; what only several ranks need keeps nothing from running without.
+    """
+    fitted = []
+    for finding in findings:
+        if not has_horovod and finding.name in FOR_SEVERAL_RANKS and finding.status == "fail":
+            finding = replace(finding, status="warn")
+        if not has_makefile and finding.mend and re.search(r"make setup|install\.sh|nvcc", finding.mend):
+            finding = replace(finding, mend=WITHOUT_MAKEFILE.get(finding.name, BUILD_HOROVOD))
+        fitted.append(finding)
+    return fitted
 
 
 def _mpi(text: str) -> tuple[str, tuple[int, ...]]:

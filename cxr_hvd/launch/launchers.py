@@ -67,8 +67,8 @@ def choose_launcher(num_ranks: int, given: list[str] | None) -> list[str]:
     if horovodrun := shutil.which("horovodrun", path=beside):
         return [horovodrun, "--gloo", "-np", str(num_ranks)]
     raise UsageError(
-        f"--supervise: {num_ranks} ranks need a launcher, and neither mpirun nor horovodrun is on PATH; "
-        "install one, or name yours with --launcher"
+        f"{num_ranks} ranks need a launcher, and neither mpirun nor horovodrun is on PATH; "
+        "install one, or name yours with --supervise N --launcher WORDS"
     )
 
 
@@ -117,6 +117,16 @@ def stop_signal(receives: Process, has_launcher: bool, asked: signal.Signals) ->
     if is_mpi_launcher(receives) or receives.name in HAND_SIGUSR1_ON:
         return signal.SIGUSR1
     return signal.SIGTERM if has_launcher or asked != signal.SIGUSR1 else signal.SIGUSR1
+
+
+def remark_on_stop(environment: Mapping[str, str]) -> str:
+    """Return what a clean stop has to add under Open MPI's mpirun, which calls every exit code but 0 an abort.
+
+    Nothing where it is told to be quiet, as `mpirun --quiet` is and all that this program starts.
+    """
+    if "OMPI_COMM_WORLD_SIZE" not in environment or environment.get("OMPI_MCA_orte_execute_quiet", "0") != "0":
+        return ""
+    return ' (mpirun calls every exit code but 0 "aborted": nothing is lost)'
 
 
 def parse_duration(text: str, name: str = "--time-limit") -> float:

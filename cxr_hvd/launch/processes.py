@@ -86,6 +86,11 @@ def descendants(session: int, mark: str) -> list[Process]:
     return [each for each in _all() if each.session == session or mark in _words(each.pid, "environ")]
 
 
+def processes_named(name: str, mark: str) -> list[Process]:
+    """Return the processes of this user that go by a name and were started with `mark` in their environment."""
+    return [each for each in _all() if each.name == name and mark in _words(each.pid, "environ")]
+
+
 def wait_for_end(find: Callable[[], list[Process]], limit_s: float) -> list[Process]:
     """Wait until `find` gives no process any more; return what it still gives after `limit_s` seconds.
 

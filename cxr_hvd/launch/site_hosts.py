@@ -1,4 +1,4 @@
-"""Which host belongs to which institution: `CXR_SITE_HOSTS`, and CXR_SITE, which goes first.
+"""Which host belongs to which institution: `CXR_SITE_HOSTS`, and CXR_SITE, which goes first; and how many ranks.
 
     CXR_SITE_HOSTS='chexpert=node[1-4],gpu7 mimic=node[5-8]'
 
@@ -18,6 +18,22 @@ VARIABLE = "CXR_SITE_HOSTS"
 NODE_NAMES = ("SLURMD_NODENAME",)
 HOST = re.compile(r"(?P<before>[A-Za-z0-9._-]*)(?:\[(?P<numbers>[0-9,-]+)\](?P<after>[A-Za-z0-9._-]*))?")
 MAX_HOSTS = 100_000
+
+
+def check_num_ranks(ranks_per_site: Mapping[str, int], num_ranks: int) -> None:
+    """Check that there are as many ranks as the sites want.
+
+    Raises:
+        ConfigError: there are fewer or more.
+    """
+    wanted = sum(ranks_per_site.values())
+    if num_ranks != wanted:
+        listed = ", ".join(f"{name} {count}" for name, count in ranks_per_site.items())
+        alone = "" if num_ranks > 1 else f", or train one alone with --site {next(iter(ranks_per_site))}"
+        raise ConfigError(
+            f"the sites want {wanted} ranks ({listed}), found {num_ranks}: "
+            f"start with -np {wanted}{alone}, or change sites.NAME.ranks"
+        )
 
 
 def named_site(environment: Mapping[str, str], host: str | None = None) -> str | None:

@@ -1,8 +1,8 @@
-"""A run that is started again when it fails: `cxr-hvd train --supervise N`.
+"""Ranks that `cxr-hvd train` starts itself: once, or with `--supervise N` again when the run fails.
 
-Starts the launcher in a session of its own, waits for its end, ends what it left behind, and starts it again, with
-pauses that grow, unless the run is done, was asked to stop, or cannot work. What is asked of this process
-by a signal is handed on in the way that gives the ranks time for a checkpoint.
+Starts the launcher in a session of its own, waits for its end, and ends what it left behind. `supervise` starts it
+again, with pauses that grow, unless the run is done, was asked to stop, or cannot work. What is asked of this
+process by a signal is handed on in the way that gives the ranks time for a checkpoint.
 """
 
 import os
@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TextIO
 
 from cxr_hvd.errors import UsageError
+from cxr_hvd.launch.early import environment_of_ranks
 from cxr_hvd.launch.launchers import choose_launcher, is_rank, receiver, stop_signal
 from cxr_hvd.launch.orphan import SUPERVISOR
 from cxr_hvd.launch.outcome import DONE, STOPPED, USAGE, judge, newest_step, read_last_words
@@ -40,6 +41,29 @@ UNBOUND = ("OMPI_MCA_hwloc_base_binding_policy", "PRTE_MCA_hwloc_default_binding
 OPTIONS_OF_ITS_OWN = ("--supervise", "--launcher", "--resume")
 
 Requests = queue.SimpleQueue[signal.Signals]
+
+
+def run_ranks(command: list[str], run: Path, num_ranks: int, grace_s: float = GRACE_S) -> int:
+    """Run a command once, on several ranks of this machine; return its exit code.
+
+    Arguments, signals and exit codes are those of `supervise`.
+
+    Raises:
+        UsageError: no launcher is installed.
+
+    Blocking: as long as the run takes.
+    """
+    words = [*choose_launcher(num_ranks, None), *command]
+    say_event(sys.stderr, f"{num_ranks} ranks on this machine: {shlex.join(words)}")
+    with requests_heard() as requests:
+        began = time.time()
+        code, was_asked = Start(words, True, environment=environment_of_ranks()).wait(requests, grace_s)
+        code = judge(code, read_last_words(run, began), was_asked)
+    if code not in (DONE, USAGE, STOPPED):
+        # A rank that is killed says nothing, and a launcher that starts none is kept quiet, too.
+        why = "where no line above says why, type the launcher's line yourself"
+        say_event(sys.stderr, f"{words[0]} ended with {code} {_reached(run)}; {why}")
+    return code
 
 
 def supervise(
@@ -139,6 +163,7 @@ class Start:
         words: the launcher and the command.
         has_launcher: whether there is one, or the command itself is what is started.
         log: takes its output and what is said of it, instead of the terminal.
+        environment: what it is started with; this process's own if left out.
 
     Attributes:
         is_asked: whether it has been asked to stop.
@@ -147,7 +172,13 @@ class Start:
         UsageError: the system cannot start it.
     """
 
-    def __init__(self, words: list[str], has_launcher: bool, log: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        words: list[str],
+        has_launcher: bool,
+        log: TextIO | None = None,
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
         own = read_process(os.getpid())
         if own is None:
             raise UsageError("--supervise looks for processes in /proc, and finds none: use it on Linux")
@@ -155,16 +186,16 @@ class Start:
         self._has_launcher = has_launcher
         self._say = partial(say_event, log or sys.stderr)
         self._mark = f"{SUPERVISOR}={own.identity}"
-        environment = os.environ | {SUPERVISOR: own.identity}
-        environment.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+        handed = dict(environment) | {SUPERVISOR: own.identity}
+        handed.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
         for name in UNBOUND:  # unless the launcher's own words say otherwise
-            environment.setdefault(name, "none")
+            handed.setdefault(name, "none")
         if os.geteuid() == 0:
-            environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+            handed |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         try:
             self._launcher = subprocess.Popen(
                 words,
-                env=environment,
+                env=handed,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT if log else None,

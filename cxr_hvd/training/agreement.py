@@ -4,7 +4,7 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -62,11 +62,19 @@ def contract_items(
     if config.pixel_pipelines == "same":
         items["pixel pipeline (pixel_pipelines: any allows several)"] = header.pixels
     items |= flat_items(config.shared_part(), "config")
-    items |= {f"version of {name}": version(name) for name in COMPARED_VERSIONS}
+    items |= {f"version of {name}": version_of(name) for name in COMPARED_VERSIONS}
     items |= {"version of cxr_hvd": __version__}
     if config.is_merged:
         items |= {f"study file of {f.header.site}": f.digest for f in data.files}
     return items | plan.items() | {"model's first shared weights": shared_digest(plan, model)}
+
+
+def version_of(package: str) -> str:
+    """Return the version of a package that is installed; one site alone trains without Horovod, for example."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def shared_digest(plan: SharingPlan, model: torch.nn.Module) -> str:

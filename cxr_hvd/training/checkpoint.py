@@ -35,6 +35,7 @@ from cxr_hvd.errors import CheckpointError, CxrHvdError
 from cxr_hvd.terminal import say
 from cxr_hvd.training.checkpoint_files import check_whole, load_tensors, read_state
 from cxr_hvd.training.engine import Engine
+from cxr_hvd.training.optim import Optimizer
 from cxr_hvd.training.run_folder import BEST, LATEST, RunFolder, disk_errors
 
 MOST_OFFERED = 8
@@ -304,17 +305,17 @@ def load_weights(files: Iterable[Path], model: nn.Module) -> None:
         wanted.copy_(found)
 
 
-def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def load_optimizer(path: Path, model: nn.Module, optimizer: Optimizer) -> None:
     """Put this rank's optimizer state back."""
     tensors = load_tensors(path)
-    state: dict[int, dict[str, Tensor]] = {}
-    for index, (name, parameter) in enumerate(model.named_parameters()):
+    state: dict[Tensor, dict[str, Tensor]] = {}
+    for name, parameter in model.named_parameters():
         prefix = f"{name}/"
-        state[index] = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-        for moment in state[index].values():
+        state[parameter] = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+        for moment in state[parameter].values():
             if moment.dim() and moment.shape != parameter.shape:
                 raise CheckpointError(f"{path}: state of {name} has shape {list(moment.shape)}: another model's")
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state(state)
 
 
 def _own(what: str, rank_in_site: int) -> str:
@@ -325,7 +326,7 @@ def _weight_files(checkpoint: Path) -> list[Path]:
     return [checkpoint / "shared.safetensors", checkpoint / "private.safetensors"]
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Name each state tensor `parameter/moment`."""
     return {
         f"{name}/{moment}": tensor

@@ -1,7 +1,9 @@
 """What a person sees while training runs: the plan, a bar or plain lines, the end. The leader shows it."""
 
+import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from cxr_hvd.collective.sites import Topology
 from cxr_hvd.collective.traffic import TRAFFIC
 from cxr_hvd.config import Config
 from cxr_hvd.console import WIDTH, Console, open_console
+from cxr_hvd.launch.orphan import terminal_of_launcher
 from cxr_hvd.training.budget import Budget
 from cxr_hvd.training.engine import StepReport
 from cxr_hvd.training.record import loss_of_site
@@ -25,11 +28,17 @@ MEMORY = 0.9
 
 
 def console_for(num_ranks: int) -> Console:
-    """Return the console of a job: colours and bars on a terminal, plain lines under a launcher.
+    """Return the console of a job: colours and bars on a terminal, plain lines elsewhere.
 
-    Open MPI gives rank 0 a pseudo-terminal even where its output goes to a file.
+    Under a launcher the rank writes to the launcher's terminal itself: launchers part and mark lines, which no bar
+    survives.
     """
     if num_ranks > 1:
+        if terminal := terminal_of_launcher():
+            with suppress(OSError):
+                file = os.fdopen(os.open(terminal, os.O_WRONLY | os.O_NOCTTY), "w", encoding="utf-8")
+                width = os.get_terminal_size(file.fileno()).columns or WIDTH
+                return Console(file=file, force_terminal=True, width=width)
         return Console(force_terminal=False, no_color=True, width=WIDTH)
     return open_console()
 

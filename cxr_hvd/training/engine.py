@@ -27,6 +27,7 @@ from cxr_hvd.training.loader import Batch
 from cxr_hvd.training.loss import MultiLabelLoss
 from cxr_hvd.training.loss_scale import LossScale
 from cxr_hvd.training.nonfinite import MAX_SKIPPED, Statistics, nonfinite_error
+from cxr_hvd.training.optim import Optimizer
 from cxr_hvd.training.schedule import learning_rate_factor
 from cxr_hvd.training.weight_mean import WeightMean
 
@@ -102,7 +103,7 @@ class Engine:
         loss: MultiLabelLoss | None = None,
     ) -> None:
         self.model = model
-        self.optimizer = build_optimizer(model, settings)
+        self.optimizer = Optimizer(model.parameters(), settings)
         self.averager = averager
         self.num_steps = num_steps
         self.loss_scale = LossScale() if settings.precision == "fp16" else None
@@ -182,7 +183,7 @@ class Engine:
 
     def _forward_and_backward(self, batch: Batch, step: int, waiting: Clock) -> Tensor:
         """Send the batch through in its parts; leave the gradient of the mean loss, and return that loss."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         num_known = batch.known.sum().clamp(min=1)
         loss = torch.zeros((), device=batch.images.device)
         parts = split(batch, self._settings.accumulate)
@@ -249,9 +250,8 @@ class Engine:
     def _set_learning_rate(self, step: int) -> float:
         settings = self._settings
         factor = learning_rate_factor(settings.schedule, step, self.num_steps, settings.warmup_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * factor
-        return settings.learning_rate * factor
+        self.optimizer.learning_rate = settings.learning_rate * factor
+        return self.optimizer.learning_rate
 
 
 def split(batch: Batch, num_parts: int) -> list[Batch]:
@@ -269,18 +269,6 @@ def forward(model: nn.Module, images_BMHW: Tensor, precision: str) -> Tensor:
     with torch.autocast(images_BMHW.device.type, dtype=types[precision]) if is_short else nullcontext():
         logits_BL: Tensor = model(images_BMHW.contiguous(memory_format=torch.channels_last))
     return logits_BL.float()
-
-
-def build_optimizer(model: nn.Module, settings: Training) -> torch.optim.Optimizer:
-    """Build the configured optimizer over all parameters, shared and private alike."""
-    parameters = list(model.parameters())
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(
-            parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
-    return torch.optim.SGD(
-        parameters, lr=settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay, fused=True
-    )
 
 
 def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:

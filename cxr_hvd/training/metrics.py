@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score, roc_curve
 
 THRESHOLD = 0.5
 SPECIFICITY = 0.9
@@ -177,6 +176,9 @@ def _label_metrics(
     threshold: float | None,
     is_threshold_due: bool,
 ) -> LabelMetrics:
+    # Takes 3 s of a core: imported by the first validation, not by the start of a training.
+    from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
+
     num_studies, num_present = len(targets_N), int(targets_N.sum())
     note = why_undefined(probabilities_N, targets_N)
     is_judged = num_studies > 0 and bool(np.isfinite(probabilities_N).all())
@@ -205,6 +207,8 @@ def _label_metrics(
 
 
 def _sensitivity(probabilities_N: Scores, targets_N: NDArray[np.float32]) -> float:
+    from sklearn.metrics import roc_curve
+
     false_alarms, sensitivities, _ = roc_curve(targets_N, probabilities_N, drop_intermediate=False)
     return float(sensitivities[1 - false_alarms >= SPECIFICITY].max())
 

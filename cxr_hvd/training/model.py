@@ -1,14 +1,14 @@
-"""The networks: torchvision's DenseNet121 (Huang et al., CVPR 2017) with 20 input channels, and a tiny one."""
+"""The networks: DenseNet121 (Huang et al., CVPR 2017) with 20 input channels and 14 outputs, and a tiny one."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import DenseNet, densenet121
 
 from cxr_hvd.collective.sharing import Kind, TensorSpec
 from cxr_hvd.study.study_file import MAX_IMAGES
+from cxr_hvd.training.densenet import DenseNet
 
 
 class OccupiedConv2d(nn.Conv2d):
@@ -26,7 +26,8 @@ class OccupiedConv2d(nn.Conv2d):
 
 def build_densenet121(num_labels: int) -> nn.Module:
     """Build DenseNet121 for (B, 1 to 20, H, W) inputs and (B, num_labels) logits, with fresh weights."""
-    return _with_study_channels(densenet121(weights=None, num_classes=num_labels), num_features=64)
+    model = DenseNet(growth_rate=32, block_config=(6, 12, 24, 16), num_init_features=64, num_classes=num_labels)
+    return _with_study_channels(model, num_features=64)
 
 
 def build_tiny(num_labels: int) -> nn.Module:

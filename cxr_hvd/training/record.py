@@ -6,12 +6,10 @@ import platform
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from cxr_hvd import __version__
 from cxr_hvd.collective.comm import Communicator, gather, together
@@ -19,12 +17,15 @@ from cxr_hvd.collective.ledger import head_name, ledger_name, opening
 from cxr_hvd.collective.sharing import SharingPlan
 from cxr_hvd.collective.sites import Topology
 from cxr_hvd.config import Config
-from cxr_hvd.training.agreement import COMPARED_VERSIONS
+from cxr_hvd.training.agreement import COMPARED_VERSIONS, version_of
 from cxr_hvd.training.budget import Budget
 from cxr_hvd.training.data import TrainingData
 from cxr_hvd.training.engine import StepReport
 from cxr_hvd.training.run_folder import RunFolder, disk_errors
 from cxr_hvd.training.validation import Verdict
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 def record_run(folder: RunFolder, config: Config, plan: SharingPlan, data: TrainingData, budget: Budget) -> None:
@@ -45,7 +46,7 @@ def record_settings(folder: RunFolder, config: Config, data: TrainingData, budge
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "packages": {name: version(name) for name in packages},
+        "packages": {name: version_of(name) for name in packages},
         "data": {file.header.site: file.digest for file in data.files},
         "budget": asdict(budget),
     }
@@ -62,13 +63,13 @@ class Log:
 
     def __init__(self, folder: RunFolder, topology: Topology, first_step: int, num_studies: int) -> None:
         self._topology = topology
+        self._first_step = first_step
         self._num_studies = num_studies
+        self._folder = folder.path
         self._board: SummaryWriter | None = None
         self._opened = ExitStack()
         if topology.is_site_leader:
             with disk_errors(folder.path):
-                board = str(folder.path / "tensorboard")
-                self._board = self._opened.enter_context(closing(SummaryWriter(board, purge_step=first_step)))
                 self._metrics, self._verdicts = (
                     self._opened.enter_context((folder.path / name).open("a", encoding="utf-8"))
                     for name in ("metrics.jsonl", "validation.jsonl")
@@ -76,7 +77,7 @@ class Log:
 
     def step(self, report: StepReport) -> None:
         """Note a step."""
-        if self._board is None:
+        if not self._topology.is_site_leader:
             return
         seconds = {name: getattr(report, name) for name in ("data_s", "compute_s", "averaging_s")}
         row = {
@@ -95,19 +96,29 @@ class Log:
         losses = {f"loss/{name}": loss for name, loss in row.pop("loss_of_site").items()}
         for name, value in {**losses, **row}.items():
             if name not in ("step", "loss", "is_skipped") and value is not None:
-                self._board.add_scalar(name, value, report.step)
+                self._show(name, value, report.step)
 
     def verdict(self, verdict: Verdict) -> None:
         """Note a validation."""
-        if self._board is None:
+        if not self._topology.is_site_leader:
             return
         _write_row(self._verdicts, asdict(verdict))
         for name in ("macro_auroc", "agreed_auroc", "mean_accuracy"):
             if getattr(verdict, name) is not None:
-                self._board.add_scalar(f"validation/{name}", getattr(verdict, name), verdict.step)
+                self._show(f"validation/{name}", getattr(verdict, name), verdict.step)
 
     def close(self) -> None:
         self._opened.close()
+
+    def _show(self, name: str, value: float, step: int) -> None:
+        """Add a point to one of TensorBoard's curves; its package is imported after the first step, not before."""
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            with disk_errors(self._folder):
+                board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first_step)
+            self._board = self._opened.enter_context(closing(board))
+        self._board.add_scalar(name, value, step)
 
 
 def loss_of_site(topology: Topology, loss_of_rank: Sequence[float]) -> dict[str, float]:

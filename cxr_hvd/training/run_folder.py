@@ -16,7 +16,7 @@ import safetensors
 from cxr_hvd.atomic import point_link, write_text
 from cxr_hvd.config import Config
 from cxr_hvd.config_file import load_config
-from cxr_hvd.errors import CheckpointError
+from cxr_hvd.errors import CheckpointError, UsageError
 from cxr_hvd.reading import read_plain
 from cxr_hvd.yaml_text import dump_yaml
 
@@ -32,19 +32,40 @@ class RunFolder:
         self.path = run / site
         self.checkpoints = self.path / "checkpoints"
 
+    def check_new(self) -> None:
+        """Check that the folder holds no run.
+
+        Raises:
+            CheckpointError: it does.
+        """
+        if self.has_run():
+            raise CheckpointError(
+                f"{self.path} holds a run already: go on with --resume auto, replace it with --overwrite, "
+                "or name another with --run"
+            )
+
+    def check_resumable(self) -> None:
+        """Check that there is something to go on from.
+
+        Raises:
+            UsageError: there is no checkpoint.
+        """
+        if not self.steps():
+            raise self.nothing_to_resume()
+
+    def nothing_to_resume(self) -> UsageError:
+        """Return the error of a run that is to go on from what is not there."""
+        return UsageError(f"{self.path}: nothing to resume; start with --resume auto, or without")
+
     def open_new(self, overwrite: bool) -> None:
         """Make the folder, empty.
 
         Raises:
             CheckpointError: it holds a run already, and `overwrite` is False; or other files and no run.
         """
-        marks = (self.checkpoints, self.path / "plan.json", self.path / "environment.json")
-        is_run = (self.path / "config.yaml").is_file() and any(mark.exists() for mark in marks)
-        if is_run and not overwrite:
-            raise CheckpointError(
-                f"{self.path} holds a run already: go on with --resume auto, replace it with --overwrite, "
-                "or name another with --run"
-            )
+        is_run = self.has_run()
+        if not overwrite:
+            self.check_new()
         try:
             if not is_run and self.path.is_dir() and any(map(_is_strange, self.path.iterdir())):
                 raise CheckpointError(
@@ -60,7 +81,8 @@ class RunFolder:
 
     def has_run(self) -> bool:
         """Return whether a run was started in the folder."""
-        return (self.path / "config.yaml").is_file()
+        marks = (self.checkpoints, self.path / "plan.json", self.path / "environment.json")
+        return (self.path / "config.yaml").is_file() and any(mark.exists() for mark in marks)
 
     def write_record(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON or YAML record of the run, by the ending of `name`."""

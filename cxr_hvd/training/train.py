@@ -20,7 +20,7 @@ from cxr_hvd.collective.sharing import SharingPlan
 from cxr_hvd.collective.sites import Topology, bind
 from cxr_hvd.config import Config
 from cxr_hvd.console import Console
-from cxr_hvd.errors import Stopped, UsageError
+from cxr_hvd.errors import Stopped
 from cxr_hvd.launch.orphan import LauncherWatch
 from cxr_hvd.training.agreement import (
     changed_settings,
@@ -259,7 +259,7 @@ def open_run(
     if step is None:
         with together(comm, "making its run folder"):
             if job.resume == "latest":
-                raise UsageError(f"{folder.path}: nothing to resume; start with --resume auto, or without")
+                raise folder.nothing_to_resume()
             if topology.is_site_leader:
                 folder.open_new(job.overwrite or job.resume == "auto")
                 record_run(folder, config, plan, data, budget)
