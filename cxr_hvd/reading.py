@@ -7,11 +7,11 @@ and how much of it is read; what it says, its reader judges.
 import errno
 import os
 import stat
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 
-def open_plain(path: Path, follows_links: bool = False) -> BinaryIO:
+def open_plain(path: Path, follows_links: bool = False) -> FileIO:
     """Open a plain file, unbuffered. Never waits and opens no pipe and no device.
 
     Args:
@@ -30,7 +30,7 @@ def open_plain(path: Path, follows_links: bool = False) -> BinaryIO:
             raise OSError(errno.EINVAL, "not a plain file", name)
         return descriptor
 
-    return open(path, "rb", buffering=0, opener=opener)
+    return FileIO(path, "rb", opener=opener)
 
 
 def read_plain(path: Path, max_bytes: int, follows_links: bool = False) -> bytes:

@@ -93,7 +93,7 @@ class RunFolder:
 
     def config(self, settings: tuple[str, ...] = ()) -> Config:
         """Read back the config that the run was started with."""
-        if not self.has_run():
+        if not (self.path / "config.yaml").is_file():
             raise CheckpointError(f"{self.path}: no run of a site here; expected config.yaml and checkpoints/")
         config = load_config(self.path / "config.yaml", settings)
         if self.path.name not in config.sites:

@@ -4,11 +4,10 @@ Whoever wrote them may be a stranger. Only regular files are opened, for a pipe 
 have a largest size, for a few kilobytes of gzip can hold an endless line. A file that is no text is named.
 """
 
+import errno
 import gzip
 import hashlib
 import io
-import os
-import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from cxr_hvd.errors import DataError
+from cxr_hvd.reading import open_plain
 
 # Characters of a row and of a file, unpacked. The largest published table (PadChest's) has 200 million.
 MAX_ROW = 4_000_000
@@ -106,25 +106,22 @@ def open_lines(path: Path, argument: str = "ROOT") -> Iterator[Lines]:
 
 
 @contextmanager
-def open_regular(path: Path, argument: str = "ROOT") -> Iterator[io.BufferedReader]:
+def open_regular(path: Path, argument: str = "ROOT") -> Iterator["io.BufferedReader[io.FileIO]"]:
     """Open the regular file at `path` to read its bytes; a pipe or a device is not waited for.
 
     Raises:
         DataError: there is none, or it is something else.
     """
     try:
-        # Without O_NONBLOCK, opening a pipe waits for whoever writes into it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        raw = open_plain(path, follows_links=True)
     except FileNotFoundError as error:
         raise DataError(f"{path}: expected a table here, found none; check {argument}") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({type(error).__name__}); check {argument}") from error
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-        raise DataError(f"{path}: expected a file, found {found}; check {argument}")
-    with os.fdopen(descriptor, "rb") as file:
+        if getattr(error, "errno", None) != errno.EINVAL:
+            raise DataError(f"{path}: cannot be read ({type(error).__name__}); check {argument}") from error
+        found = "a folder" if path.is_dir() else "a pipe or a device"
+        raise DataError(f"{path}: expected a file, found {found}; check {argument}") from error
+    with io.BufferedReader(raw) as file:
         yield file
 
 
