@@ -281,8 +281,8 @@ class Config(Section):
         may_skip = self.training.on_nonfinite == "skip" or self.training.precision == "fp16"
         if may_skip and self.sharing.exchange == "gradients" and self.sharing.wire != "float32":
             raise ValueError(
-                f"wire: {self.sharing.wire} with exchange: gradients keeps what rounding took, and a gradient "
-                "that is not finite would stay in it for good: use wire: float32, or neither fp16 nor "
+                f"wire: {self.sharing.wire} with exchange: gradients keeps what rounding took, and that "
+                "of a skipped step would be sent in a later one: use wire: float32, or neither fp16 nor "
                 "on_nonfinite: skip"
             )
         return self
