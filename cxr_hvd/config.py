@@ -238,8 +238,8 @@ class Augmentation(Section):
 class Config(Section):
     """The whole of an experiment.
 
-    `pixel_pipelines` says whether study files that were made by different ways from file to pixels may train
-    together: DICOM through its VOI LUT and MIMIC-CXR's equalised JPEGs, for example, look quite different.
+    `pixel_pipelines` says whether study files that were made by different ways from file to pixels may be used
+    together, to train or to judge on: DICOM through its VOI LUT and MIMIC-CXR's equalised JPEGs, for example, look quite different.
     """
 
     experiment: ExperimentName

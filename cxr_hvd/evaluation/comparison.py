@@ -242,6 +242,13 @@ def notes_of(runs: ScoredRuns) -> list[str]:
         if not len(sample.targets_NL):
             said = "nothing can be said of it" if split == "test" else "no threshold can be chosen there"
             notes.append(f"{site} has no {split} studies: {said}.")
+    pixels = runs.origin.pixels
+    if len(set(pixels.values())) > 1:
+        told = ", ".join(f"{name} {pipeline}" for name, pipeline in pixels.items())
+        notes.append(
+            f"Study files are of different pixel pipelines ({told}): where test sets differ, it may be by their "
+            "pixels."
+        )
     which = {run.scores.origin.checkpoint for own in runs.of_name.values() for run in own}
     if len(which) > 1:
         notes.append("Some runs were judged by their latest checkpoint, others by their best.")

@@ -7,7 +7,7 @@ no image. Scores of single studies are as private as the studies: the file has m
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from cxr_hvd.config import Config
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.training.run_folder import disk_errors
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)  # 1 does not know the pixel pipelines
 NAME = "scores.safetensors"
 COMMON = "common"
 """The network of a run in which all sites have the same."""
@@ -63,6 +64,7 @@ class Origin:
         networks: `common` alone where nothing is private; else one by the name of each site, and `averaged`.
         config_sha256: of what all sites had alike in the run's config.
         data_sha256: digest of each institution's study file.
+        pixels: name of its pixel pipeline; empty in scores of schema 1.
     """
 
     experiment: str
@@ -75,6 +77,7 @@ class Origin:
     networks: tuple[str, ...]
     config_sha256: str
     data_sha256: Mapping[str, str]
+    pixels: Mapping[str, str] = field(default_factory=dict)
 
     def network_of(self, site: str) -> str:
         """Return which network a site that took part uses."""
@@ -137,7 +140,7 @@ def _read(path: Path, with_tensors: bool) -> Scores:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             said = json.loads(file.metadata()["origin"])
-            if said.pop("schema") != SCHEMA:
+            if said.pop("schema") not in READABLE:
                 raise ValueError("another schema")
             said.pop("tool")
             lists = {name: tuple(said[name]) for name in ("label_names", "sites", "outside", "networks")}

@@ -104,10 +104,10 @@ def test_damaged_scores_are_refused_in_one_line(tmp_path: Path) -> None:
         whole.replace(b'"schema', b'"schemb'),
     ):
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="expected scores of schema 1"):
+        with pytest.raises(CheckpointError, match="expected scores of schema 2"):
             read_scores(path)
-    path.write_bytes(whole.replace(b'schema\\": 1', b'schema\\": 2'))
-    with pytest.raises(CheckpointError, match="expected scores of schema 1"):
+    path.write_bytes(whole.replace(b'schema\\": 2', b'schema\\": 3'))
+    with pytest.raises(CheckpointError, match="expected scores of schema 2"):
         read_scores(path)
     with pytest.raises(CheckpointError, match="found none"):
         load_runs([tmp_path / "nowhere"])
