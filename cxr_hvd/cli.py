@@ -357,7 +357,7 @@ def report(
     from cxr_hvd.atomic import write_text
     from cxr_hvd.evaluation.comparison import compare
     from cxr_hvd.evaluation.report import write_report
-    from cxr_hvd.evaluation.tables import console_table
+    from cxr_hvd.evaluation.text_tables import console_table
     from cxr_hvd.training.display import console_for
     from cxr_hvd.training.run_folder import disk_errors
 

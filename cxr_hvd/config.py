@@ -239,7 +239,8 @@ class Config(Section):
     """The whole of an experiment.
 
     `pixel_pipelines` says whether study files that were made by different ways from file to pixels may be used
-    together, to train or to judge on: DICOM through its VOI LUT and MIMIC-CXR's equalised JPEGs, for example, look quite different.
+    together, to train or to judge on: DICOM through its VOI LUT and MIMIC-CXR's equalised JPEGs, for example, look
+    quite different.
     """
 
     experiment: ExperimentName

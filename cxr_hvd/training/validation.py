@@ -229,7 +229,7 @@ def predict(
 @contextmanager
 def _full_float32() -> Iterator[None]:
     """Keep a GPU's convolutions from rounding to TensorFloat-32, torch's default for float32."""
-    convolutions = torch.backends.cudnn.conv
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = convolutions.fp32_precision
     convolutions.fp32_precision = "ieee"
     try:

@@ -1,4 +1,4 @@
-"""Study files of different pixel pipelines are judged together where the config allows it, and the page says so."""
+"""Study files of different pixel pipelines are judged together only where the config allows it."""
 
 from contextlib import ExitStack
 from dataclasses import replace
