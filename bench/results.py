@@ -10,7 +10,7 @@ import typer
 
 from bench.report import describe_machine, write_report
 from cxr_hvd.evaluation.comparison import MEAN_OF_SITES, compare
-from cxr_hvd.evaluation.tables import markdown
+from cxr_hvd.evaluation.text_tables import markdown
 
 SHIFTS = ("none", "label", "acquisition", "concept")
 SETUPS = ("A", "C", "D")

@@ -401,7 +401,7 @@ def report(
     from cxr_hvd.atomic import write_text
     from cxr_hvd.evaluation.comparison import compare
     from cxr_hvd.evaluation.report import COMPARISON, check_folder, write_report
-    from cxr_hvd.evaluation.tables import console_table
+    from cxr_hvd.evaluation.text_tables import console_table
     from cxr_hvd.training.display import console_for
     from cxr_hvd.training.run_folder import disk_errors
 

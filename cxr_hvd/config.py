@@ -242,8 +242,9 @@ class Augmentation(Section):
 class Config(Section):
     """The whole of an experiment.
 
-    `pixel_pipelines` says whether study files that were made by different ways from file to pixels may train
-    together: DICOM through its VOI LUT and MIMIC-CXR's equalised JPEGs, for example, look quite different.
+    `pixel_pipelines` says whether study files that were made by different ways from file to pixels may be used
+    together, to train or to judge on: DICOM through its VOI LUT and MIMIC-CXR's equalised JPEGs, for example, look
+    quite different.
     """
 
     experiment: ExperimentName
@@ -285,8 +286,8 @@ class Config(Section):
         may_skip = self.training.on_nonfinite == "skip" or self.training.precision == "fp16"
         if may_skip and self.sharing.exchange == "gradients" and self.sharing.wire != "float32":
             raise ValueError(
-                f"wire: {self.sharing.wire} with exchange: gradients keeps what rounding took, and a gradient "
-                "that is not finite would stay in it for good: use wire: float32, or neither fp16 nor "
+                f"wire: {self.sharing.wire} with exchange: gradients keeps what rounding took, and that "
+                "of a skipped step would be sent in a later one: use wire: float32, or neither fp16 nor "
                 "on_nonfinite: skip"
             )
         return self

@@ -71,15 +71,17 @@ class ShortWire:
         self._errors = dict(state)
 
     def _rounded(self, name: str, wanted: Tensor) -> Tensor:
-        """Round what is wanted plus what was missing; note what is missing now."""
+        """Round what is wanted plus what was missing; note what is missing now.
+
+        A finite value beyond the short type's range is sent in portions. Infinity and NaN are sent as they are,
+        for all ranks to see, and nothing of them is kept.
+        """
         if name not in self._errors:
             self._errors[name] = torch.zeros_like(wanted)
         due = self._errors[name].add_(wanted)
-        # What float16 cannot hold is sent in portions, never as infinity. NaN stays NaN, for all to see.
-        most = torch.finfo(self._dtype).max
-        is_narrow = self._dtype == torch.float16
-        short = (due.clamp(-most, most) if is_narrow else due).to(self._dtype)
-        due.sub_(short)
+        max_value = torch.finfo(self._dtype).max
+        short = torch.where(due.isinf(), due, due.clamp(-max_value, max_value)).to(self._dtype)
+        due.sub_(short).nan_to_num_(nan=0.0)  # infinity minus itself is NaN
         return short
 
 

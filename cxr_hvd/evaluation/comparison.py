@@ -7,11 +7,14 @@
     differences   between two set-ups, by pairs of seeds on the same patients
     sites, curves, notes
 
-Numbers are None where they are undefined, and a `note` beside them says why.
+Numbers are None where they are undefined, and a `note` beside them says why. All means of one place are over the
+labels in its `mean_over`, those with both classes in the studies; those in `frequent` beside them are over the
+labels with at least 10 present and 10 absent studies.
 """
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +31,17 @@ from cxr_hvd.evaluation.scores import AVERAGED, COMMON
 from cxr_hvd.evaluation.site_record import describe_sites
 from cxr_hvd.evaluation.statistics import Difference, Floats, Sample, Scores
 from cxr_hvd.evaluation.variants import EXPERIMENTS
-from cxr_hvd.evaluation.weighted import Metric, macro_auroc, mean_accuracy
+from cxr_hvd.evaluation.weighted import Accuracy, Auroc, Metric, macro_auroc, mean_accuracy
+from cxr_hvd.training.metrics import MIN_OF_CLASS, why_no_interval
 
-SCHEMA = 1
+SCHEMA = 2
 MEAN_OF_SITES = "mean of sites"
 FIRST_PAIRS = (("D", "C"), ("D", "B"), ("D", "A"), ("C", "A"), ("B", "A"))
 METRICS = ("macro_auroc", "mean_accuracy")
 SPLITS = ("test", "validate")
 
 Tables = dict[tuple[str, str, str], list[Floats]]
-"""One for each of `METRICS`, (S, B), by set-up, site and split."""
+"""One for each metric of `metrics_of`, (S, B), by set-up, site and split."""
 
 
 def compare(paths: Sequence[Path], num_resamples: int = NUM_RESAMPLES) -> dict[str, Any]:
@@ -144,9 +148,11 @@ def tables_of(runs: ScoredRuns, num_resamples: int) -> Tables:
         for site, split in itertools.product(runs.origin.sites, SPLITS):
             draws = draws_of(runs, site, len(runs.seeds(name)), num_resamples, split)
             scores_SNL = runs.own_scores_SNL(name, site, split)
-            found[name, site, split] = [
-                resampled(metric, scores_SNL, draws) for metric in metrics_of(runs.samples[site, split])
-            ]
+            metrics = metrics_of(runs.samples[site, split])
+            own = [resampled(metric, scores_SNL, draws) for metric in metrics[:2]]
+            is_same = metrics[0].columns == metrics[2].columns
+            own += own if is_same else [resampled(metric, scores_SNL, draws) for metric in metrics[2:]]
+            found[name, site, split] = own
     return found
 
 
@@ -169,26 +175,57 @@ def differences_of(
         draws = draws_of(runs, site, len(seeds), num_resamples, split)
         scores = [runs.own_scores_SNL(name, site, split)[rows[name]] for name in (a, b)]
         own = [[table_SB[rows[name]] for table_SB in tables[name, site, split]] for name in (a, b)]
-        metric = metrics_of(sample)[0]
-        note = next((why for each in scores for row in each if (why := metric.why_undefined(row))), None)
+        metrics = metrics_of(sample)
+        notes = [why_undefined(metric, scores) for metric in metrics]
         of_sites.append(own)
         labels = label_differences(runs, sample, scores) if split == "test" else []
         place = {"a": a, "b": b, "site": site, "split": split}
-        found.append(place | paired(own[0], own[1], draws, note) | {"labels": labels})
+        sets = [[runs.origin.label_names[column] for column in metric.columns] for metric in metrics[::2]]
+        found.append(place | both_paired(own, draws, notes, sets) | {"labels": labels})
     if len(of_sites) > 1:
-        means = np.mean(np.array(of_sites), axis=0)  # of sites: (2 set-ups, 2 metrics, S, B)
+        means = np.mean(np.array(of_sites), axis=0)  # of sites: (2 set-ups, 4 metrics, S, B)
         place = {"a": a, "b": b, "site": MEAN_OF_SITES, "split": split}
-        found.append(place | paired(means[0], means[1], draws, None) | {"labels": []})
+        found.append(place | both_paired(means, draws, [None] * 4, [None, None]) | {"labels": []})
     return found
 
 
-def metrics_of(sample: Sample) -> tuple[Metric, ...]:
-    """Return what `METRICS` names, on one test set."""
-    return macro_auroc(sample), mean_accuracy(sample)
+def metrics_of(sample: Sample) -> tuple[Auroc | Accuracy, ...]:
+    """Return what `METRICS` names, on one test set: over labels with both classes, and over frequent ones."""
+    return tuple(
+        metric
+        for at_least in (1, MIN_OF_CLASS)
+        for metric in (macro_auroc(sample, at_least), mean_accuracy(sample, at_least=at_least))
+    )
+
+
+def why_undefined(metric: Metric, scores: Sequence[Scores]) -> str | None:
+    """Return why a metric is undefined for a seed of one of several set-ups; None where it is not."""
+    return next((why for each in scores for row in each if (why := metric.why_undefined(row))), None)
+
+
+def both_paired(
+    tables: Sequence[Sequence[Floats]],
+    draws: Draws,
+    notes: Sequence[str | None],
+    sets: Sequence[Sequence[str] | None],
+) -> dict[str, Any]:
+    """Return the paired differences of means over the labels with both classes, and over the frequent ones.
+
+    Args:
+        tables: of two set-ups, one for each metric of `metrics_of`.
+        notes: why these are undefined.
+        sets: the labels of either set; None in a mean of sites, where each site has its own.
+    """
+    a, b = tables
+    frequent = {"mean_over": sets[1], **paired(a[2:], b[2:], draws, notes[2])}
+    return {"mean_over": sets[0], **paired(a[:2], b[:2], draws, notes[0]), "frequent": frequent}
 
 
 def label_differences(runs: ScoredRuns, sample: Sample, scores: Sequence[Scores]) -> list[dict[str, Any]]:
-    """Return DeLong's difference in AUROC of each label between two set-ups; scores (S, N, L) of each."""
+    """Return DeLong's difference in AUROC of each label between two set-ups; scores (S, N, L) of each.
+
+    With few present or absent studies it has neither interval nor p-value, and a note says so.
+    """
     found = []
     for column, label in enumerate(runs.origin.label_names):
         known = sample.known_NL[:, column]
@@ -198,6 +235,9 @@ def label_differences(runs: ScoredRuns, sample: Sample, scores: Sequence[Scores]
             sample.targets_NL[known, column],
             sample.patients_N[known],
         )
+        few = why_no_interval(int(known.sum()), int(sample.targets_NL[known, column].sum()))
+        if few and told.value is not None:
+            told = replace(told, low=None, high=None, standard_error=None, p_value=None, note=few)
         found.append({"label": label, "auroc": difference_json(told)})
     return found
 
@@ -242,6 +282,13 @@ def notes_of(runs: ScoredRuns) -> list[str]:
         if not len(sample.targets_NL):
             said = "nothing can be said of it" if split == "test" else "no threshold can be chosen there"
             notes.append(f"{site} has no {split} studies: {said}.")
+    pixels = runs.origin.pixels
+    if len(set(pixels.values())) > 1:
+        told = ", ".join(f"{name} {pipeline}" for name, pipeline in pixels.items())
+        notes.append(
+            f"Study files are of different pixel pipelines ({told}): where test sets differ, it may be by their "
+            "pixels."
+        )
     which = {run.scores.origin.checkpoint for own in runs.of_name.values() for run in own}
     if len(which) > 1:
         notes.append("Some runs were judged by their latest checkpoint, others by their best.")

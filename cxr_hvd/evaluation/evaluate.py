@@ -22,13 +22,13 @@ from cxr_hvd.errors import StudyFileError, UsageError
 from cxr_hvd.evaluation.resampling import bootstrap, draw
 from cxr_hvd.evaluation.run_files import JudgedSite
 from cxr_hvd.evaluation.statistics import Sample
-from cxr_hvd.evaluation.weighted import Auroc, Metric, macro_auroc, mean_accuracy
+from cxr_hvd.evaluation.weighted import Auroc, Metric, columns_with, macro_auroc, mean_accuracy
 from cxr_hvd.study.study_file import Split, StudyFile
 from cxr_hvd.terminal import cleaned
 from cxr_hvd.training.checkpoint import load_judged_weights
 from cxr_hvd.training.device import choose_device, set_threads
 from cxr_hvd.training.loader import StudySet, threads_for
-from cxr_hvd.training.metrics import choose_thresholds, compute_metrics
+from cxr_hvd.training.metrics import FREQUENT, MIN_OF_CLASS, choose_thresholds, compute_metrics
 from cxr_hvd.training.model import build_model
 from cxr_hvd.training.run_folder import LATEST, RunFolder, sites_in
 from cxr_hvd.training.validation import predict_at_site
@@ -113,7 +113,10 @@ def read_results(text: str) -> list[dict[str, Any]]:
     results: list[dict[str, Any]] = json.loads(text)
     for result in results:
         judged = JudgedSite.model_validate(result)
-        missing = {"macro_auroc", *(label.label for label in judged.labels)} - judged.intervals.keys()
+        names = {"macro_auroc", "mean_accuracy", *(label.label for label in judged.labels)}
+        missing = names - {name for name, bounds in judged.intervals.items() if not isinstance(bounds, dict)}
+        frequent = judged.intervals.get("frequent")
+        missing |= {"macro_auroc", "mean_accuracy"} - (frequent.keys() if isinstance(frequent, dict) else set())
         if missing:
             raise ValueError(f"no interval of {', '.join(sorted(missing))}")
     return results
@@ -166,16 +169,39 @@ def judge_site(own: OpenSite, split: Split, which: str, comm: Communicator) -> d
 
 
 def intervals(sample: Sample, scores_NL: NDArray[np.float32], label_names: Sequence[str]) -> dict[str, Any]:
-    """Return 95% intervals over patients of the means and of each label's AUROC: [low, high], or None."""
-    draws = draw(sample.patients_N, num_seeds=1)
-    metrics: dict[str, Metric] = {"macro_auroc": macro_auroc(sample), "mean_accuracy": mean_accuracy(sample)}
-    metrics |= {label: Auroc(sample, (column,)) for column, label in enumerate(label_names)}
-    found = {name: bootstrap(metric, scores_NL[None], draws) for name, metric in metrics.items()}
-    return {name: None if each.low is None else [each.low, each.high] for name, each in found.items()}
+    """Return 95% intervals over patients of the means and of each label's AUROC: [low, high], or None.
+
+    `frequent` has those of the means over the labels with at least `MIN_OF_CLASS` studies of each class; the
+    others have none.
+    """
+    draws, frequent = draw(sample.patients_N, num_seeds=1), columns_with(sample, MIN_OF_CLASS)
+
+    def bounds(metric: Metric) -> list[float] | None:
+        found = bootstrap(metric, scores_NL[None], draws)
+        return None if found.low is None or found.high is None else [found.low, found.high]
+
+    def of_means(at_least: int) -> dict[str, list[float] | None]:
+        metrics: dict[str, Metric] = {
+            "macro_auroc": macro_auroc(sample, at_least),
+            "mean_accuracy": mean_accuracy(sample, at_least=at_least),
+        }
+        return {name: bounds(metric) for name, metric in metrics.items()}
+
+    return {
+        **of_means(1),
+        "frequent": of_means(MIN_OF_CLASS),
+        **{
+            label: bounds(Auroc(sample, (column,))) if column in frequent else None
+            for column, label in enumerate(label_names)
+        },
+    }
 
 
 def print_results(results: Sequence[dict[str, Any]], console: Console) -> None:
-    """Print a table for each site: AUROC with its interval, accuracy and that of answering "absent", by label."""
+    """Print a table for each site: AUROC with its interval, accuracy and that of answering "absent", by label.
+
+    Means are over the labels with both classes; and over the frequent ones, where these are fewer.
+    """
     for result in results:
         title = f"{result['site']}: experiment {result['experiment']}, step {result['step']}, {result['split']}"
         table = Table(title=f"{title}, {result['num_studies']} studies", title_justify="left")
@@ -194,17 +220,24 @@ def print_results(results: Sequence[dict[str, Any]], console: Console) -> None:
                 style="" if label["auroc"] is not None else "dim",
             )
         table.add_section()
-        table.add_row(
-            "mean over defined labels",
-            "",
-            "",
-            _said(result["macro_auroc"], ".3f"),
-            _range(result["intervals"]["macro_auroc"], ".2f"),
-            _said(result["mean_accuracy"], ".1%"),
-            _said(result["mean_all_negative_accuracy"], ".1%"),
-            style="bold",
-        )
+        intervals = result["intervals"]
+        sets = [("with both classes", result, intervals)]
+        if result["frequent"]["mean_over"] != result["mean_over"]:
+            sets.append((FREQUENT, result["frequent"], intervals["frequent"]))
+        for said, means, bounds in sets:
+            table.add_row(
+                f"mean over {_num_labels(means['mean_over'])} {said}",
+                "",
+                "",
+                _said(means["macro_auroc"], ".3f"),
+                _range(bounds["macro_auroc"], ".2f"),
+                _said(means["mean_accuracy"], ".1%"),
+                _said(means["mean_all_negative_accuracy"], ".1%"),
+                style="bold",
+            )
         captions = []
+        if len(sets) > 1:
+            captions.append(f"no interval for labels with fewer than {MIN_OF_CLASS} present or absent studies")
         if result["mean_accuracy_at_threshold"] is not None:
             chosen = _said(result["mean_accuracy_at_threshold"], ".1%")
             captions.append(f"accuracy at thresholds chosen on VALIDATE studies: {chosen}")
@@ -215,6 +248,10 @@ def print_results(results: Sequence[dict[str, Any]], console: Console) -> None:
             table.caption = Text("\n".join(map(cleaned, captions)))
             table.caption_justify = "left"
         console.print(table)
+
+
+def _num_labels(labels: Sequence[str]) -> str:
+    return f"{len(labels)} label{'' if len(labels) == 1 else 's'}"
 
 
 def _said(value: float | None, style: str) -> str:

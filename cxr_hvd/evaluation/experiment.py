@@ -37,6 +37,7 @@ from cxr_hvd.launch.outcome import DONE, STOPPED, USAGE
 from cxr_hvd.launch.supervise import supervise
 from cxr_hvd.study.study_file import Split, StudyFile
 from cxr_hvd.training.budget import budget_of
+from cxr_hvd.training.data import check_pixel_pipelines
 from cxr_hvd.training.run_folder import LATEST, RunFolder, disk_errors, sites_in
 from cxr_hvd.yaml_text import dump_yaml
 
@@ -116,7 +117,7 @@ def plan_experiment(
         CxrHvdError: config or study files are not fit for it.
     """
     common = load_config(path, settings)
-    studies, data_sha256 = [], {}
+    studies, data_sha256, pipeline_of_file = [], {}, {}
     for name, site in common.sites.items():
         with StudyFile(site.data) as file:
             missing = [split.name for split in (Split.TRAIN, Split.TEST) if not len(file.indices(split))]
@@ -127,9 +128,12 @@ def plan_experiment(
                 )
             studies.append(len(file.indices(Split.TRAIN)))
             data_sha256[name] = file.digest
+            pipeline_of_file[file.path] = file.header.pixels
     for name, file_path in outside.items():
         with StudyFile(file_path) as file:
             data_sha256[name] = file.digest
+            pipeline_of_file[file.path] = file.header.pixels
+    check_pixel_pipelines(pipeline_of_file, common)
     apart = common.model_copy(update={"experiment": "C"})
     steps_per_epoch = budget_of(apart, studies).steps_per_epoch
     configs = {variant.name: configure(path, settings, variant, steps_per_epoch) for variant in variants}

@@ -11,7 +11,16 @@ from cxr_hvd.evaluation.resampling import Draws, draw, interval_of, resampled
 from cxr_hvd.evaluation.scored_runs import ScoredRuns
 from cxr_hvd.evaluation.statistics import Interval, Sample, Scores
 from cxr_hvd.evaluation.weighted import Auroc, Metric, macro_auroc, mean_accuracy
-from cxr_hvd.training.metrics import LabelMetrics, Metrics, calibration_curve, choose_thresholds, compute_metrics
+from cxr_hvd.training.metrics import (
+    MIN_OF_CLASS,
+    LabelMetrics,
+    Means,
+    Metrics,
+    calibration_curve,
+    choose_thresholds,
+    compute_metrics,
+    why_no_interval,
+)
 
 ROC_POINTS = 101
 
@@ -24,20 +33,19 @@ def judge(runs: ScoredRuns, name: str, site: str, draws: Draws) -> dict[str, Any
         compute_metrics(scores_NL, sample.targets_NL, sample.known_NL, runs.origin.label_names, chosen)
         for scores_NL, chosen in zip(scores_SNL, thresholds, strict=True)
     ]
-    with_thresholds = [mean_accuracy(sample, chosen) for chosen in thresholds]
+    means = means_of(sample, of_seeds, thresholds, scores_SNL, draws)
+    is_same = of_seeds[0].mean_over == of_seeds[0].frequent.mean_over
+    frequent_of_seeds = [each.frequent for each in of_seeds]
     return {
         "experiment": name,
         "site": site,
         "network": runs.of_name[name][0].scores.origin.network_of(site),
         "num_studies": len(sample.targets_NL),
         "num_patients": len(np.unique(sample.patients_N)),
-        "macro_auroc": interval(macro_auroc(sample), scores_SNL, draws),
-        "mean_accuracy": interval(mean_accuracy(sample), scores_SNL, draws),
-        "mean_accuracy_at_threshold": interval(with_thresholds, scores_SNL, draws),
-        "macro_average_precision": over_seeds(of_seeds, lambda each: each.macro_average_precision),
-        "mean_brier": over_seeds(of_seeds, lambda each: each.mean_brier),
-        "mean_sensitivity": over_seeds(of_seeds, lambda each: each.mean_sensitivity),
-        "mean_all_negative_accuracy": of_seeds[0].mean_all_negative_accuracy,
+        **means,
+        "frequent": means
+        if is_same
+        else means_of(sample, frequent_of_seeds, thresholds, scores_SNL, draws, MIN_OF_CLASS),
         "labels": [
             judge_label(column, of_seeds, sample, scores_SNL, draws)
             for column in range(len(runs.origin.label_names))
@@ -45,11 +53,42 @@ def judge(runs: ScoredRuns, name: str, site: str, draws: Draws) -> dict[str, Any
     }
 
 
+def means_of(
+    sample: Sample,
+    of_seeds: Sequence[Means],
+    thresholds: Sequence[tuple[float | None, ...]],
+    scores_SNL: Scores,
+    draws: Draws,
+    at_least: int = 1,
+) -> dict[str, Any]:
+    """Return all means over the labels with at least so many present and absent studies.
+
+    Args:
+        of_seeds: the means of each seed over the same labels.
+        thresholds: of each seed, one for each of all labels.
+    """
+    with_thresholds = [mean_accuracy(sample, chosen, at_least) for chosen in thresholds]
+    return {
+        "mean_over": list(of_seeds[0].mean_over),
+        "macro_auroc": interval(macro_auroc(sample, at_least), scores_SNL, draws),
+        "mean_accuracy": interval(mean_accuracy(sample, at_least=at_least), scores_SNL, draws),
+        "mean_accuracy_at_threshold": interval(with_thresholds, scores_SNL, draws),
+        "macro_average_precision": over_seeds(of_seeds, lambda each: each.macro_average_precision),
+        "mean_brier": over_seeds(of_seeds, lambda each: each.mean_brier),
+        "mean_sensitivity": over_seeds(of_seeds, lambda each: each.mean_sensitivity),
+        "mean_all_negative_accuracy": of_seeds[0].mean_all_negative_accuracy,
+    }
+
+
 def judge_label(
     column: int, of_seeds: Sequence[Metrics], sample: Sample, scores_SNL: Scores, draws: Draws
 ) -> dict[str, Any]:
-    """Judge one label."""
+    """Judge one label. With few present or absent studies its AUROC has no interval, and a note says so."""
     labels = [metrics.labels[column] for metrics in of_seeds]
+    few = why_no_interval(labels[0].num_studies, labels[0].num_present)
+    auroc = interval(Auroc(sample, (column,)), scores_SNL, draws.measured() if few else draws)
+    if few and auroc["value"] is not None:
+        auroc["note"] = few
     known_N = sample.known_NL[:, column]
     targets_N, scores_SN = sample.targets_NL[known_N, column], scores_SNL[:, known_N, column]
     fields: dict[str, Callable[[LabelMetrics], float | None]] = {
@@ -66,7 +105,7 @@ def judge_label(
         "num_studies": labels[0].num_studies,
         "num_present": labels[0].num_present,
         "note": next((label.note for label in labels if label.note), None),
-        "auroc": interval(Auroc(sample, (column,)), scores_SNL, draws),
+        "auroc": auroc,
         "all_negative_accuracy": labels[0].all_negative_accuracy,
         **{name: label_over_seeds(labels, of) for name, of in fields.items()},
         "roc": roc_over_seeds(scores_SN, targets_N) if labels[0].auroc is not None and is_finite else None,
@@ -105,7 +144,7 @@ def interval_json(found: Interval, table_SB: NDArray[np.float64]) -> dict[str, A
     }
 
 
-def over_seeds(of_seeds: Sequence[Metrics], value_of: Callable[[Metrics], float | None]) -> dict[str, Any]:
+def over_seeds(of_seeds: Sequence[Means], value_of: Callable[[Means], float | None]) -> dict[str, Any]:
     """Return the mean of a number over seeds, undefined where it is so for one."""
     notes = [metrics.note for metrics in of_seeds]
     return _mean([value_of(metrics) for metrics in of_seeds], notes)

@@ -56,7 +56,7 @@ def write_report(comparison: Mapping[str, Any], folder: Path) -> Path:
     Figures of an earlier report there are replaced. Each is written whole or not at all, the page last.
 
     Raises:
-        CheckpointError: this is no comparison of schema 1, or it cannot be written there.
+        CheckpointError: this is no comparison of schema 2, or it cannot be written there.
     """
     check_comparison(comparison)
     drawn = render_figures(comparison)

@@ -48,6 +48,10 @@ class Draws:
     patients_N: NDArray[np.int64]
     seeds_BS: Floats
 
+    def measured(self) -> "Draws":
+        """Return no resample, the sample as measured alone."""
+        return Draws(self.times_PB[:, :1], self.patients_N, self.seeds_BS[:1])
+
     def weights_BN(self, rows: slice) -> Floats:
         """Return the weight of each study in some of the resamples."""
         return self.times_PB[self.patients_N, rows].astype(np.float64).T

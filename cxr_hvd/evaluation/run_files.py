@@ -115,7 +115,20 @@ class JudgedLabel(Form):
     all_negative_accuracy: Share | None
 
 
-class JudgedSite(Form):
+class JudgedMeans(Form):
+    """Means over one set of labels, as far as they are shown."""
+
+    mean_over: list[Name]
+    macro_auroc: Share | None
+    mean_accuracy: Share | None
+    mean_all_negative_accuracy: Share | None
+    mean_accuracy_at_threshold: Share | None
+
+
+Interval = Annotated[list[Finite], Field(min_length=2, max_length=2)] | None
+
+
+class JudgedSite(JudgedMeans):
     """A site's results as another rank hands them over, as far as they are shown."""
 
     site: SiteName
@@ -124,11 +137,8 @@ class JudgedSite(Form):
     step: Step
     num_studies: Count
     labels: list[JudgedLabel]
-    macro_auroc: Share | None
-    mean_accuracy: Share | None
-    mean_all_negative_accuracy: Share | None
-    mean_accuracy_at_threshold: Share | None
-    intervals: dict[Name, Annotated[list[Finite], Field(min_length=2, max_length=2)] | None]
+    frequent: JudgedMeans
+    intervals: dict[Name, Interval | dict[Name, Interval]]
 
 
 F = TypeVar("F", bound=Form)

@@ -7,7 +7,7 @@ no image. Scores of single studies are as private as the studies: the file has m
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -26,7 +26,8 @@ from cxr_hvd.errors import CheckpointError
 from cxr_hvd.reading import open_plain
 from cxr_hvd.training.run_folder import disk_errors
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)  # 1 does not know the pixel pipelines
 NAME = "scores.safetensors"
 SPLITS = ("test", "validate")
 COMMON = "common"
@@ -68,6 +69,7 @@ class Origin:
         networks: `common` alone where nothing is private; else one by the name of each site, and `averaged`.
         config_sha256: of what all sites had alike in the run's config.
         data_sha256: digest of each institution's study file.
+        pixels: name of its pixel pipeline; empty in scores of schema 1.
     """
 
     experiment: str
@@ -80,6 +82,7 @@ class Origin:
     networks: tuple[str, ...]
     config_sha256: str
     data_sha256: Mapping[str, str]
+    pixels: Mapping[str, str] = field(default_factory=dict)
 
     def network_of(self, site: str) -> str:
         """Return which network a site that took part uses."""
@@ -89,7 +92,7 @@ class Origin:
 class OriginForm(Form):
     """The same as a file says it."""
 
-    schema_number: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)]
+    schema_number: Annotated[int, Field(alias="schema", ge=min(READABLE), le=max(READABLE))]
     experiment: Name
     seed: int
     step: Count
@@ -100,12 +103,15 @@ class OriginForm(Form):
     networks: Annotated[tuple[SiteName, ...], Field(min_length=1)]
     config_sha256: Name
     data_sha256: dict[SiteName, Name]
+    pixels: dict[SiteName, Name] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
         institutions = [*self.sites, *self.outside]
         if len(set(institutions)) < len(institutions) or set(institutions) != self.data_sha256.keys():
             raise ValueError("expected each institution once, with its study file's digest")
+        if self.pixels.keys() != (set(institutions) if self.schema_number > 1 else set()):
+            raise ValueError("expected each institution's pixel pipeline")
         if not set(self.networks) <= {COMMON, AVERAGED, *self.sites}:
             raise ValueError("expected networks of sites, common or averaged")
         if any(site not in self.networks and COMMON not in self.networks for site in self.sites):

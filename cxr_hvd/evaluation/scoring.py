@@ -27,6 +27,7 @@ from cxr_hvd.evaluation.scores import AVERAGED, COMMON, NAME, Origin, Scores, Tr
 from cxr_hvd.study.study_file import Split, StudyFile
 from cxr_hvd.training.agreement import plan_of
 from cxr_hvd.training.checkpoint import load_judged_weights
+from cxr_hvd.training.data import check_pixel_pipelines
 from cxr_hvd.training.device import choose_device, set_threads
 from cxr_hvd.training.loader import StudySet, threads_for
 from cxr_hvd.training.model import build_model
@@ -114,6 +115,7 @@ def open_whole(run: Path, settings: tuple[str, ...], outside: Mapping[str, Path]
 
     Raises:
         CheckpointError: a site's folder is not here, or sites did not train on the same config.
+        StudyFileError: study files are of different pixel pipelines, and the config does not allow it.
         UsageError: one from outside has the name of a site, or one that no site may have.
     """
     names = sites_in(run)
@@ -136,6 +138,7 @@ def open_whole(run: Path, settings: tuple[str, ...], outside: Mapping[str, Path]
     label_names = {file.header.label_names for file in files.values()}
     if len(label_names) > 1:
         raise CheckpointError(f"{run}: the study files differ in the order of labels; write them alike")
+    check_pixel_pipelines({file.path: file.header.pixels for file in files.values()}, first)
     policy = first.labels.policy(label_names.pop())
     studies = {(name, split): StudySet([files[name]], split, policy) for name in files for split in SPLITS}
     return OpenRun(first, {name: RunFolder(run, name) for name in first.sites}, tuple(outside), files, studies)
@@ -211,5 +214,6 @@ def put_together(whole: OpenRun, steps: Mapping[str, int], which: str, path: Pat
         networks=tuple(steps),
         config_sha256=config_digest(whole.config),
         data_sha256={name: file.digest for name, file in whole.files.items()},
+        pixels={name: file.header.pixels for name, file in whole.files.items()},
     )
     return Scores(origin, truth, probabilities)

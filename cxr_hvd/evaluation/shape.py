@@ -1,4 +1,4 @@
-"""Whether a comparison has the form that tables and figures read: schema 1, every key where it is looked for.
+"""Whether a comparison has the form that tables and figures read: schema 2, every key where it is looked for.
 
 Light on purpose: keys and containers, no values. A value that is no finite number is shown as undefined.
 """
@@ -8,7 +8,7 @@ from typing import Any
 
 from cxr_hvd.errors import CheckpointError
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def _keys(names: str, expected: Any = None) -> dict[str, Any]:
@@ -34,15 +34,23 @@ _LABEL = {
     "expected_calibration_error": _SEEDS,
     "calibration": [None],
 }
-_RESULT = {
-    **_keys("experiment site network num_studies num_patients mean_all_negative_accuracy"),
+_MEANS = {
+    **_keys("mean_all_negative_accuracy"),
     **_keys("macro_auroc mean_accuracy mean_accuracy_at_threshold", _INTERVAL),
     **_keys("macro_average_precision mean_brier mean_sensitivity", _SEEDS),
+    "mean_over": [None],
+}
+_RESULT = {
+    **_keys("experiment site network num_studies num_patients"),
+    **_MEANS,
+    "frequent": _MEANS,
     "labels": [_LABEL],
 }
+_PAIRED = {**_keys("macro_auroc mean_accuracy", _DIFFERENCE), **_keys("mean_over")}  # None in a mean of sites
 _DIFFERENCES = {
     **_keys("a b site split"),
-    **_keys("macro_auroc mean_accuracy", _DIFFERENCE),
+    **_PAIRED,
+    "frequent": _PAIRED,
     "labels": [{"label": None, "auroc": _DIFFERENCE}],
 }
 _COMPARISON = {

@@ -15,7 +15,12 @@ from cxr_hvd.training.run_folder import RunFolder
 def describe_sites(run: Path, origin: Origin) -> list[dict[str, Any]]:
     """Describe each site's study file, and name those from outside; where one is not here, say so."""
     outside = [
-        {"name": name, "data_sha256": origin.data_sha256[name], "note": "took no part; judged on only"}
+        {
+            "name": name,
+            "data_sha256": origin.data_sha256[name],
+            "note": "took no part; judged on only",
+            "pixels": origin.pixels.get(name),
+        }
         for name in origin.outside
     ]
     return [_describe(run, site, origin.data_sha256[site]) for site in origin.sites] + outside

@@ -5,12 +5,8 @@ never a number. Pure. Names and notes are text of others: they are escaped where
 """
 
 import math
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-from rich.table import Table as RichTable
-from rich.text import Text
 
 from cxr_hvd.evaluation.cells import (
     NOT_MEASURED,
@@ -29,32 +25,65 @@ from cxr_hvd.evaluation.cells import (
     plain,
     shown,
 )
-from cxr_hvd.evaluation.shape import check_comparison
+from cxr_hvd.training.metrics import FREQUENT
 
 Comparison = Mapping[str, Any]
 
 MAIN = ("A", "B", "C", "D")
+BOTH = "with both classes"
 
 
 def overview_rows(comparison: Comparison) -> Table:
-    """Every set-up on every test set: AUROC, accuracies, and what they are to be held against."""
-    columns = ("test set", "set-up", "macro AUROC", "accuracy at 0.5", "accuracy at chosen threshold")
+    """Every set-up on every test set: AUROC, accuracies, and what they are to be held against.
+
+    A row each for the labels with both classes and for the frequent ones; one row where these are the same.
+    """
+    columns = ("test set", "set-up", "mean over", "macro AUROC", "accuracy at 0.5", "accuracy at chosen threshold")
     others = ("all-negative accuracy", "average precision", "Brier score", "sensitivity at 90% specificity")
     rows = [
         (
             Cell(shown(result["site"])),
             Cell(shown(result["experiment"])),
-            estimate(result["macro_auroc"], as_score),
-            estimate(result["mean_accuracy"], as_percent),
-            estimate(result["mean_accuracy_at_threshold"], as_percent),
-            plain(result["mean_all_negative_accuracy"], as_percent),
-            estimate(result["macro_average_precision"], as_score),
-            estimate(result["mean_brier"], as_score),
-            estimate(result["mean_sensitivity"], as_percent),
+            Cell(said),
+            estimate(means["macro_auroc"], as_score),
+            estimate(means["mean_accuracy"], as_percent),
+            estimate(means["mean_accuracy_at_threshold"], as_percent),
+            plain(means["mean_all_negative_accuracy"], as_percent),
+            estimate(means["macro_average_precision"], as_score),
+            estimate(means["mean_brier"], as_score),
+            estimate(means["mean_sensitivity"], as_percent),
         )
         for result in by_site(comparison)
+        for said, means in label_sets(result)
     ]
-    return Table("Every set-up on every test set", columns + others, tuple(rows), 2, True)
+    return Table("Every set-up on every test set", columns + others, tuple(rows), 3, True)
+
+
+def label_sets(found: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the sets of labels that there are means over, each with its means: two, or one if they are alike."""
+    both, frequent = found["mean_over"], found["frequent"]["mean_over"]
+    if both is None or frequent is None:  # in a mean of sites
+        return [(f"each site's labels {BOTH}", found), (f"each site's labels {FREQUENT}", found["frequent"])]
+    if both == frequent:
+        return [(f"{_num_labels(both)}, all {FREQUENT}" if both else f"{_num_labels(both)} {BOTH}", found)]
+    return [(f"{_num_labels(both)} {BOTH}", found), (f"{_num_labels(frequent)} {FREQUENT}", found["frequent"])]
+
+
+def label_set_rows(comparison: Comparison) -> Table:
+    """Which labels the means on a test set are over."""
+    firsts = {one["site"]: one for one in reversed(comparison["results"])}
+    rows = [
+        (
+            Cell(shown(site)),
+            *(
+                Cell(", ".join(map(shown, labels))) if labels else Cell("", "none")
+                for labels in (firsts[site]["mean_over"], firsts[site]["frequent"]["mean_over"])
+            ),
+        )
+        for site in site_names(comparison)
+    ]
+    columns = ("test set", f"labels {BOTH}", f"of these, {FREQUENT}")
+    return Table("Labels that means are over", columns, tuple(rows), len(columns))
 
 
 def difference_rows(comparison: Comparison, is_whole: bool = False) -> Table:
@@ -62,27 +91,29 @@ def difference_rows(comparison: Comparison, is_whole: bool = False) -> Table:
     differences = comparison["differences"] if is_whole else main_differences(comparison)
     places = dict.fromkeys((one["site"], one["split"]) for one in differences)
     bootstrap = "macro_auroc_bootstrap"
-    has_both = is_whole and all(bootstrap in one for one in differences)
+    has_both = is_whole and all(bootstrap in each for one in differences for each in (one, one["frequent"]))
     rows = [
         (
             Cell(said_place(one["site"], one["split"])),
             Cell(said_pair(one)),
-            estimate(one["macro_auroc"], as_difference),
-            p_of(one["macro_auroc"]),
-            *((estimate(one[bootstrap], as_difference), p_of(one[bootstrap])) if has_both else ()),
-            estimate(one["mean_accuracy"], as_points),
-            p_of(one["mean_accuracy"]),
+            Cell(said),
+            estimate(means["macro_auroc"], as_difference),
+            p_of(means["macro_auroc"]),
+            *((estimate(means[bootstrap], as_difference), p_of(means[bootstrap])) if has_both else ()),
+            estimate(means["mean_accuracy"], as_points),
+            p_of(means["mean_accuracy"]),
         )
         for place in places
         for one in differences
         if (one["site"], one["split"]) == place
+        for said, means in label_sets(one)
     ]
     columns = (
-        *("studies", "difference", "macro AUROC", "p, AUROC"),
+        *("studies", "difference", "mean over", "macro AUROC", "p, AUROC"),
         *(("the same by bootstrap", "p by bootstrap") if has_both else ()),
         *("accuracy, points", "p, accuracy"),
     )
-    return Table("Paired differences between set-ups", columns, tuple(rows), 2, True)
+    return Table("Paired differences between set-ups", columns, tuple(rows), 3, True)
 
 
 def main_differences(comparison: Comparison) -> list[Mapping[str, Any]]:
@@ -172,54 +203,6 @@ def label_rows(comparison: Comparison, site: str, names: Sequence[str]) -> Table
     return Table(f"AUROC of every label on the test studies of {shown(site)}", columns, tuple(rows))
 
 
-def markdown(comparison: Comparison) -> str:
-    """Write the main tables as GitHub Markdown: per label for experiments A to D alone.
-
-    Raises:
-        CheckpointError: this is no comparison of schema 1.
-    """
-    check_comparison(comparison)
-    parts = [
-        overview_rows(comparison),
-        difference_rows(comparison),
-        policy_rows(comparison, chosen(comparison)),
-        matrix_rows(comparison),
-        exchange_rows(comparison),
-        *(label_rows(comparison, site, MAIN) for site in site_names(comparison)),
-    ]
-    blocks = [_markdown_table(table) for table in parts if table.rows]
-    notes = [f"- {_in_markdown(shown(note, 1000))}" for note in comparison["notes"]]
-    return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])]) + "\n"
-
-
-def console_table(comparison: Comparison) -> RichTable:
-    """Lay out the overview for a terminal.
-
-    Raises:
-        CheckpointError: this is no comparison of schema 1.
-    """
-    check_comparison(comparison)
-    overview = overview_rows(comparison)
-    resamples = as_count(comparison["num_resamples"])
-    table = RichTable(
-        title="Mean over seeds [95% interval]",
-        title_justify="left",
-        caption=f"{resamples} resamples of patients and seeds",
-        caption_justify="left",
-    )
-    num_columns = 6
-    for number, column in enumerate(overview.columns[:num_columns]):
-        table.add_column(column, justify="left" if number < overview.num_texts else "right")
-    site = None
-    for row in overview.rows:
-        if site not in (None, row[0].text):
-            table.add_section()
-        first = "" if row[0].text == site else row[0].text
-        site = row[0].text
-        table.add_row(Text(first), *(_in_terminal(cell) for cell in row[1:num_columns]))
-    return table
-
-
 def site_names(comparison: Comparison) -> list[str]:
     """Return the sites whose test studies were judged, in the comparison's order."""
     judged = dict.fromkeys(one["site"] for one in comparison["results"])
@@ -271,27 +254,9 @@ def _label_auroc(found: Mapping[str, Any] | None) -> Cell:
     return Cell("", shown(found["note"])) if cell.note == UNDEFINED and found["note"] else cell
 
 
+def _num_labels(labels: Sequence[object]) -> str:
+    return f"{len(labels)} label{'' if len(labels) == 1 else 's'}"
+
+
 def _rank(value: object) -> float:
     return value if is_number(value) else math.inf
-
-
-def _markdown_table(table: Table) -> str:
-    sides = ["---"] * table.num_texts + ["--:"] * (len(table.columns) - table.num_texts)
-    rows = [[_in_markdown(" — ".join(filter(None, (cell.text, cell.note)))) for cell in row] for row in table.rows]
-    lines = [_line(map(_in_markdown, table.columns)), _line(sides, "|"), *map(_line, rows)]
-    return "\n".join([f"**{_in_markdown(table.title)}**", "", *lines])
-
-
-def _line(cells: Iterable[str], between: str = " | ") -> str:
-    return f"|{between.strip().join(cells)}|" if between == "|" else f"| {between.join(cells)} |"
-
-
-def _in_markdown(text: str) -> str:
-    """Return text that GitHub shows as it stands: no HTML, formula, link, emphasis, nor a column of its own."""
-    escaped = re.sub(r"([\\`*_|$~])", r"\\\1", text).replace("](", r"]\(")
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("://", ":&#47;/")
-
-
-def _in_terminal(cell: Cell) -> Text:
-    note = f" ({cell.note})" if cell.note and cell.text else cell.note
-    return Text.assemble(cell.text, (note, "dim"))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_hvd.evaluation.statistics import Floats, Sample, Scores
-from cxr_hvd.training.metrics import THRESHOLD, is_present, why_undefined
+from cxr_hvd.training.metrics import THRESHOLD, has_classes, is_present, why_no_label, why_undefined
 
 CHUNK_BYTES = 200_000_000
 COPIES = 4  # of the weights that are in memory at once, at most
@@ -32,10 +32,14 @@ class Auroc:
 
     Undefined where any of the labels has scores that are not finite: a mean over the others would be another
     number. With one column, that label's AUROC.
+
+    Attributes:
+        no_label: why there is no column, where there is none.
     """
 
     sample: Sample
     columns: tuple[int, ...]
+    no_label: str | None = None
 
     def __call__(self, scores_NL: Scores, weights_BN: Floats) -> Floats:
         if not _is_finite(self.sample, scores_NL, self.columns):
@@ -48,6 +52,8 @@ class Auroc:
         return _mean_over_defined(values_BL)
 
     def why_undefined(self, scores_NL: Scores) -> str | None:
+        if not self.columns:
+            return self.no_label
         notes = [
             why_undefined(scores_NL[known, column], self.sample.targets_NL[known, column])
             for column in self.columns
@@ -58,50 +64,63 @@ class Auroc:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Mean over the labels in `columns` of the share of right answers; labels without a threshold count nowhere.
+    """Mean over the labels in `columns` of the share of right answers.
 
-    Undefined where any of the labels has scores that are not finite.
+    Undefined where any of the labels has no threshold, or scores that are not finite.
 
     Attributes:
         thresholds: one for each of `columns`; present is what reaches it.
+        no_label: why there is no column, where there is none.
     """
 
     sample: Sample
     columns: tuple[int, ...]
     thresholds: tuple[float | None, ...]
+    no_label: str | None = None
 
     def __call__(self, scores_NL: Scores, weights_BN: Floats) -> Floats:
-        if not _is_finite(self.sample, scores_NL, self.columns):
+        if None in self.thresholds or not _is_finite(self.sample, scores_NL, self.columns):
             return np.full(len(weights_BN), np.nan)
-        columns, thresholds_L = self._with_threshold()
+        columns, thresholds_L = list(self.columns), np.array(self.thresholds, dtype=np.float64)
         targets_NL, known_NL = self.sample.targets_NL[:, columns], self.sample.known_NL[:, columns]
         right_NL = known_NL & (is_present(scores_NL[:, columns], thresholds_L) == (targets_NL == 1))
         right_BL = weights_BN @ right_NL.astype(np.float64)
         return _mean_over_defined(_ratio(right_BL, weights_BN @ known_NL.astype(np.float64)))
 
     def why_undefined(self, scores_NL: Scores) -> str | None:
+        if not self.columns:
+            return self.no_label
         if not _is_finite(self.sample, scores_NL, self.columns):
             return "scores are not finite"
-        columns, _ = self._with_threshold()
         if not self.sample.known_NL[:, self.columns].any():
             return "no study"
-        return None if self.sample.known_NL[:, columns].any() else "no threshold from validation"
-
-    def _with_threshold(self) -> tuple[list[int], Floats]:
-        pairs = zip(self.columns, self.thresholds, strict=True)
-        given = [(column, threshold) for column, threshold in pairs if threshold is not None]
-        return [column for column, _ in given], np.array([threshold for _, threshold in given], dtype=np.float64)
+        return "no threshold from validation" if None in self.thresholds else None
 
 
-def macro_auroc(sample: Sample) -> Auroc:
-    """Return the mean AUROC over all labels."""
-    return Auroc(sample, tuple(range(sample.targets_NL.shape[1])))
+def columns_with(sample: Sample, at_least: int = 1) -> tuple[int, ...]:
+    """Return the columns of the labels with at least so many present and as many absent studies."""
+    num_known = sample.known_NL.sum(axis=0)
+    num_present = (sample.targets_NL * sample.known_NL).sum(axis=0)
+    counts = zip(num_known.tolist(), num_present.tolist(), strict=True)
+    return tuple(column for column, (known, present) in enumerate(counts) if has_classes(known, present, at_least))
 
 
-def mean_accuracy(sample: Sample, thresholds: tuple[float | None, ...] | None = None) -> Accuracy:
-    """Return the mean accuracy over all labels, at one threshold a label, or at 0.5."""
-    num_labels = sample.targets_NL.shape[1]
-    return Accuracy(sample, tuple(range(num_labels)), thresholds or (THRESHOLD,) * num_labels)
+def macro_auroc(sample: Sample, at_least: int = 1) -> Auroc:
+    """Return the mean AUROC over the labels with at least so many present and absent studies."""
+    return Auroc(sample, columns_with(sample, at_least), _why_no_label(sample, at_least))
+
+
+def mean_accuracy(
+    sample: Sample, thresholds: tuple[float | None, ...] | None = None, at_least: int = 1
+) -> Accuracy:
+    """Return the mean accuracy over the labels of `macro_auroc`, at one threshold a label, or at 0.5.
+
+    Args:
+        thresholds: one for each of all labels.
+    """
+    columns = columns_with(sample, at_least)
+    of_columns = tuple(thresholds[column] if thresholds else THRESHOLD for column in columns)
+    return Accuracy(sample, columns, of_columns, _why_no_label(sample, at_least))
 
 
 def auroc_of_weights(scores_N: Scores, targets_N: NDArray[np.floating[Any]], weights_BN: Floats) -> Floats:
@@ -154,6 +173,16 @@ def _auroc(
 
 def _is_finite(sample: Sample, scores_NL: Scores, columns: tuple[int, ...]) -> bool:
     return bool(np.isfinite(scores_NL[:, columns][sample.known_NL[:, columns]]).all())
+
+
+def _why_no_label(sample: Sample, at_least: int) -> str:
+    """Return why a test set has no label with so many studies of each class, if it has none."""
+    reason = why_no_label(int(sample.known_NL.sum()), at_least)
+    notes = [
+        why_undefined(targets_N[known_N], targets_N[known_N])
+        for targets_N, known_N in zip(sample.targets_NL.T, sample.known_NL.T, strict=True)
+    ]
+    return (_joint_note(notes, reason) if at_least == 1 else None) or reason
 
 
 def _joint_note(notes: list[str | None], of_several: str) -> str | None:

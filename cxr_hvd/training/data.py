@@ -1,6 +1,6 @@
 """The data of a rank: which study files it opens, and its share of their studies."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,16 +49,12 @@ def open_training_data(
             raise StudyFileError(f"{file.path}: expected training studies, found none; draw some with --train N")
         if file.header.label_names != files[0].header.label_names:
             raise StudyFileError(f"{file.path}: its label order differs from {files[0].path}'s; write both alike")
-        if config.pixel_pipelines == "same" and file.header.pixels != files[0].header.pixels:
-            raise StudyFileError(
-                f"{file.path}: its pixel pipeline is {file.header.pixels}, {files[0].path} has "
-                f"{files[0].header.pixels}; write both alike, or set pixel_pipelines: any"
-            )
         if file.header.image_size < config.model.image_size:
             raise ConfigError(
                 f"model.image_size: {config.model.image_size} px is more than the {file.header.image_size} px "
                 f"of {file.path}"
             )
+    check_pixel_pipelines({file.path: file.header.pixels for file in files}, config)
     policy = config.labels.policy(files[0].header.label_names)
     studies = StudySet(files, Split.TRAIN, policy)
     own = files[topology.site_index if config.is_merged else 0]
@@ -76,3 +72,18 @@ def open_training_data(
 def _site_key(site: str) -> int:
     """Seed by name, so that a site draws the same order whoever trains beside it."""
     return int.from_bytes(site.encode(), "big")
+
+
+def check_pixel_pipelines(pipeline_of_file: Mapping[Path, str], config: Config) -> None:
+    """Raise where study files of different pixel pipelines are used together and the config does not allow it.
+
+    Raises:
+        StudyFileError: names two such files and their pipelines.
+    """
+    (first, expected), *others = pipeline_of_file.items()
+    for path, pipeline in others:
+        if config.pixel_pipelines == "same" and pipeline != expected:
+            raise StudyFileError(
+                f"{path}: its pixel pipeline is {pipeline}, {first} has {expected}; write both alike, or set "
+                "pixel_pipelines: any"
+            )

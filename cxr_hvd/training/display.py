@@ -211,9 +211,12 @@ class TrainingDisplay:
         if verdict.agreed_auroc is None:
             said = "AUROC undefined at every site: no VALIDATE studies, or none with both classes"
         else:
-            own = "undefined" if verdict.macro_auroc is None else f"{verdict.macro_auroc:.3f}"
+            of_sites = ", ".join(
+                f"{site} undefined" if auroc is None else f"{site} {auroc:.3f}"
+                for site, auroc in verdict.auroc_of_site.items()
+            )
             best = ", the best so far" if verdict.is_best else ""
-            said = f"mean AUROC {verdict.agreed_auroc:.3f} ({self._topology.site} {own}){best}"
+            said = f"mean AUROC {verdict.agreed_auroc:.3f} ({of_sites}){best}"
         self._console.print(
             f"validation after step {verdict.step}: {said}, {verdict.seconds:.1f} s",
             highlight=False,

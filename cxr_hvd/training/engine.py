@@ -26,6 +26,7 @@ from cxr_hvd.config import Training
 from cxr_hvd.training.loader import Batch
 from cxr_hvd.training.loss import MultiLabelLoss
 from cxr_hvd.training.loss_scale import LossScale
+from cxr_hvd.training.model import as_channels_last
 from cxr_hvd.training.nonfinite import MAX_SKIPPED, Statistics, nonfinite_error
 from cxr_hvd.training.optim import Optimizer
 from cxr_hvd.training.schedule import learning_rate_factor
@@ -263,11 +264,11 @@ def split(batch: Batch, num_parts: int) -> list[Batch]:
 
 
 def forward(model: nn.Module, images_BMHW: Tensor, precision: str) -> Tensor:
-    """Return logits (B, L) float32. Activations are channels_last, which convolutions prefer."""
+    """Return logits (B, L) float32. Activations are channels_last, also where all studies have one image."""
     types = {"bf16": torch.bfloat16, "fp16": torch.float16}
     is_short = precision in types
     with torch.autocast(images_BMHW.device.type, dtype=types[precision]) if is_short else nullcontext():
-        logits_BL: Tensor = model(images_BMHW.contiguous(memory_format=torch.channels_last))
+        logits_BL: Tensor = model(as_channels_last(images_BMHW))
     return logits_BL.float()
 
 

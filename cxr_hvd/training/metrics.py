@@ -13,6 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 THRESHOLD = 0.5
+MIN_OF_CLASS = 10
+"""Of fewer present or fewer absent studies, 95% intervals hold the true AUROC in less than 90% of samples."""
+
+FREQUENT = f"with {MIN_OF_CLASS} present and {MIN_OF_CLASS} absent or more"
+
 SPECIFICITY = 0.9
 NUM_BINS = 10
 
@@ -55,15 +60,18 @@ class LabelMetrics:
 
 
 @dataclass(frozen=True)
-class Metrics:
-    """All labels of one test set. Means are over the labels that are defined; None where none is.
+class Means:
+    """Means over one set of labels, the same for all of them.
+
+    A mean is None where the set is empty or one of its labels lacks the number: a mean over the others would be
+    another number.
 
     Attributes:
-        note: why a mean is None, and which labels' scores are not finite, so that no mean counts them.
+        mean_over: names of the labels.
+        note: why a mean is None; thresholds that were not asked for need no reason.
     """
 
-    labels: tuple[LabelMetrics, ...]
-    num_studies: int
+    mean_over: tuple[str, ...]
     macro_auroc: float | None
     mean_accuracy: float | None
     mean_all_negative_accuracy: float | None
@@ -72,6 +80,21 @@ class Metrics:
     mean_sensitivity: float | None
     mean_accuracy_at_threshold: float | None
     note: str | None
+
+
+@dataclass(frozen=True)
+class Metrics(Means):
+    """All labels of one test set. Its own means are over the labels that have both classes.
+
+    Attributes:
+        labels: each label's metrics.
+        num_studies: of the test set.
+        frequent: the means over the labels with at least `MIN_OF_CLASS` present and as many absent studies.
+    """
+
+    labels: tuple[LabelMetrics, ...]
+    num_studies: int
+    frequent: Means
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -100,18 +123,8 @@ def compute_metrics(
         )
         for column, name in enumerate(label_names)
     )
-    return Metrics(
-        labels=labels,
-        num_studies=len(targets_NL),
-        macro_auroc=_mean([each.auroc for each in labels]),
-        mean_accuracy=_mean([each.accuracy for each in labels]),
-        mean_all_negative_accuracy=_mean([each.all_negative_accuracy for each in labels]),
-        macro_average_precision=_mean([each.average_precision for each in labels]),
-        mean_brier=_mean([each.brier for each in labels]),
-        mean_sensitivity=_mean([each.sensitivity_at_specificity for each in labels]),
-        mean_accuracy_at_threshold=_mean([each.accuracy_at_threshold for each in labels]),
-        note=_note_of_means(labels, thresholds is not None),
-    )
+    means, frequent = (_means(labels, at_least, thresholds is not None) for at_least in (1, MIN_OF_CLASS))
+    return Metrics(**vars(means), labels=labels, num_studies=len(targets_NL), frequent=frequent)
 
 
 def why_undefined(scores_N: Scores, targets_N: NDArray[np.floating[Any]]) -> str | None:
@@ -124,6 +137,29 @@ def why_undefined(scores_N: Scores, targets_N: NDArray[np.floating[Any]]) -> str
     if num_present == num_studies:
         return f"one class only: {num_studies} present"
     return f"one class only: {num_studies} absent" if not num_present else None
+
+
+def has_classes(num_studies: int, num_present: int, at_least: int = 1) -> bool:
+    """Return whether at least so many studies are present, and as many absent."""
+    return min(num_present, num_studies - num_present) >= at_least
+
+
+def why_no_interval(num_studies: int, num_present: int) -> str | None:
+    """Return in some words why a label has too few studies for an interval; None where it has enough."""
+    if has_classes(num_studies, num_present, MIN_OF_CLASS):
+        return None
+    num_absent = num_studies - num_present
+    few = f"{num_present} present" if num_present < MIN_OF_CLASS else f"{num_absent} absent"
+    return f"{few}, fewer than {MIN_OF_CLASS}"
+
+
+def why_no_label(num_known: int, at_least: int) -> str:
+    """Return in some words why a set of labels with so many studies of each class is empty."""
+    if not num_known:
+        return "no study"
+    if at_least == 1:
+        return "no label with both classes"
+    return f"no label with {at_least} present and {at_least} absent studies"
 
 
 def choose_thresholds(
@@ -230,18 +266,29 @@ def _choose_threshold(probabilities_N: Scores, targets_N: NDArray[np.float32]) -
     return float(best[np.argmin(np.abs(best - THRESHOLD))])
 
 
-def _note_of_means(labels: tuple[LabelMetrics, ...], is_threshold_due: bool) -> str | None:
-    not_finite = [each.label for each in labels if each.num_studies and each.accuracy is None]
-    notes = [f"scores are not finite: {', '.join(not_finite)}"] if not_finite else []
-    if not any(each.num_studies for each in labels):
-        notes.append("no study")
-    elif not any(each.auroc is not None for each in labels):
-        notes.append("no label with both classes")
-    if is_threshold_due and all(each.accuracy_at_threshold is None for each in labels):
-        notes.append("no threshold from validation")
-    return "; ".join(notes) or None
+def _means(labels: tuple[LabelMetrics, ...], at_least: int, is_threshold_due: bool) -> Means:
+    """Return the means over the labels with at least so many present and absent studies."""
+    chosen = [each for each in labels if has_classes(each.num_studies, each.num_present, at_least)]
+    notes = [] if chosen else [why_no_label(sum(each.num_studies for each in labels), at_least)]
+    not_finite = [each.label for each in chosen if each.accuracy is None]
+    if not_finite:
+        notes.append(f"scores are not finite: {', '.join(not_finite)}")
+    no_threshold = [each.label for each in chosen if each.threshold is None]
+    if is_threshold_due and no_threshold:
+        notes.append(f"no threshold from validation: {', '.join(no_threshold)}")
+    return Means(
+        mean_over=tuple(each.label for each in chosen),
+        macro_auroc=_mean([each.auroc for each in chosen]),
+        mean_accuracy=_mean([each.accuracy for each in chosen]),
+        mean_all_negative_accuracy=_mean([each.all_negative_accuracy for each in chosen]),
+        macro_average_precision=_mean([each.average_precision for each in chosen]),
+        mean_brier=_mean([each.brier for each in chosen]),
+        mean_sensitivity=_mean([each.sensitivity_at_specificity for each in chosen]),
+        mean_accuracy_at_threshold=_mean([each.accuracy_at_threshold for each in chosen]),
+        note="; ".join(notes) or None,
+    )
 
 
 def _mean(values: list[float | None]) -> float | None:
     defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if defined else None
+    return float(np.mean(defined)) if defined and len(defined) == len(values) else None

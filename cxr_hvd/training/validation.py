@@ -3,12 +3,16 @@
 A site's score is the mean AUROC over the labels that are defined on its VALIDATE studies. Its ranks share the
 studies out and put their scores together among themselves; sites tell each other one number. What is agreed on
 names the best checkpoint and, with `validation.patience`, ends the run.
+
+Networks are judged in float32, whatever `training.precision` is: in bfloat16 most scores of a few dozen studies
+are the same, and AUROC counts ties as half.
 """
 
 import copy
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -38,6 +42,7 @@ class Verdict:
         agreed_auroc: the mean of the sites' AUROCs; None where no site has one.
         is_best: whether none before was better by more than `min_delta`.
         seconds: how long it took.
+        auroc_of_site: each site's mean AUROC over defined labels, by the site's name; None where it has none.
     """
 
     step: int
@@ -46,6 +51,7 @@ class Verdict:
     agreed_auroc: float | None
     is_best: bool
     seconds: float
+    auroc_of_site: Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -111,8 +117,9 @@ class Validation:
         auroc, accuracy = self._judge_own()
         answers = gather(self._comm, torch.tensor([auroc], dtype=torch.float64), "auroc").flatten().tolist()
         of_rank = read_answers(answers, _read_auroc, "auroc", self._topology.name_of)
-        of_site = [of_rank[self._topology.ranks_at(site)[0]] for site in range(self._topology.num_sites)]
-        defined = [each for each in of_site if not math.isnan(each)]
+        first_ranks = [self._topology.ranks_at(site)[0] for site in range(self._topology.num_sites)]
+        of_site = [None if math.isnan(of_rank[rank]) else of_rank[rank] for rank in first_ranks]
+        defined = [auroc for auroc in of_site if auroc is not None]
         agreed = sum(defined) / len(defined) if defined else None
         self.history = self.history.after(step, agreed, self._config.validation.min_delta)
         return Verdict(
@@ -122,6 +129,7 @@ class Validation:
             agreed_auroc=agreed,
             is_best=self.history.best_step == step,
             seconds=time.perf_counter() - started,
+            auroc_of_site=dict(zip(self._topology.site_names, of_site, strict=True)),
         )
 
     def _network(self) -> torch.nn.Module:
@@ -194,6 +202,8 @@ def predict(
 ) -> NDArray[np.float32]:
     """Return probabilities (len(positions), L), 0 to 1, of studies of a set, in the order of the positions.
 
+    The network computes in float32, without TensorFloat-32 on a GPU, whatever the config's `precision` is.
+
     Args:
         comm: where given, its watchdog is told of every batch. Not collective.
     """
@@ -211,12 +221,25 @@ def predict(
         device,
     )
     rows = []
-    for batch in batches:
-        if comm:
-            comm.watchdog.works("validating", comm.ledger.step)
-        logits_BL = forward(model, batch.images, config.training.precision)
-        rows.append(torch.sigmoid(logits_BL).cpu().numpy())
+    with _full_float32():
+        for batch in batches:
+            if comm:
+                comm.watchdog.works("validating", comm.ledger.step)
+            logits_BL = forward(model, batch.images, "fp32")
+            rows.append(torch.sigmoid(logits_BL).cpu().numpy())
     probabilities_NL = np.empty((len(positions), studies.targets.shape[1]), dtype=np.float32)
     if rows:
         probabilities_NL[order] = np.concatenate(rows)
     return probabilities_NL
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Keep a GPU's convolutions from rounding to TensorFloat-32, torch's default for float32."""
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before

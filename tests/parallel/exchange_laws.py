@@ -26,7 +26,7 @@ from cxr_hvd.training.data import open_training_data
 from cxr_hvd.training.engine import Engine
 from cxr_hvd.training.loader import Batch
 from cxr_hvd.training.loss import MultiLabelLoss
-from cxr_hvd.training.model import tensor_specs
+from cxr_hvd.training.model import as_channels_last, tensor_specs
 from cxr_hvd.training.train import train
 from tests.parallel.laws import (
     ENDS,
@@ -187,8 +187,7 @@ def sharing_everything_is_horovods_own_optimizer(comm: HorovodComm, folder: Path
     for step in range(3):
         batch = random_batch(10 * comm.rank + step)
         horovods.zero_grad()
-        images = batch.images.contiguous(memory_format=torch.channels_last)
-        bce(peer(images), batch.targets, batch.known).backward()  # type: ignore[no-untyped-call]
+        bce(peer(as_channels_last(batch.images)), batch.targets, batch.known).backward()  # type: ignore[no-untyped-call]
         horovods.step()
     for (name, found), expected in zip(engine.model.named_parameters(), peer.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")

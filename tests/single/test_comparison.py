@@ -107,10 +107,10 @@ def test_damaged_scores_are_refused_in_one_line(tmp_path: Path) -> None:
         whole.replace(b'"schema', b'"schemb'),
     ):
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="expected scores of schema 1"):
+        with pytest.raises(CheckpointError, match="expected scores of schema 2"):
             read_scores(path)
-    path.write_bytes(whole.replace(b'schema\\": 1', b'schema\\": 2'))
-    with pytest.raises(CheckpointError, match="expected scores of schema 1"):
+    path.write_bytes(whole.replace(b'schema\\": 2', b'schema\\": 3'))
+    with pytest.raises(CheckpointError, match="expected scores of schema 2"):
         read_scores(path)
     with pytest.raises(CheckpointError, match="found none"):
         load_runs([tmp_path / "nowhere"])
@@ -237,6 +237,37 @@ def test_a_set_up_is_judged_with_words_where_nothing_is_defined() -> None:
     broken = runs_of(D=[lost])
     told = judge(broken, "D", "north", draws_of(broken, "north", 1, NUM_RESAMPLES))
     assert told["macro_auroc"]["value"] is None and told["macro_auroc"]["note"] == "scores are not finite"
+
+
+def test_labels_with_few_studies_of_a_class_have_counts_and_no_interval() -> None:
+    """Neither do their differences, which have no p-value; means are said with and without them."""
+    runs = runs_of(C=[scores_of(seed, 0.1) for seed in (1, 2)], D=[scores_of(seed, 0.25) for seed in (1, 2)])
+    told = judge(runs, "D", "north", draws_of(runs, "north", 2, NUM_RESAMPLES))
+    found = differences_between(runs, "D", "C")[0]
+    enough, both = [], []
+    for label, pair in zip(told["labels"], found["labels"], strict=True):
+        num_present, num_absent = label["num_present"], label["num_studies"] - label["num_present"]
+        bounds = [label["auroc"]["low"], label["auroc"]["high"], pair["auroc"]["low"], pair["auroc"]["p_value"]]
+        if min(num_present, num_absent) >= 10:
+            enough.append(label["label"])
+            assert None not in bounds
+        else:
+            assert bounds == [None] * 4
+        if min(num_present, num_absent) > 0:
+            both.append(label["label"])
+            assert label["auroc"]["value"] is not None and pair["auroc"]["value"] is not None
+        if 0 < num_present < 10:
+            assert label["auroc"]["note"] == pair["auroc"]["note"] == f"{num_present} present, fewer than 10"
+    assert 0 < len(enough) < len(both) < len(LABELS)
+    for one in (told, found):
+        assert one["mean_over"] == both and one["frequent"]["mean_over"] == enough
+    for name in ("macro_auroc", "mean_accuracy"):
+        per_label = {each["label"]: each[name.split("_")[1]]["value"] for each in told["labels"]}
+        assert told[name]["value"] == pytest.approx(np.mean([per_label[label] for label in both]))
+        assert told["frequent"][name]["value"] == pytest.approx(np.mean([per_label[label] for label in enough]))
+    assert found["frequent"]["macro_auroc"]["p_value"] is not None
+    across = differences_between(runs, "D", "C")[-1]
+    assert across["site"] == MEAN_OF_SITES and across["frequent"]["macro_auroc"]["low"] is not None
 
 
 def test_policies_and_matrix_name_every_network_and_the_one_outside() -> None:

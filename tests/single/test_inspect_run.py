@@ -157,7 +157,7 @@ def test_what_training_writes_is_what_is_read(tmp_path: Path) -> None:
     for step, loss in enumerate((0.5, math.nan)):
         pulses = [Pulse(loss, 1.0, True)]
         log.step(StepReport(step, pulses, loss, 1e-3, math.inf, bool(step), **spent))
-    log.verdict(Verdict(2, 0.7, None, 0.7, True, 12.0))
+    log.verdict(Verdict(2, 0.7, None, 0.7, True, 12.0, {"north": 0.7}))
     log.close()
     status = StatusFile(folder.path, topology, 10)
     status.tick(Doing("waiting for the other ranks in pulse", True, 2, time.time() - 60))

@@ -13,11 +13,12 @@ from sklearn.metrics import average_precision_score, brier_score_loss, confusion
 from cxr_hvd.training.metrics import (
     SPECIFICITY,
     LabelMetrics,
-    Metrics,
+    Means,
     calibration_curve,
     choose_thresholds,
     compute_metrics,
     is_present,
+    why_no_interval,
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -111,7 +112,8 @@ def test_what_is_undefined_is_none_and_enters_no_mean() -> None:
     assert one_class.brier == pytest.approx((0.2**2 + 0.8**2) / 2)
     assert (unknown.auroc, unknown.accuracy, unknown.all_negative_accuracy) == (None, None, None)
     assert (unknown.brier, unknown.expected_calibration_error, unknown.note) == (None, None, "no study")
-    assert (metrics.macro_auroc, metrics.mean_accuracy, metrics.note) == (1.0, 0.75, None)
+    assert (metrics.macro_auroc, metrics.mean_accuracy, metrics.note) == (1.0, 1.0, None)
+    assert metrics.mean_over == ("both",)
 
 
 def test_one_class_alone_may_be_present() -> None:
@@ -131,7 +133,8 @@ def test_scores_that_are_not_finite_are_worth_nothing(broken: float) -> None:
     assert bad.auroc is bad.accuracy is bad.all_negative_accuracy is bad.brier is bad.average_precision is None
     assert bad.expected_calibration_error is bad.sensitivity_at_specificity is bad.accuracy_at_threshold is None
     assert bad.note == "scores are not finite"
-    assert (metrics.macro_auroc, metrics.mean_accuracy) == (1.0, 1.0)
+    assert metrics.mean_over == ("good", "bad")
+    assert (metrics.macro_auroc, metrics.mean_accuracy) == (None, None), "over good alone it is another number"
     assert metrics.note == "scores are not finite: bad"
     assert choose_thresholds(scores, targets, known)[1] is None
     known[0, 1] = False  # then nobody asks for that score
@@ -149,7 +152,7 @@ def test_nothing_is_none_without_a_reason(num: int, num_labels: int, seed: int, 
     thresholds = choose_thresholds(scores, targets, known) if with_thresholds else None
     metrics = compute_metrics(scores, targets, known, names, thresholds)
     unasked = () if with_thresholds else ("threshold", "accuracy_at_threshold", "mean_accuracy_at_threshold")
-    said: tuple[LabelMetrics | Metrics, ...] = (*metrics.labels, metrics)
+    said: tuple[LabelMetrics | Means, ...] = (*metrics.labels, metrics, metrics.frequent)
     for each in said:
         values = {name: value for name, value in vars(each).items() if name not in ("note", *unasked)}
         if None in values.values():
@@ -163,6 +166,47 @@ def test_a_set_without_a_study_or_without_a_label_has_no_metric() -> None:
         metrics = compute_metrics(np.zeros(shape), np.zeros(shape, np.float32), np.ones(shape, bool), names)
         assert (metrics.num_studies, metrics.macro_auroc, metrics.note) == (shape[0], None, "no study")
         assert all(label.note == "no study" for label in metrics.labels)
+
+
+MEANS = {
+    "macro_auroc": "auroc",
+    "mean_accuracy": "accuracy",
+    "mean_all_negative_accuracy": "all_negative_accuracy",
+    "macro_average_precision": "average_precision",
+    "mean_brier": "brier",
+    "mean_sensitivity": "sensitivity_at_specificity",
+    "mean_accuracy_at_threshold": "accuracy_at_threshold",
+}
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=5), st.integers(0, 1 << 32))
+def test_all_means_of_a_row_are_over_one_set_of_labels(nums_present: list[int], seed: int) -> None:
+    """Those with both classes; and, of these, those with ten studies of each class."""
+    rng, num_labels = np.random.default_rng(seed), len(nums_present)
+    scores = rng.random((40, num_labels)).astype(np.float32)
+    targets = (np.arange(40)[:, None] < np.array(nums_present)).astype(np.float32)
+    names = tuple("abcde"[:num_labels])
+    metrics = compute_metrics(scores, targets, np.ones(scores.shape, bool), names, (0.4,) * num_labels)
+    for means, least in ((metrics, 1), (metrics.frequent, 10)):
+        chosen = [each for each in metrics.labels if least <= each.num_present <= 40 - least]
+        assert means.mean_over == tuple(each.label for each in chosen)
+        for mean, name in MEANS.items():
+            values = [getattr(each, name) for each in chosen]
+            assert getattr(means, mean) == (pytest.approx(np.mean(values)) if values else None)
+
+
+@pytest.mark.parametrize(
+    ("num_studies", "num_present", "why"),
+    [
+        (20, 10, None),
+        (100, 9, "9 present, fewer than 10"),
+        (100, 91, "9 absent, fewer than 10"),
+        (100, 0, "0 present, fewer than 10"),
+    ],
+)
+def test_a_label_with_few_studies_of_a_class_has_no_interval(num_studies: int, num_present: int, why: str) -> None:
+    assert why_no_interval(num_studies, num_present) == why
 
 
 # ---- thresholds
@@ -200,13 +244,14 @@ def test_thresholds_are_chosen_on_some_studies_and_judged_on_others() -> None:
     assert judged([0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1], thresholds).accuracy_at_threshold == 1.0
 
 
-def test_a_label_without_a_threshold_says_so_and_enters_no_mean() -> None:
+def test_a_label_without_a_threshold_says_so_and_leaves_no_mean_over_the_others() -> None:
     scores, targets = np.array([[0.1, 0.1], [0.9, 0.9]], np.float32), np.array([[0, 0], [1, 1]], np.float32)
     metrics = compute_metrics(scores, targets, np.ones((2, 2), bool), ("a", "b"), (0.95, None))
     assert metrics.labels[1].note == "no threshold from validation"
-    assert (metrics.mean_accuracy_at_threshold, metrics.mean_accuracy, metrics.note) == (0.5, 1.0, None)
+    assert (metrics.mean_accuracy_at_threshold, metrics.mean_accuracy) == (None, 1.0)
+    assert metrics.note == "no threshold from validation: b"
     none = compute_metrics(scores, targets, np.ones((2, 2), bool), ("a", "b"), (None, None))
-    assert (none.mean_accuracy_at_threshold, none.note) == (None, "no threshold from validation")
+    assert (none.mean_accuracy_at_threshold, none.note) == (None, "no threshold from validation: a, b")
 
 
 def test_a_threshold_between_neighbours_in_float32_tells_them_apart() -> None:

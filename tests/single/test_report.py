@@ -29,15 +29,15 @@ from cxr_hvd.evaluation.report import build_page, write_report
 from cxr_hvd.evaluation.setup_figure import draw_setups
 from cxr_hvd.evaluation.shape import check_comparison
 from cxr_hvd.evaluation.tables import (
-    console_table,
     difference_rows,
     exchange_rows,
+    label_set_rows,
     main_differences,
-    markdown,
     matrix_rows,
     overview_rows,
     policy_rows,
 )
+from cxr_hvd.evaluation.text_tables import console_table, markdown
 
 HOSTILE = "st. <b>&$|$_x_"
 LABELS = (
@@ -104,7 +104,7 @@ def make_comparison(
     pairs = [(a, b) for a, b in (("C", "A"), ("D", "A"), ("D", "C"), ("D", "B")) if a in names and b in names]
     places = [*sites, "mean of sites"]
     return {
-        "schema": 1,
+        "schema": 2,
         "tool": "cxr-hvd 0.1.0",
         "command": "cxr-hvd experiment --config real.yaml --seeds 3",
         "num_resamples": 2000,
@@ -147,10 +147,10 @@ def make_comparison(
                 "b": b,
                 "site": place,
                 "split": split,
-                "macro_auroc": difference_of(
-                    *_known(place in undefined_sites, chance.gauss(0.02, 0.03), num_seeds)
+                **_paired(place, place in undefined_sites, labels_of.get(place), num_seeds, chance),
+                "frequent": _paired(
+                    place, place in undefined_sites, labels_of.get(place, ())[:2], num_seeds, chance
                 ),
-                "mean_accuracy": difference_of(chance.gauss(0.02, 0.03), num_seeds),
                 "labels": [
                     {"label": label, "auroc": difference_of(chance.gauss(0, 0.05), num_seeds)}
                     for label in labels_of.get(place, ())
@@ -177,6 +177,16 @@ def make_comparison(
             for index, site in enumerate(sites)
         ],
         "notes": ["seed 4 of D is left out: its run is not finished", "<script>alert('$x$ | y')</script>"],
+    }
+
+
+def _paired(
+    place: str, is_undefined: bool, labels: Sequence[str] | None, num_seeds: int, chance: random.Random
+) -> dict[str, Any]:
+    return {
+        "mean_over": None if place == "mean of sites" else list(labels or ()),
+        "macro_auroc": difference_of(*_known(is_undefined, chance.gauss(0.02, 0.03), num_seeds)),
+        "mean_accuracy": difference_of(chance.gauss(0.02, 0.03), num_seeds),
     }
 
 
@@ -261,23 +271,33 @@ def _result(
         _label(label, num_seeds, chance, base) if label in defined else _undefined_label(label, num_seeds)
         for label in LABELS
     ]
-    value = base + chance.uniform(-0.05, 0.05)
     note = None if defined else "one class only: 12 absent"
-    mean = value if defined else None
+    values = [base + chance.uniform(-0.05, 0.05) if defined else None for _ in range(2)]
+    means, frequent = (
+        _means(value, names, num_seeds, note) for value, names in zip(values, (defined, defined[:2]), strict=True)
+    )
     return {
         "experiment": name,
         "site": site,
         "network": "common" if name in ("B", "C") else site,
         "num_studies": 114,
         "num_patients": 107,
+        **means,
+        "frequent": frequent,
+        "labels": labels,
+    }
+
+
+def _means(mean: float | None, labels: Sequence[str], num_seeds: int, note: str | None) -> dict[str, Any]:
+    return {
+        "mean_over": list(labels),
         "macro_auroc": interval_of(mean, num_seeds, note),
         "mean_accuracy": interval_of(mean, num_seeds, note),
         "mean_accuracy_at_threshold": interval_of(None, num_seeds, "no validation studies: no threshold"),
         "macro_average_precision": seeds_of(mean, num_seeds, note),
         "mean_brier": seeds_of(mean and 1 - mean, num_seeds, note),
         "mean_sensitivity": seeds_of(mean, num_seeds, note),
-        "mean_all_negative_accuracy": 0.78 if defined else None,
-        "labels": labels,
+        "mean_all_negative_accuracy": 0.78 if labels else None,
     }
 
 
@@ -478,7 +498,7 @@ def markdown_tables(text: str) -> Iterator[list[list[str]]]:
 def test_markdown_tables_have_equal_rows(comparison: dict[str, Any]) -> None:
     text = markdown(comparison)
     found = list(markdown_tables(text))
-    assert len(found) == 5 + 2
+    assert len(found) == 6 + 2
     for rows in found:
         assert len(rows) > 2 and len({len(row) for row in rows}) == 1, rows[0]
         assert all(re.fullmatch(r" ?-+:? ?", cell) for cell in rows[1])
@@ -486,7 +506,7 @@ def test_markdown_tables_have_equal_rows(comparison: dict[str, Any]) -> None:
     assert HOSTILE not in text and "<" not in text and "st. &lt;b&gt;&amp;\\$\\|\\$\\_x\\_" in text
     assert [cell.strip() for cell in found[-1][0][3:]] == ["AUROC, A", "AUROC, B", "AUROC, C", "AUROC, D"]
     overview = overview_rows(comparison)
-    assert len(found[0]) == 2 + len(overview.rows) and len(found[0][0]) == len(overview.columns)
+    assert len(found[1]) == 2 + len(overview.rows) and len(found[1][0]) == len(overview.columns)
 
 
 def test_markdown_makes_no_link(comparison: dict[str, Any]) -> None:
@@ -561,15 +581,22 @@ def test_sites_from_outside_and_missing_files_are_told(comparison: dict[str, Any
 
 def test_broken_comparison_is_one_line(comparison: dict[str, Any], tmp_path: Path) -> None:
     for change, said in (
-        ({"schema": 2}, "expected schema 1, found 2"),
-        ({"schema": None}, "expected schema 1, found None"),
+        ({"schema": 1}, "expected schema 2, found 1"),
+        ({"schema": None}, "expected schema 2, found None"),
         ({"results": {}}, "comparison.results: expected a list, found a dict"),
         ({"sites": [None]}, "comparison.sites[0]: expected an object, found nothing"),
     ):
         with pytest.raises(CheckpointError, match=re.escape(said)) as caught:
             write_report({**comparison, **change}, tmp_path)
         assert "\n" not in str(caught.value) and "make the comparison again" in str(caught.value)
-    for path in (("notes",), ("experiments", 1, "blocks"), ("results", 0, "labels", 2, "auroc", "low")):
+    missing: tuple[tuple[str | int, ...], ...] = (
+        ("notes",),
+        ("experiments", 1, "blocks"),
+        ("results", 0, "labels", 2, "auroc", "low"),
+        ("results", 0, "frequent", "mean_over"),
+        ("differences", 0, "frequent"),
+    )
+    for path in missing:
         broken: Any = copy.deepcopy(comparison)
         place = broken
         for step in path[:-1]:
@@ -623,11 +650,28 @@ def test_main_differences_are_the_study_s_and_each_variant_s_own(comparison: dic
 def test_table_of_all_pairs_has_the_bootstrap_beside_where_it_is_there(comparison: dict[str, Any]) -> None:
     new = copy.deepcopy(comparison)
     for one in new["differences"]:
-        one["macro_auroc_bootstrap"] = difference_of(0.0321, 3)
+        one["macro_auroc_bootstrap"] = one["frequent"]["macro_auroc_bootstrap"] = difference_of(0.0321, 3)
     assert "the same by bootstrap" in difference_rows(new, is_whole=True).columns
-    assert {len(row) for row in difference_rows(new, is_whole=True).rows} == {8}
-    assert difference_rows(new, is_whole=True).rows[0][4].text == "+0.032 [+0.012, +0.052]"
+    assert {len(row) for row in difference_rows(new, is_whole=True).rows} == {9}
+    assert difference_rows(new, is_whole=True).rows[0][5].text == "+0.032 [+0.012, +0.052]"
     assert difference_rows(new).columns == difference_rows(comparison, is_whole=True).columns
+
+
+def test_every_row_says_which_labels_its_means_are_over(comparison: dict[str, Any], page: Page) -> None:
+    """A row each for all labels with both classes and for the frequent ones; one where these are the same."""
+    few = "with 10 present and 10 absent or more"
+    rows = [[cell.text for cell in row[:3]] for row in overview_rows(comparison).rows]
+    assert rows[:2] == [["nih", "A", "5 labels with both classes"], ["nih", "A", f"2 labels {few}"]]
+    alike = copy.deepcopy(comparison)
+    for one in alike["results"]:
+        one["frequent"] = {name: one[name] for name in one["frequent"]}
+    assert {row[2].text for row in overview_rows(alike).rows} == {f"5 labels, all {few}", f"3 labels, all {few}"}
+    differences = [row[2].text for row in difference_rows(comparison).rows]
+    assert differences[:2] == ["5 labels with both classes", f"2 labels {few}"]
+    assert differences[-1] == f"each site's labels {few}"
+    assert label_set_rows(comparison).rows[0][2].text == ", ".join(DEFINED[:2])
+    assert "means over one set of labels" in page.text and f"of these, {few}" in page.text
+    assert "2 labels with 10 present" in markdown(comparison)
 
 
 def test_exchange_is_in_order_of_bytes(comparison: dict[str, Any]) -> None:

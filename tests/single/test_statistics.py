@@ -117,7 +117,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_resampling_by_weights_is_resampling_by_copies() -> None:
     sample, scores = a_sample(np.random.default_rng(1))
     draws = draw(sample.patients_N, 2, 40)
-    thresholds = (0.7, None, 0.4)
+    thresholds = (0.7, 0.5, 0.4)
     aurocs = resampled(macro_auroc(sample), scores, draws)
     accuracies = resampled(mean_accuracy(sample, thresholds), scores, draws)
     for resample in range(41):
@@ -133,7 +133,6 @@ def test_resampling_by_weights_is_resampling_by_copies() -> None:
             right = [
                 accuracy_score(target, score >= threshold)
                 for (target, score), threshold in zip(of_label, thresholds, strict=True)
-                if threshold is not None
             ]
             assert accuracies[seed, resample] == pytest.approx(np.mean(right), abs=1e-12)
 
@@ -201,7 +200,7 @@ def test_the_interval_is_that_of_scipy() -> None:
     rng = np.random.default_rng(4)
     right = (rng.random(200) < 0.7).astype(np.float64)
     sample = one_label(np.ones(200))
-    ours = bootstrap(mean_accuracy(sample), right[None, :, None], draw(sample.patients_N, 1, 9999))
+    ours = bootstrap(Accuracy(sample, (0,), (0.5,)), right[None, :, None], draw(sample.patients_N, 1, 9999))
     scipys = stats.bootstrap((right,), np.mean, method="percentile", rng=np.random.default_rng(0))
     assert ours.standard_error == pytest.approx(scipys.standard_error, rel=0.03)
     assert (ours.low, ours.high) == pytest.approx(tuple(scipys.confidence_interval), abs=0.006)
@@ -597,8 +596,12 @@ def test_several_labels_say_what_they_lack_together() -> None:
     sample = Sample(np.array([[0, 1], [0, 1]]), np.ones((2, 2), bool), np.arange(2))
     draws, scores = draw(np.arange(2), 1, 10), np.full((1, 2, 2), 0.7)
     assert bootstrap(macro_auroc(sample), scores, draws).note == "no label with both classes"
-    assert bootstrap(mean_accuracy(sample, (None, None)), scores, draws).note == "no threshold from validation"
-    assert bootstrap(mean_accuracy(sample), scores * np.nan, draws).note == "scores are not finite"
+    assert bootstrap(mean_accuracy(sample), scores, draws).note == "no label with both classes"
+    frequent = "no label with 10 present and 10 absent studies"
+    assert bootstrap(macro_auroc(sample, at_least=10), scores, draws).note == frequent
+    both = Sample(np.array([[0, 1], [1, 0]]), np.ones((2, 2), bool), np.arange(2))
+    assert bootstrap(mean_accuracy(both, (0.5, None)), scores, draws).note == "no threshold from validation"
+    assert bootstrap(mean_accuracy(both), scores * np.nan, draws).note == "scores are not finite"
     unknown = Sample(sample.targets_NL, np.zeros((2, 2), bool), np.arange(2))
     assert bootstrap(mean_accuracy(unknown), scores, draws).note == "no study"
     assert bootstrap(macro_auroc(unknown), scores, draws).note == "no study"
