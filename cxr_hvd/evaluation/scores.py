@@ -110,8 +110,8 @@ class OriginForm(Form):
         institutions = [*self.sites, *self.outside]
         if len(set(institutions)) < len(institutions) or set(institutions) != self.data_sha256.keys():
             raise ValueError("expected each institution once, with its study file's digest")
-        if self.pixels.keys() != (set(institutions) if self.schema_number > 1 else set()):
-            raise ValueError("expected each institution's pixel pipeline")
+        if not self.pixels.keys() <= set(institutions):
+            raise ValueError("expected pixel pipelines of these institutions alone")
         if not set(self.networks) <= {COMMON, AVERAGED, *self.sites}:
             raise ValueError("expected networks of sites, common or averaged")
         if any(site not in self.networks and COMMON not in self.networks for site in self.sites):

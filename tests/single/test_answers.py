@@ -169,6 +169,12 @@ def test_a_failure_of_another_rank_never_ends_this_one_with_success(code: int, w
     assert caught.value.exit_code == wanted
 
 
+MEANS: dict[str, float | None] = {
+    "macro_auroc": 0.5,
+    "mean_accuracy": None,
+    "mean_all_negative_accuracy": None,
+    "mean_accuracy_at_threshold": None,
+}
 RESULT: dict[str, Any] = {
     "site": "south",
     "experiment": "D",
@@ -185,11 +191,15 @@ RESULT: dict[str, Any] = {
             "all_negative_accuracy": None,
         }
     ],
-    "macro_auroc": 0.5,
-    "mean_accuracy": None,
-    "mean_all_negative_accuracy": None,
-    "mean_accuracy_at_threshold": None,
-    "intervals": {"macro_auroc": None, "Edema": [0.1, 0.9]},
+    "mean_over": ["Edema"],
+    **MEANS,
+    "frequent": {"mean_over": [], **MEANS},
+    "intervals": {
+        "macro_auroc": None,
+        "mean_accuracy": None,
+        "Edema": [0.1, 0.9],
+        "frequent": {"macro_auroc": None, "mean_accuracy": None},
+    },
 }
 
 
@@ -205,6 +215,8 @@ RESULT: dict[str, Any] = {
         {"intervals": {}},
         {"intervals": {"macro_auroc": [1], "Edema": None}},
         {"experiment": "\x1b[2J"},
+        {"frequent": {**MEANS, "mean_over": [7]}},
+        {"intervals": {**RESULT["intervals"], "frequent": None}},
     ],
 )
 def test_results_of_another_rank_are_shown_only_in_their_form(changes: dict[str, Any]) -> None:
