@@ -99,7 +99,7 @@ def _expand(word: str) -> list[str]:
         first, _, last = part.partition("-")
         are_numbers = all(re.fullmatch("[0-9]{1,9}", number) for number in (first, last or first))
         if not are_numbers or int(last or first) - int(first) > MAX_HOSTS:
-            raise UsageError(f"host '{word}': expected numbers such as [1-4,9]")
+            raise UsageError(f"host '{word[:60]}': expected numbers such as [1-4,9]")
         names += [
             f"{found['before']}{number:0{len(first)}}{found['after']}"
             for number in range(int(first), int(last or first) + 1)

@@ -347,7 +347,7 @@ def resuming_equals_never_stopping_bit_for_bit(comm: HorovodComm, folder: Path) 
     train(config, folder / "whole", comm)
     stop_after_the_first_checkpoint(comm, config, folder)
     other = config.model_copy(update={"seed": 99})
-    fails_with(ConfigError, "config.seed was 1", lambda: train(other, folder / "stopped", comm, GO_ON))
+    fails_with(ConfigError, "seed was 1 and is 99 now", lambda: train(other, folder / "stopped", comm, GO_ON))
     train(config, folder / "stopped", comm, GO_ON)
     for file in ("shared", "private", "optimizer-0"):
         name = f"site{comm.rank}/checkpoints/latest/{file}.safetensors"

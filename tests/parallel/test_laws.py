@@ -97,9 +97,8 @@ TELLING = (
     "resuming_equals_never_stopping_bit_for_bit",
     "a_frozen_peer_does_not_stop_python",
 )
-ALL_BY_TWO = (
-    BY_ALL + BY_TWO + EXCHANGES_BY_ALL + EXCHANGES_BY_TWO + STOPPING_BY_ALL + STOPPING_BY_TWO + COMMAND_BY_TWO
-)
+AVERAGING_BY_TWO = BY_ALL + BY_TWO + EXCHANGES_BY_ALL + EXCHANGES_BY_TWO
+ALL_BY_TWO = AVERAGING_BY_TWO + STOPPING_BY_TWO + COMMAND_BY_TWO
 NIGHT = (pytest.mark.slow, pytest.mark.night)
 
 

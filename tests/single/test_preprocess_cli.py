@@ -259,7 +259,7 @@ def test_a_user_without_a_home_is_asked_for_a_key(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Path, "home", no_home)
     data, out = write_chexpert(tmp_path / "data"), tmp_path / "out.h5"
     told = preprocess_here("chexpert", data, "--out", out)
-    assert told.exit_code == 2 and "name a place with --key" in told.output
+    assert told.exit_code == 2 and "name a file with --key" in told.output
     assert preprocess_here("chexpert", data, "--out", out, "--key", tmp_path / "site.key").exit_code == 0
 
 

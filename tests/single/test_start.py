@@ -94,6 +94,7 @@ def test_a_wrong_config_or_run_folder_is_told_before_anything_slow(
     config: Path, tmp_path: Path, words: list[str], exit_code: int, said: str
 ) -> None:
     (tmp_path / "south").mkdir()
+    (tmp_path / "south" / "checkpoints").mkdir()
     (tmp_path / "south" / "config.yaml").touch()
     launched = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
     told, line = run_alone(LEAVES, "train", config, "--run", tmp_path, *words, **launched)

@@ -74,8 +74,8 @@ def test_an_error_and_a_fault_are_one_harmless_line_each() -> None:
 
 def test_a_study_file_s_words_are_shown_as_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
     words = dict.fromkeys(("file", "site", "source", "pixels", "created", "digest"), HOSTILE)
-    counts = {"present": 1, "absent": 1, "uncertain": 0, "blank": 0}
-    numbers = {"studies": 2, "images": 2, "image_size": 8, "bytes": 9, "seed": 0}
+    counts = {"present": 1, "absent": 1, "uncertain": 0, "blank": 0, "prevalence": 0.5}
+    numbers = {"studies": 2, "images": 2, "image_size": 8, "bytes": 9, "seed": 0, "one_shade": 0}
     splits = {"train": {"patients": 2, "studies": 2, "images": 2}}
     rest = {"splits": splits, "images_per_study": {"1": 2}, "views": {"PA": 2}, "labels": {HOSTILE: counts}}
     print_tables({**words, **numbers, **rest})
