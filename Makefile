@@ -37,7 +37,7 @@ test-image: setup ## build the container image and train inside; as root
 	@python -m pytest -m slow -rs -s tests/integration/test_image.py
 
 test-ci: setup   ## run the slow tests that continuous integration has time for
-	@python -m pytest -m "slow and not night" -rs --durations=25 tests/parallel tests/integration
+	@python -m pytest -m "slow and not night" -rs --durations=25 tests
 
 bench: setup     ## measure every part beside its peers; writes the tables in docs/performance.md
 	@python -m bench.preprocess --out docs/performance.md

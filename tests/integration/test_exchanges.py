@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import cxr_here
 from tests.launch import BIN, LAUNCHERS, PROJECT, Finished, launch, need_horovod, run
 from tests.study_files import write_study_file
 
@@ -14,7 +15,7 @@ need_horovod()
 
 TRAIN = [str(BIN / "cxr-hvd"), "train", str(PROJECT / "jobs/configs/D.yaml")]
 VERIFY = [str(BIN / "cxr-hvd"), "ledger", "verify"]
-PLAN = [str(BIN / "cxr-hvd"), "plan", str(PROJECT / "jobs/configs/D.yaml")]
+PLAN = ["plan", PROJECT / "jobs/configs/D.yaml"]
 QUICK = [
     *("model.name=tiny", "model.image_size=32", "training.batch_size=4"),
     *("training.max_steps=3", "training.precision=fp32"),
@@ -104,15 +105,15 @@ def test_a_key_that_others_may_read_is_refused(sites: Path, tmp_path: Path) -> N
 
 
 def test_the_plan_says_what_a_run_will_send_and_all_else(sites: Path) -> None:
-    told = run([*PLAN, *settings(sites, "sharing.every=2")])
+    told = cxr_here(*PLAN, *settings(sites, "sharing.every=2"))
     assert told.exit_code == 0
     for said in ("in a run of 3 steps", "every 2 steps", "the loss of the batch", "verdict"):
         assert said in told.output, said
-    plan = json.loads(run([*PLAN, "--json", *settings(sites, "sharing.wire=bfloat16")]).output)
-    exact = json.loads(run([*PLAN, "--json", *settings(sites)]).output)
+    plan = json.loads(cxr_here(*PLAN, "--json", *settings(sites, "sharing.wire=bfloat16")).output)
+    exact = json.loads(cxr_here(*PLAN, "--json", *settings(sites)).output)
     assert plan["bytes_per_step"] * 2 == exact["bytes_per_step"]
     shared = [t for t in exact["tensors"] if t["scope"] == "shared"]
     assert exact["bytes_per_exchange"] == 4 * sum(prod(t["shape"]) for t in shared)
     assert exact["bytes_per_run"] == 3 * exact["bytes_per_exchange"]
     agreed = ["--set", "training.steps_per_epoch=100", "--set", "training.epochs=2"]  # no study file is needed
-    assert json.loads(run([*PLAN, "--json", *agreed]).output)["num_steps"] == 200
+    assert json.loads(cxr_here(*PLAN, "--json", *agreed).output)["num_steps"] == 200

@@ -83,6 +83,7 @@ def test_scores_and_results_are_the_same_bit_for_bit_whatever_the_number_of_rank
     assert json.loads(by_three[1])["mean_accuracy"] == pytest.approx(right.mean())
 
 
+@pytest.mark.slow
 def test_an_experiment_is_trained_scored_and_reported_and_goes_on_where_it_stood(tmp_path: Path) -> None:
     config, out = write_sites(tmp_path), tmp_path / "out"
     told = ok(experiment(config, out, "C", "D", "--seeds", "1"))

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from cxr_hvd.study.labels import LABELS
+from tests.commands import cxr_here
 from tests.launch import BIN, PROJECT, Finished, launch, need_horovod, run
 from tests.study_files import write_study_file
 
@@ -165,7 +166,7 @@ def test_a_file_that_turns_bad_while_training_ends_all_ranks(two_sites: Path) ->
 
 @pytest.mark.parametrize("verb", ["train", "plan", "evaluate", "doctor", "inspect-run", "show-batch"])
 def test_every_verb_shows_an_example(verb: str) -> None:
-    told = ok(run([str(BIN / "cxr-hvd"), verb, "--help"]))
+    told = ok(cxr_here(verb, "--help"))
     assert told.lines(f"cxr-hvd {verb}")
     assert verb != "plan" or "sharing.private=[head, stem]" in told.output
 
@@ -180,9 +181,9 @@ def test_sites_may_be_named_by_each_rank(two_sites: Path) -> None:
 
 
 def test_the_plan_is_shown_before_any_launch() -> None:
-    told = ok(run([str(BIN / "cxr-hvd"), "plan", config("D")]))
+    told = ok(cxr_here("plan", config("D")))
     assert told.lines("each rank hands over 18.0 MB of weights every step")
-    rows = json.loads(ok(run([str(BIN / "cxr-hvd"), "plan", config("D"), "--json"])).output)["blocks"]
+    rows = json.loads(ok(cxr_here("plan", config("D"), "--json")).output)["blocks"]
     assert {row["block"] for row in rows if row["scope"] == "private"} == {
         "stem",
         "denseblock1",
@@ -191,6 +192,7 @@ def test_the_plan_is_shown_before_any_launch() -> None:
     }
 
 
+@pytest.mark.slow
 def test_real_x_rays_of_two_hospitals(real_data: Path, tmp_path: Path) -> None:
     roots = {"chexpert": real_data / "site-nih", "mimic-cxr": real_data / "site-guangzhou" / "mimic-cxr-jpg"}
     for (source, root), site in zip(roots.items(), ("nih", "guangzhou"), strict=True):

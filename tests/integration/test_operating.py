@@ -8,6 +8,7 @@ import cv2
 import pytest
 
 from cxr_hvd.study.study_file import Split
+from tests.commands import cxr_here
 from tests.launch import BIN, PROJECT, Finished, launch, need_horovod, run
 from tests.study_files import write_study_file
 
@@ -72,9 +73,9 @@ def test_a_profile_says_where_the_time_went_and_a_look_says_how_the_run_is(data:
 
 def test_a_batch_is_shown_as_the_network_sees_it(data: Path, tmp_path: Path) -> None:
     picture = tmp_path / "batch.png"
-    ok(run([CXR, "show-batch", CONFIG, "--site", "mimic", "--out", str(picture), *settings(data)]))
+    ok(cxr_here("show-batch", CONFIG, "--site", "mimic", "--out", picture, *settings(data)))
     assert cv2.imread(str(picture)).std() > 10
-    told = run([CXR, "show-batch", CONFIG, "--site", "mimik", "--out", str(picture), *settings(data)])
+    told = cxr_here("show-batch", CONFIG, "--site", "mimik", "--out", picture, *settings(data))
     assert told.exit_code == 2 and told.lines("did you mean 'mimic'?")
 
 

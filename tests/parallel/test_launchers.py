@@ -107,9 +107,9 @@ def wait_until_none_is_left(folder: Path) -> None:
     ("launcher", "number", "who"),
     [
         (LAUNCHERS["mpirun"], signal.SIGKILL, "mpirun"),
-        (LAUNCHERS["horovodrun"], signal.SIGTERM, "sh"),
-        (MPI, signal.SIGTERM, "sh"),
-        (MPI, signal.SIGKILL, "sh"),
+        pytest.param(LAUNCHERS["horovodrun"], signal.SIGTERM, "sh", marks=pytest.mark.slow),
+        pytest.param(MPI, signal.SIGTERM, "sh", marks=pytest.mark.slow),
+        pytest.param(MPI, signal.SIGKILL, "sh", marks=pytest.mark.slow),
         (LAUNCHERS["gloo"], signal.SIGKILL, "horovodrun"),
     ],
     ids=["mpirun-KILL", "horovodrun-TERM", "mpi-TERM", "mpi-KILL", "gloo-KILL"],

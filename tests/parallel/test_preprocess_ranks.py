@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cxr_hvd.study.study_file import StudyFile
+from tests.commands import preprocess_command
 from tests.launch import Finished, launch
-from tests.preprocessing import preprocess_command
 from tests.synthetic import NAME, Rows, write_chexpert, write_mimic_cxr
 
 LIMIT_S = 60
@@ -120,7 +120,12 @@ BAD: dict[str, tuple[Callable[[Path], object], list[object], int, str]] = {
 }
 
 
-@pytest.mark.parametrize("what", BAD)
+BY_DAY = ("misspelt column", "truncated image")
+
+
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=() if what in BY_DAY else pytest.mark.slow) for what in BAD]
+)
 def test_a_bad_input_ends_every_rank_with_one_line(tmp_path: Path, what: str) -> None:
     make, arguments, exit_code, message = BAD[what]
     make(tmp_path / "data")

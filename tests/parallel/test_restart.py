@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from preprocess.blocks import IMAGES_PER_BLOCK
+from tests.commands import preprocess_command
 from tests.launch import Finished, environment, launch, run
-from tests.preprocessing import preprocess_command
 from tests.synthetic import NAME, write_chexpert, write_jpeg
 
 LIMIT_S = 60
@@ -58,7 +58,7 @@ def _hidden(folder: Path) -> list[str]:
         ("load", 70, 1, 2, 1),
         ("merge", 2, 0, 2, 2),
         pytest.param("complete", 1, 0, 2, 1, marks=pytest.mark.slow),
-        ("named", 1, 0, 2, 2),
+        pytest.param("named", 1, 0, 2, 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_job_goes_on(

@@ -20,7 +20,7 @@ from cxr_hvd.study.study_file import StudyFile, View
 from preprocess import pixels, rasters
 from preprocess.dicom import _quiet, decode_mimic, decode_voi, view_position
 from preprocess.records import BadImageError, ImageRecord
-from tests.preprocessing import preprocess_here
+from tests.commands import preprocess_here
 from tests.synthetic import SECRETS, dicom_bytes, write_dicom, write_mimic_cxr
 
 RNG = np.random.default_rng(3)

@@ -237,6 +237,7 @@ def test_dicts_hold_the_four_keys() -> None:
 @pytest.mark.skipif(find_spec("horovod") is None, reason="horovod is not installed: run make setup")
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="there is no mpirun here: run make setup")
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_healthy_machine_has_no_failure() -> None:
     findings = doctor.examine()
     assert [finding for finding in findings if finding.status == "fail"] == []

@@ -19,7 +19,7 @@ from preprocess.comparison import Place, compare
 from preprocess.distances import Traits, js_divergence, site_distances, traits, wasserstein
 from preprocess.progress import Silence
 from preprocess.verification import verify
-from tests.preprocessing import preprocess_here
+from tests.commands import preprocess_here
 from tests.study_files import SIZE, header, write_study_file
 
 

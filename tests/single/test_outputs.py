@@ -17,8 +17,8 @@ from cxr_hvd.evaluation.variants import choose_variants
 from cxr_hvd.study.study_file import Split
 from cxr_hvd.training.run_folder import RunFolder
 from preprocess.cli import app as preprocess_app
+from tests.commands import preprocess_command
 from tests.launch import Finished
-from tests.preprocessing import preprocess_command
 from tests.single.test_inspect_run import write_run
 from tests.single.test_report import make_comparison
 from tests.study_files import write_study_file

@@ -37,7 +37,7 @@ from preprocess.sources.phantom_shift import (
 )
 from preprocess.sources.phantom_studies import Study, draw_studies
 from preprocess.sources.phantom_style import STYLES, SiteStyle
-from tests.preprocessing import preprocess_here
+from tests.commands import preprocess_here
 
 DEGREES = (0.0, 0.25, 0.5, 0.75, 1.0)
 CELLS = st.lists(st.sampled_from(("1.0", "0.0", "-1.0", "")), min_size=14, max_size=14).map(tuple)

@@ -13,8 +13,8 @@ from preprocess import pixels
 from preprocess.cli_sources import VERBS
 from preprocess.records import SourceOptions
 from preprocess.sources import SOURCES
+from tests.commands import preprocess_command, preprocess_here
 from tests.launch import run
-from tests.preprocessing import preprocess_command, preprocess_here
 from tests.synthetic import NAME, write_chexpert, write_csv, write_jpeg, write_mimic_cxr
 
 WRITERS = {"chexpert": write_chexpert, "mimic-cxr": write_mimic_cxr}

@@ -42,6 +42,7 @@ def run(python: Path, *words: object, **variables: str) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.slow
 def test_one_site_trains_is_judged_and_looked_at(python: Path, tmp_path: Path) -> None:
     absent = subprocess.run([python, "-c", "import horovod"], capture_output=True, text=True, check=False)
     assert "No module named 'horovod'" in absent.stderr
@@ -84,6 +85,7 @@ def test_a_horovod_that_does_not_import_is_told_in_one_line(python: Path, tmp_pa
     assert "libmpi.so.40" in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_doctor_finds_no_fault_in_it(python: Path) -> None:
     done = run(python, "doctor", "--json")
     findings = {each["name"]: each for each in json.loads(done.stdout)}
