@@ -37,7 +37,8 @@ test-image: setup ## build the container image and train inside; as root
 	@python -m pytest -m slow -rs -s tests/integration/test_image.py
 
 test-ci: setup   ## run the slow tests that continuous integration has time for
-	@python -m pytest -m "slow and not night" -rs --durations=25 tests
+	@python -m pytest -m "slow and not night" -rs --durations=25 tests/parallel tests/integration \
+	    tests/single/test_doctor.py tests/single/test_without_horovod.py
 
 bench: setup     ## measure every part beside its peers; writes the tables in docs/performance.md
 	@python -m bench.preprocess --out docs/performance.md
