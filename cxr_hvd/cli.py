@@ -1,6 +1,7 @@
 """The command `cxr-hvd`: its verbs, their options, and how errors leave."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -144,6 +145,8 @@ def train(
     """
     from cxr_hvd.launch.launchers import parse_duration
 
+    if stall_limit is not None and not math.isfinite(stall_limit):
+        raise UsageError(f"--stall-limit {stall_limit}: expected a number of seconds, such as 600")
     if resume is not ResumeWord.NEVER and overwrite:
         raise UsageError("--resume goes on with a run and --overwrite replaces it: choose one")
     if launcher is not None and supervise is None:

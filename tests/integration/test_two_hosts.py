@@ -353,3 +353,24 @@ def test_a_tunnel_hides_the_weights_that_are_in_clear_without_it(laboratory: Lab
     assert hidden.in_clear == {"control"}
     ledger = handed_over(laboratory, 0)
     assert ledger < hidden.moved[0].sent_bytes < ledger * 2  # more packets, and some are sent twice
+
+
+def test_a_killed_test_run_leaves_no_user_no_process_and_no_home() -> None:
+    need_two_hosts()
+    code = "import os; from tests.two_hosts import two_hosts\nwith two_hosts() as both:\n"
+    code += "    print(*(f'{host.user} {host.home} {host.sshd}' for host in both.hosts), flush=True)\n"
+    code += "    os.kill(os.getpid(), 9)"
+    killed = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    words = killed.stdout.split()
+    assert len(words) == 6, killed.stderr
+    users, homes, daemons = words[::3], words[1::3], words[2::3]
+    deadline = time.monotonic() + 20
+
+    def are_left() -> list[str]:
+        accounts = Path("/etc/passwd").read_text()
+        left = [user for user in users if f"{user}:" in accounts or Path("/run/netns", user).exists()]
+        return left + [path for path in [*homes, *(f"/proc/{pid}" for pid in daemons)] if Path(path).exists()]
+
+    while left := are_left():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
