@@ -102,7 +102,7 @@ ALL_BY_TWO = AVERAGING_BY_TWO + STOPPING_BY_TWO + COMMAND_BY_TWO
 NIGHT = (pytest.mark.slow, pytest.mark.night)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LawJob:
     """One launch that tries laws one after the other.
 
