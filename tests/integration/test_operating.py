@@ -88,9 +88,9 @@ def test_going_on_with_nothing_is_said_and_starting_with_auto_is_not(data: Path,
     assert ok(run([*command, "--resume", "auto"])).lines("trained 2 steps")
     assert cxr_here(*command[1:], "--resume", "auto", "--overwrite").exit_code == 2
     assert cxr_here(*command[1:], "--time-limit", "soon").lines("--time-limit soon: expected 3600")
-    for limit in ("nan", "inf"):
+    for limit in ("nan", "inf", "0"):
         refused = cxr_here(*command[1:], "--stall-limit", limit)
-        assert refused.exit_code == 2 and refused.lines(f"--stall-limit {limit}: expected a number of seconds")
+        assert refused.exit_code == 2 and refused.lines("--stall-limit")
 
 
 def test_a_run_is_supervised_from_outside_of_a_launcher_only(data: Path, tmp_path: Path) -> None:
