@@ -1,6 +1,7 @@
 """Markers and fixtures that all tests share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,14 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real X-rays at {folder}; set CXR_REAL_DATA")
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Have torch compute with one thread, for sums that must come out in the same order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

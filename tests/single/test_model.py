@@ -1,7 +1,5 @@
 """The layout of what goes through the network, and what leaving empty channels out changes: nothing."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,19 +8,12 @@ from cxr_hvd.training.engine import forward
 from cxr_hvd.training.model import as_channels_last, build_model
 
 SIZE = 64
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
     return build_model("densenet121", 14, seed=0)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def images_of(num_studies: int, num_channels: int) -> Tensor:

@@ -1,6 +1,5 @@
 """How networks are judged while they train and afterwards: in float32, and said of each site."""
 
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
@@ -22,19 +21,12 @@ from cxr_hvd.training.validation import Verdict, predict
 from tests.study_files import write_study_file
 
 NUM_STUDIES = 32
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def studies_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_study_file(tmp_path_factory.mktemp("studies") / "north.h5", NUM_STUDIES, splits=(Split.VALIDATE,))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config_of(path: Path, precision: str) -> Config:
