@@ -37,6 +37,16 @@ def _killed_at(number: int, work: Callable[..., Any], after: bool = False) -> Ca
     return counted
 
 
+def _waits_at(number: int, work: Callable[..., Any]) -> Callable[..., Any]:
+    def load_image(*arguments: Any, **named: Any) -> Any:
+        # The launcher ends this rank when the other dies; where it does not, the test's limit does.
+        while loaded >= number - 1:
+            time.sleep(0.1)
+        return work(*arguments, **named)
+
+    return load_image
+
+
 def _counted(work: Callable[..., Any], sleep_s: float) -> Callable[..., Any]:
     def load_image(*arguments: Any, **named: Any) -> Any:
         global loaded
@@ -61,6 +71,8 @@ def main() -> None:
             Merger.complete = _killed_at(number, Merger.complete, after=True)  # type: ignore[method-assign]
         elif point == "named":
             WorkFolder.publish = _killed_at(number, WorkFolder.publish, after=True)  # type: ignore[method-assign]
+    elif point == "load":
+        pixels.load_image = _waits_at(number, pixels.load_image)
     try:
         cli.main()
     finally:
