@@ -4,7 +4,7 @@
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 DATA    ?=
 INSTALL ?=
-SOURCES := cxr_hvd preprocess bench tests
+SOURCES := cxr_hvd preprocess bench lab tests
 
 .PHONY: help setup demo results test test-slow test-faults test-cluster test-image test-ci bench lint format constraints clean
 
@@ -27,25 +27,24 @@ test-slow: setup ## run the tests that take minutes
 	@python -m pytest -m slow tests
 
 test-faults: setup ## run the slow tests of runs that break, stop and go on
-	@python -m pytest -m slow tests/parallel tests/integration --ignore-glob='*_image.py' --ignore-glob='*_slurm.py' \
-	    --ignore-glob='*_hosts.py'
+	@python -m pytest -m slow tests/laws tests/cli
 
 test-cluster: setup ## run batch scripts on a private Slurm, and jobs between two hosts; as root
-	@python -m pytest -m slow tests/integration/test_slurm.py tests/integration/test_two_hosts.py
+	@python -m pytest -m slow tests/lab/test_slurm.py tests/lab/test_two_hosts.py
 
 test-image: setup ## build the container image and train inside; as root
-	@python -m pytest -m slow -rs -s tests/integration/test_image.py
+	@python -m pytest -m slow -rs -s tests/lab/test_image.py
 
 test-ci: setup   ## run the slow tests that continuous integration has time for
-	@python -m pytest -m "slow and not night" -rs --durations=25 tests/parallel tests/integration \
-	    tests/single/test_doctor.py tests/single/test_without_horovod.py
+	@python -m pytest -m "slow and not night" -rs --durations=25 tests/laws tests/cli tests/lab \
+	    tests/unit/doctor
 
 bench: setup     ## measure every part beside its peers; writes the tables in docs/performance.md
 	@python -m bench.preprocess --out docs/performance.md
 	@python -m bench.averaging --out docs/performance.md
 	@python -m bench.training --out docs/performance.md
 	@python -m bench.start --out docs/performance.md
-	@python -m bench.scale --out docs/performance.md --fit cxr_hvd/collective/cost_fit.json --plot docs/scale.svg
+	@python -m bench.scale --out docs/performance.md --fit cxr_hvd/partial/cost_fit.json --plot docs/scale.svg
 
 lint: setup      ## check style, imports and types; change nothing
 	@ruff check $(SOURCES)

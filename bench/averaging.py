@@ -18,12 +18,12 @@ from pathlib import Path
 
 from bench.exchanges import PRIVATE
 from bench.report import Figure, describe_machine, ratios, table, write_report
-from cxr_hvd.collective.ledger import Ledger
-from cxr_hvd.collective.sharing import Scope, build_plan
+from cxr_hvd.ledger.writer import Ledger
+from cxr_hvd.models.build import build_model, tensor_specs
+from cxr_hvd.partial.plan import Scope, build_plan
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.training.model import build_model, tensor_specs
-from tests.launch import Finished, launch
-from tests.two_sites import SlowLink, TwoSites, two_sites, why_not
+from lab.launch import Finished, launch
+from lab.two_sites import SlowLink, TwoSites, two_sites, why_not
 
 Told = dict[str, dict[str, list[float]]]
 LIMIT_S = 400

@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 
 from bench.report import turns
-from cxr_hvd.collective.comm import Communicator, start_comm
-from cxr_hvd.collective.cost import PULSE_BYTES, Batch, Layout, batch_of
-from cxr_hvd.collective.sharing import SharingPlan, build_plan
-from cxr_hvd.collective.sites import bind
-from cxr_hvd.collective.traffic import Group
-from cxr_hvd.config import PRESETS
+from cxr_hvd.comm.communicator import Communicator, start_comm
+from cxr_hvd.comm.sites import bind
+from cxr_hvd.config.schema import PRESETS
+from cxr_hvd.ledger.allowed import Group
+from cxr_hvd.models.build import build_model, tensor_specs
+from cxr_hvd.partial.cost import PULSE_BYTES, Batch, Layout, batch_of
+from cxr_hvd.partial.plan import SharingPlan, build_plan
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.training.model import build_model, tensor_specs
 
 PRIVATE = {"C": PRESETS["none"], "D": PRESETS["ends"]}
 SIZES = {"1 KiB": 1 << 10, "64 KiB": 1 << 16, "1 MiB": 1 << 20, "8 MiB": 8 << 20, "28 MiB": 28 << 20}
@@ -83,7 +83,7 @@ def build_call(name: str, batch: Batch, comm: Communicator) -> Callable[[], None
         row = torch.zeros(batch.row_bytes // 8, dtype=torch.float64)
 
         def gather_once() -> None:
-            comm.begin_gather(row, "pulse")()
+            comm.begin_allgather(row, "pulse")()
 
         return gather_once
     kinds: list[tuple[str, Group, tuple[int, ...]]] = [
@@ -94,7 +94,7 @@ def build_call(name: str, batch: Batch, comm: Communicator) -> Callable[[], None
 
     def call() -> None:
         waits = [
-            comm.begin_sum({f"{name} {number}": buffer}, purpose, group)
+            comm.begin_allreduce({f"{name} {number}": buffer}, purpose, group)
             for number, (purpose, group, buffer) in enumerate(sums)
         ]
         for wait in waits:

@@ -17,21 +17,21 @@ from mpi4py import MPI  # before Horovod, which then takes over an MPI that seve
 from torch import Tensor, nn
 
 from bench.report import turns
-from cxr_hvd.collective.averaging import EXCHANGES, Averager
-from cxr_hvd.collective.comm import Communicator, Wait, start_comm
-from cxr_hvd.collective.ledger import Ledger
-from cxr_hvd.collective.sharing import Scope, SharingPlan, build_plan
-from cxr_hvd.collective.sites import Topology, bind
-from cxr_hvd.collective.traffic import Group
-from cxr_hvd.collective.watchdog import Watchdog
-from cxr_hvd.config import PRESETS, Training
+from cxr_hvd.comm.communicator import Communicator, Wait, start_comm
+from cxr_hvd.comm.sites import Topology, bind
+from cxr_hvd.comm.watchdog import Watchdog
+from cxr_hvd.config.schema import PRESETS, Training
+from cxr_hvd.data.loader import Batch
+from cxr_hvd.ledger.allowed import Group
+from cxr_hvd.ledger.writer import Ledger
+from cxr_hvd.models.build import build_model, tensor_specs
+from cxr_hvd.partial.averager import EXCHANGES, Averager
+from cxr_hvd.partial.plan import Scope, SharingPlan, build_plan
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.study_file import MAX_IMAGES
 from cxr_hvd.training.engine import Engine, forward
-from cxr_hvd.training.loader import Batch
 from cxr_hvd.training.loss import MultiLabelLoss
-from cxr_hvd.training.model import build_model, tensor_specs
-from tests.two_sites import own_traffic
+from lab.two_sites import own_traffic
 
 PRIVATE = {"C": PRESETS["none"], "D": PRESETS["ends"]}
 BATCH, IMAGES, SIDE = 8, 2, 96
@@ -58,14 +58,14 @@ class HeldComm:
     def form_site_groups(self, site_of_rank: Any) -> None:
         self._comm.form_site_groups(site_of_rank)
 
-    def begin_sum(self, tensors: Mapping[str, Tensor], purpose: str, group: Group = "all") -> Wait[None]:
-        return self._hold(lambda: self._comm.begin_sum(tensors, purpose, group))
+    def begin_allreduce(self, tensors: Mapping[str, Tensor], purpose: str, group: Group = "all") -> Wait[None]:
+        return self._hold(lambda: self._comm.begin_allreduce(tensors, purpose, group))
 
-    def begin_gather(self, tensor: Tensor, purpose: str) -> Wait[Tensor]:
-        return self._hold(lambda: self._comm.begin_gather(tensor, purpose))
+    def begin_allgather(self, tensor: Tensor, purpose: str) -> Wait[Tensor]:
+        return self._hold(lambda: self._comm.begin_allgather(tensor, purpose))
 
-    def begin_swap(self, rows: Tensor, purpose: str) -> Wait[Tensor]:
-        return self._hold(lambda: self._comm.begin_swap(rows, purpose))
+    def begin_alltoall(self, rows: Tensor, purpose: str) -> Wait[Tensor]:
+        return self._hold(lambda: self._comm.begin_alltoall(rows, purpose))
 
     def start_timeline(self, path: str) -> None:
         self._comm.start_timeline(path)

@@ -24,11 +24,11 @@ from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
 from bench.report import Figure, describe_machine, ratios, table, turns, write_report
-from cxr_hvd.config import Augmentation, Labels
+from cxr_hvd.config.schema import Augmentation, Labels
+from cxr_hvd.data.loader import Shuffle, StudySet, train_batches
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.study_file import MAX_IMAGES, Split, StudyFile, StudyFileHeader, StudyRow, View
 from cxr_hvd.study.study_writer import StudyFileWriter
-from cxr_hvd.training.loader import Shuffle, StudySet, train_batches
 
 SIDE, BATCH, NUM_STUDIES = 256, 16, 256
 # Of 1, 2, 3 ... images, as the phantoms in MIMIC-CXR's layout: 1.7 images a study.

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from bench.exchanges import EngineStep, Step
-from cxr_hvd.collective.comm import LocalComm
-from cxr_hvd.collective.sites import Topology
+from cxr_hvd.comm.communicator import LocalComm
+from cxr_hvd.comm.sites import Topology
+from cxr_hvd.models.build import build_model
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.training.checkpoint import CheckpointWriter, copy_of, state_of
-from cxr_hvd.training.model import build_model
+from cxr_hvd.training.checkpoint.checkpoint import CheckpointWriter, snapshot_record, snapshot_tensors
 from cxr_hvd.training.run_folder import RunFolder
 
 NUM_STEPS, SAVE_AT = 10, 5
@@ -31,7 +31,9 @@ def main() -> None:
         for number in range(NUM_STEPS):
             step()
             if number == SAVE_AT and isinstance(step, EngineStep):
-                writer.begin(number, copy_of(step.engine, number), state_of(step.engine, number, {}))
+                writer.begin(
+                    number, snapshot_tensors(step.engine, number), snapshot_record(step.engine, number, {})
+                )
         writer.finish()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
 

@@ -25,11 +25,11 @@ from PIL import Image
 from bench.report import Figure, describe_machine, in_turn, table, write_report
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.study_file import StudyFile, View
-from preprocess import pixels
+from preprocess.phantom.phantom import write_phantom
+from preprocess.pixels import load as pixels
 from preprocess.plan import IMAGE_SIZE
 from preprocess.records import ImageRecord
 from preprocess.sources.chexpert import COLUMNS
-from preprocess.sources.phantom import write_phantom
 
 NAME = "CheXpert-v1.0-small"
 PAGE_BYTES = IMAGE_SIZE**2

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from bench.report import describe_machine, write_report
-from cxr_hvd.evaluation.comparison import MEAN_OF_SITES, compare
-from cxr_hvd.evaluation.text_tables import markdown
+from cxr_hvd.experiment.compare import MEAN_OF_SITES, compare
+from cxr_hvd.report.text_tables import markdown
 
 SHIFTS = ("none", "label", "acquisition", "concept")
 SETUPS = ("A", "C", "D")

@@ -1,6 +1,6 @@
-"""What a step would cost at many sites: measures collectives on few ranks, fits `collective.cost`, draws it.
+"""What a step would cost at many sites: measures collectives on few ranks, fits `partial.cost`, draws it.
 
-`python -m bench.scale --out docs/performance.md --fit cxr_hvd/collective/cost_fit.json --plot docs/scale.svg`.
+`python -m bench.scale --out docs/performance.md --fit cxr_hvd/partial/cost_fit.json --plot docs/scale.svg`.
 Every job takes its collectives in turn, round after round; a figure is the lower quartile over rounds, for
 neighbours only ever add, and the least would be a call that met Horovod's cycle just in time. Some points are kept
 back from the fit and judge it. Needs root for the links; without, stops.
@@ -30,7 +30,7 @@ from bench.averaging import job
 from bench.collectives import PRIVATE, batches, plan_of, take_part
 from bench.report import describe_machine, write_report
 from cxr_hvd.atomic import write_text
-from cxr_hvd.collective.cost import (
+from cxr_hvd.partial.cost import (
     ALGORITHMS,
     Batch,
     Costs,
@@ -46,9 +46,9 @@ from cxr_hvd.collective.cost import (
     relative_error,
     said_s,
 )
-from cxr_hvd.collective.sharing import SharingPlan
-from tests.launch import launch
-from tests.two_sites import SlowLink, TwoSites, two_sites, why_not
+from cxr_hvd.partial.plan import SharingPlan
+from lab.launch import launch
+from lab.two_sites import SlowLink, TwoSites, two_sites, why_not
 
 LIMIT_S = 900
 CORES = len(os.sched_getaffinity(0))

@@ -14,15 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.report import Figure, describe_machine, ratios, table, turns, write_report
-from tests.launch import LAUNCHERS, PROJECT, environment
-from tests.study_files import write_study_file
+from lab.launch import LAUNCHERS, PROJECT, environment
+from lab.study_files import write_study_file
 
 LIMIT_S = 120
-COMMAND = "from cxr_hvd.cli import main; main()"
+COMMAND = "from cxr_hvd.cli.app import main; main()"
 # A rank that ends with its first step, and then says how many seconds of a core it has taken.
 RANK = """
 import os, sys, time
-from cxr_hvd import cli
+from cxr_hvd.cli import app as cli
 from cxr_hvd.training.display import TrainingDisplay
 def show(self, report):
     os.write(1, b"first step: %.3f\\n" % time.process_time())

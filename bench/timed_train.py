@@ -11,15 +11,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cxr_hvd import cli
-from cxr_hvd.training.checkpoint import CheckpointWriter
-from cxr_hvd.training.milestones import Milestones
+from cxr_hvd.cli import app as cli
+from cxr_hvd.training.between_steps import BetweenSteps
+from cxr_hvd.training.checkpoint.checkpoint import CheckpointWriter
 
 
 def main() -> None:
     """Time what a checkpoint does in the loop, then run the command line."""
     stalls: list[float] = []
-    save, finish = Milestones._save, CheckpointWriter.finish
+    save, finish = BetweenSteps._save, CheckpointWriter.finish
 
     def timed_save(self: Any, done: int) -> None:
         started = time.perf_counter()
@@ -33,7 +33,7 @@ def main() -> None:
         if is_under_way and stalls:
             stalls[-1] += time.perf_counter() - started
 
-    Milestones._save = timed_save  # type: ignore[method-assign]
+    BetweenSteps._save = timed_save  # type: ignore[method-assign]
     CheckpointWriter.finish = timed_finish  # type: ignore[method-assign]
     if os.environ.get("OMPI_COMM_WORLD_RANK") == "0":
         # The last one is waited for, as there is nothing left to do meanwhile.

@@ -21,8 +21,8 @@ from bench import loader
 from bench.averaging import HOROVODS_FUSION, job, said
 from bench.report import Figure, describe_machine, ratios, table, write_report
 from cxr_hvd.study.study_file import Split
-from tests.launch import LAUNCHERS, PROJECT, environment
-from tests.study_files import write_study_file
+from lab.launch import LAUNCHERS, PROJECT, environment
+from lab.study_files import write_study_file
 
 SITES = ("chexpert", "mimic")
 SPLITS = (Split.TRAIN, Split.TRAIN, Split.TRAIN, Split.VALIDATE)

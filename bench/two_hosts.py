@@ -1,6 +1,6 @@
 """What training costs between two hosts that have nothing but ssh and a line in common: real jobs, real launchers.
 
-Two namespaces, two users, an sshd each (`tests.two_hosts`), a rank and a core each. Experiments C and D, averaged
+Two namespaces, two users, an sshd each (`lab.two_hosts`), a rank and a core each. Experiments C and D, averaged
 in every step and in every tenth, started by mpirun and by horovodrun over Gloo, over a cable and over a slow link.
 Jobs take turns, round after round; seconds are those in `metrics.jsonl`, without the first step, and bytes are
 those that the interfaces count, of the whole job, its start included. Needs root.
@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.report import Figure, describe_machine, ratios, table, write_report
-from tests.launch import PROJECT
-from tests.study_files import write_study_file
-from tests.two_hosts import TwoHosts, horovodrun, mpirun, two_hosts, why_not
-from tests.two_sites import SlowLink, output_of
+from lab.launch import PROJECT
+from lab.study_files import write_study_file
+from lab.two_hosts import TwoHosts, horovodrun, mpirun, two_hosts, why_not
+from lab.two_sites import SlowLink, output_of
 
 SITES = "chexpert", "mimic"
 LINKS: dict[str, SlowLink | None] = {"cable": None, "20 ms, 100 Mbit/s": SlowLink(delay_ms=20, rate_mbit=100)}

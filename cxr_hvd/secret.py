@@ -1,6 +1,6 @@
 """Files of a secret key: made of random bytes, readable by their owner alone, never replaced.
 
-Two kinds of key lie in such files: the one that all sites share to prove who takes part (`collective.key`), and a
+Two kinds of key lie in such files: the one that all sites share to prove who takes part (`comm.key`), and a
 site's own one for pseudonyms (`preprocess.identifiers`). Both can be guessed at by who has seen what was made with
 them, so that a word that somebody thought of is no key.
 """

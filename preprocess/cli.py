@@ -47,9 +47,9 @@ def phantom(
 
     Hospitals of one layout and two seeds differ in their patients alone. Each shift adds a difference of one kind.
     """
-    from preprocess import run
-    from preprocess.sources import phantom as drawing
-    from preprocess.sources.phantom_shift import Shift
+    from preprocess.parallel import ranks as run
+    from preprocess.phantom import phantom as drawing
+    from preprocess.phantom.shift import Shift
 
     if run.is_under_launcher():
         raise UsageError("phantom uses all cores by itself: run it without mpirun")
@@ -70,8 +70,8 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show what study files hold; side by side, how far apart the sites are."""
-    from preprocess import inspection
-    from preprocess.distances import site_distances, traits
+    from preprocess.inspect import summary as inspection
+    from preprocess.inspect.distances import site_distances, traits
 
     if html is not None:
         check_output(html, overwrite, "--html")
@@ -82,7 +82,7 @@ def inspect(
     ]
     apart = site_distances(sites, seed)
     if html is not None:
-        from preprocess import page
+        from preprocess.inspect import page
 
         page.write_page(html, files, described, sites, apart, seed)
     if as_json:
@@ -100,8 +100,8 @@ def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A study file.")], as_json: AsJson = False
 ) -> None:
     """Recompute the digests of a study file's tables and of every image, on all cores."""
-    from preprocess import verification
-    from preprocess.progress import build_progress
+    from preprocess import verify as verification
+    from preprocess.parallel.progress import build_progress
 
     progress = build_progress(is_leader=True)
     try:
@@ -123,7 +123,7 @@ def compare(
 
     Exit code 3: images were found that occur twice; 0: none were.
     """
-    from preprocess import comparison
+    from preprocess import compare as comparison
 
     found = comparison.compare(files)
     if as_json:

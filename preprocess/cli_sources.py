@@ -177,9 +177,10 @@ def _command(verb: Verb) -> Any:
 
 def _preprocess(verb: Verb, **said: Any) -> None:
     """Run one job on all ranks; the leader prints the result."""
-    from preprocess import inspection, run
+    from preprocess.inspect import summary as inspection
     from preprocess.job import preprocess
-    from preprocess.progress import build_progress
+    from preprocess.parallel import ranks as run
+    from preprocess.parallel.progress import build_progress
 
     as_json: bool = said.pop("as_json")
     draft: Path | None = said.pop("draft", None)
@@ -198,7 +199,7 @@ def _preprocess(verb: Verb, **said: Any) -> None:
 
 def _draft(table: Path, draft: Path, overwrite: bool) -> None:
     """Write a YAML of columns to start from."""
-    from preprocess import run
+    from preprocess.parallel import ranks as run
     from preprocess.sources.draft import MISSING, write_draft
 
     if run.is_under_launcher():
@@ -230,7 +231,7 @@ def _job(
 ) -> "Job":
     from cxr_hvd.study.study_file import Split
     from preprocess import identifiers
-    from preprocess.pixels import PIXELS
+    from preprocess.pixels.load import PIXELS
     from preprocess.plan import Job
     from preprocess.quarantine import parse_share
     from preprocess.records import SourceOptions
@@ -266,9 +267,9 @@ def _job(
 
 
 def _print_outcome(job: "Job", outcome: "Outcome", described: dict[str, Any], as_json: bool) -> None:
-    from preprocess import inspection
     from preprocess.balance import print_balance
     from preprocess.drawn import drawn_path
+    from preprocess.inspect import summary as inspection
     from preprocess.quarantine import quarantine_path
 
     rate = outcome.num_images / outcome.load_s if outcome.load_s else 0.0

@@ -19,18 +19,19 @@ from cxr_hvd.atomic import check_output
 from cxr_hvd.errors import CxrHvdError, DataError, StudyFileError
 from cxr_hvd.secret import create_key
 from cxr_hvd.study.study_file import StudyFile
-from preprocess import identifiers, pixels
+from preprocess import identifiers
 from preprocess.balance import Balance
-from preprocess.blocks import fill_block, is_whole
 from preprocess.drawn import drawn_path, write_drawn
+from preprocess.parallel.blocks import fill_block, is_whole
+from preprocess.parallel.merge import Merger
+from preprocess.parallel.pool import DONE, RESUMED, Pool
+from preprocess.parallel.progress import Progress
+from preprocess.parallel.ranks import Ranks, leader_says, stopping_on_request, together
+from preprocess.parallel.work import WorkFolder, not_written
+from preprocess.pixels import load as pixels
 from preprocess.plan import Hashed, Job, Plan, build_plan, check_job
-from preprocess.pool import DONE, RESUMED, Pool
-from preprocess.progress import Progress
 from preprocess.quarantine import check_bad, quarantine_path, write_quarantine
 from preprocess.records import ImageRecord
-from preprocess.run import Ranks, leader_says, stopping_on_request, together
-from preprocess.work import WorkFolder, not_written
-from preprocess.write import Merger
 
 
 @dataclass(frozen=True)

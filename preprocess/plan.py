@@ -15,10 +15,11 @@ from cxr_hvd import __version__
 from cxr_hvd.errors import DataError, UsageError
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.study_file import Split, StudyFileHeader
-from preprocess import pixels, write
 from preprocess.balance import Balance, label_balance
-from preprocess.blocks import plan_blocks
 from preprocess.drawn import repeat_drawn
+from preprocess.parallel import merge as write
+from preprocess.parallel.blocks import plan_blocks
+from preprocess.pixels import load as pixels
 from preprocess.records import SourceOptions
 from preprocess.selection import Selection, select
 from preprocess.sources import SOURCES

@@ -5,7 +5,7 @@ names the command that mends it. What a package says of itself is asked in a pro
 crashes on import, or waits for ever, is a finding and not the end of the examination. Asking (`questions`)
 is kept apart from judging (`verdicts`, pure functions), so that each verdict can be tested on made-up answers.
 
-Leaves to others: printing and the exit code (`cxr_hvd.cli`), mending (`tools/install.sh`).
+Leaves to others: printing and the exit code (`cxr_hvd.cli.app`), mending (`tools/install.sh`).
 """
 
 import os

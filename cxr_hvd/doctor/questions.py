@@ -21,7 +21,7 @@ QUESTION_LIMIT_S = 60.0
 GRACE_S = 5.0  # for a launcher to end its ranks
 
 # Each question is a program that prints one line of JSON. Horovod's is a string here for a second reason: only
-# cxr_hvd.collective.comm imports Horovod into this program.
+# cxr_hvd.comm.communicator imports Horovod into this program.
 _LIBMPI = """
 def libmpi():
     found = re.findall(r"/\\S*/libmpi\\.so\\S*", open("/proc/self/maps").read())

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from cxr_hvd import __version__
-from cxr_hvd.collective.comm import Communicator, gather
-from cxr_hvd.collective.contract import check_contract, flat_items
-from cxr_hvd.collective.sharing import Scope, SharingPlan, build_plan
-from cxr_hvd.collective.sites import Topology
-from cxr_hvd.config import Config
+from cxr_hvd.comm.communicator import Communicator, gather
+from cxr_hvd.comm.contract import check_contract, flat_items
+from cxr_hvd.comm.sites import Topology
+from cxr_hvd.config.schema import Config
+from cxr_hvd.data.studies import TrainingData
 from cxr_hvd.errors import ConfigError
+from cxr_hvd.models.build import tensor_specs
+from cxr_hvd.partial.plan import Scope, SharingPlan, build_plan
 from cxr_hvd.study.study_file import StudyFile
-from cxr_hvd.training.data import TrainingData
-from cxr_hvd.training.model import tensor_specs
 from cxr_hvd.training.run_folder import RunFolder
 
 COMPARED_VERSIONS = ("torch", "torchvision", "horovod", "numpy")

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
-from cxr_hvd.collective.answers import check_number, read_answers
-from cxr_hvd.collective.comm import Communicator, gather
-from cxr_hvd.collective.sites import Topology
-from cxr_hvd.config import Config
+from cxr_hvd.comm.answers import check_number, read_answers
+from cxr_hvd.comm.communicator import Communicator, gather
+from cxr_hvd.comm.sites import Topology
+from cxr_hvd.config.schema import Config
+from cxr_hvd.data.studies import TrainingData
 from cxr_hvd.errors import ConfigError, CxrHvdError
 from cxr_hvd.study.study_file import Split, StudyFile
-from cxr_hvd.training.data import TrainingData
 
 MAX_STUDIES = 1 << 40
 

@@ -12,15 +12,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from cxr_hvd.collective.sharing import Scope, SharingPlan
-from cxr_hvd.collective.sites import Topology
-from cxr_hvd.collective.traffic import TRAFFIC
-from cxr_hvd.config import Config
+from cxr_hvd.comm.sites import Topology
+from cxr_hvd.config.schema import Config
 from cxr_hvd.console import WIDTH, Console, open_console
 from cxr_hvd.launch.orphan import terminal_of_launcher
+from cxr_hvd.ledger.allowed import TRAFFIC
+from cxr_hvd.partial.plan import Scope, SharingPlan
 from cxr_hvd.training.budget import Budget
 from cxr_hvd.training.engine import StepReport
-from cxr_hvd.training.record import loss_of_site
+from cxr_hvd.training.log import loss_of_site
 from cxr_hvd.training.validation import Verdict
 
 LINE_EVERY_S = 5.0

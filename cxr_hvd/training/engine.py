@@ -1,7 +1,7 @@
 """The training loop: one step on this rank, one average with the others, until the steps are done or all stop.
 
 A step is the same on all ranks by construction: after backward each tells the others in five numbers how it went
-(`collective/pulse.py`), and every decision follows from what all then know. Own to this module: the loop, the
+(`comm/step_status.py`), and every decision follows from what all then know. Own to this module: the loop, the
 step, the optimizer. Left to others: which studies (`loader`), what is averaged and how (`averaging`), what happens
 between steps (`milestones`).
 """
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.profiler import record_function
 
-from cxr_hvd.collective.averaging import Averager
-from cxr_hvd.collective.comm import Communicator
-from cxr_hvd.collective.pulse import Pulse, Wish, Writing, begin_pulses
-from cxr_hvd.collective.sharing import Scope, SharingPlan
-from cxr_hvd.collective.sites import Topology
-from cxr_hvd.config import Training
-from cxr_hvd.training.loader import Batch
+from cxr_hvd.comm.communicator import Communicator
+from cxr_hvd.comm.sites import Topology
+from cxr_hvd.comm.step_status import StepStatus, StopReason, Writing, begin_statuses
+from cxr_hvd.config.schema import Training
+from cxr_hvd.data.loader import Batch
+from cxr_hvd.models.build import as_channels_last
+from cxr_hvd.partial.averager import Averager
+from cxr_hvd.partial.plan import Scope, SharingPlan
 from cxr_hvd.training.loss import MultiLabelLoss
 from cxr_hvd.training.loss_scale import LossScale
-from cxr_hvd.training.model import as_channels_last
 from cxr_hvd.training.nonfinite import MAX_SKIPPED, Statistics, nonfinite_error
 from cxr_hvd.training.optim import Optimizer
 from cxr_hvd.training.schedule import learning_rate_factor
@@ -48,7 +48,7 @@ class StepReport:
     """
 
     step: int
-    pulses: Sequence[Pulse]
+    pulses: Sequence[StepStatus]
     loss: float
     learning_rate: float
     gradient_norm: float
@@ -62,8 +62,8 @@ class StepReport:
         return [pulse.loss for pulse in self.pulses]
 
     @property
-    def wish(self) -> Wish:
-        """Why all stop after this step; `Wish.NONE` where they go on."""
+    def wish(self) -> StopReason:
+        """Why all stop after this step; `StopReason.NONE` where they go on."""
         return max(pulse.wish for pulse in self.pulses)
 
 
@@ -110,7 +110,7 @@ class Engine:
         self.loss_scale = LossScale() if settings.precision == "fp16" else None
         self.weight_mean = WeightMean(model, settings.ema_decay) if settings.ema_decay else None
         self.num_skipped_in_a_row = 0
-        self.ask: Callable[[int], tuple[Wish, Writing]] = lambda step: (Wish.NONE, Writing.IDLE)
+        self.ask: Callable[[int], tuple[StopReason, Writing]] = lambda step: (StopReason.NONE, Writing.IDLE)
         self._loss = loss or MultiLabelLoss(None, None)
         self.plan = plan
         self.comm = comm
@@ -158,7 +158,7 @@ class Engine:
         with waiting, record_function("exchange"):
             self.averager.before_update()
         norms = self._gradient_norms()
-        pulses = self._exchange_pulses(float(loss), norms, step, waiting)
+        pulses = self._exchange_statuses(float(loss), norms, step, waiting)
         is_finite = all(pulse.is_finite for pulse in pulses)
         if self.loss_scale:
             self.loss_scale.update(is_finite)
@@ -207,21 +207,23 @@ class Engine:
             torch._foreach_mul_(_gradients(self._shared + self._private), 1 / self.loss_scale.scale)
         return _norm(self._shared), _norm(self._private)
 
-    def _exchange_pulses(self, loss: float, norms: tuple[float, float], step: int, waiting: Clock) -> list[Pulse]:
+    def _exchange_statuses(
+        self, loss: float, norms: tuple[float, float], step: int, waiting: Clock
+    ) -> list[StepStatus]:
         """Tell the others how this rank's step went, and hear how theirs did. Collective: every rank. Blocking."""
         shared_norm, private_norm = norms
-        own = Pulse(loss, shared_norm, math.isfinite(private_norm), *self.ask(step))
+        own = StepStatus(loss, shared_norm, math.isfinite(private_norm), *self.ask(step))
         with waiting, record_function("pulse"):
-            return begin_pulses(self.comm, own, self.topology.name_of)()
+            return begin_statuses(self.comm, own, self.topology.name_of)()
 
-    def _update(self, pulses: Sequence[Pulse], norms: tuple[float, float]) -> None:
+    def _update(self, pulses: Sequence[StepStatus], norms: tuple[float, float]) -> None:
         self.num_skipped_in_a_row = 0
         if self._settings.clip_norm:
             self._clip(pulses, norms, self._settings.clip_norm)
         with record_function("update"):
             self.optimizer.step()
 
-    def _clip(self, pulses: Sequence[Pulse], norms: tuple[float, float], most: float) -> None:
+    def _clip(self, pulses: Sequence[StepStatus], norms: tuple[float, float], most: float) -> None:
         """Shorten the shared gradient and the private one to this norm, each for itself.
 
         Where gradients are common to several ranks, one rank's norm counts for all: norms of equal gradients may
@@ -233,20 +235,20 @@ class Engine:
         shared_norm, private_norm = pulses[0].shared_norm if is_common else norms[0], norms[1]
         if is_common and len(self.topology.ranks_of_site) > 1:
             said = torch.tensor([private_norm if self.topology.is_site_leader else 0.0], dtype=torch.float64)
-            self.comm.begin_sum({"private": said}, "norm", "site")()
+            self.comm.begin_allreduce({"private": said}, "norm", "site")()
             private_norm = float(said)
         for parameters, norm in ((self._shared, shared_norm), (self._private, private_norm)):
             if norm > most:
                 torch._foreach_mul_(_gradients(parameters), most / norm)
 
-    def _skip(self, pulses: Sequence[Pulse], batch: Batch, step: int) -> None:
+    def _skip(self, pulses: Sequence[StepStatus], batch: Batch, step: int) -> None:
         """Leave all as it was before the step, or stop. Collective: every rank."""
         self.num_skipped_in_a_row += 1
         if self._statistics is None or self.num_skipped_in_a_row > MAX_SKIPPED:
             raise nonfinite_error(
                 self.comm, self.topology, self.model, self.averager, pulses, batch, step, self._may_skip
             )
-        self._statistics.put_back()
+        self._statistics.restore()
 
     def _set_learning_rate(self, step: int) -> float:
         settings = self._settings

@@ -6,13 +6,13 @@ from math import isfinite
 import torch
 from torch import nn
 
-from cxr_hvd.collective.averaging import Averager
-from cxr_hvd.collective.comm import Communicator, gather_text
-from cxr_hvd.collective.pulse import Pulse
-from cxr_hvd.collective.sites import Topology
+from cxr_hvd.comm.communicator import Communicator, allgather_text
+from cxr_hvd.comm.sites import Topology
+from cxr_hvd.comm.step_status import StepStatus
+from cxr_hvd.data.loader import Batch
 from cxr_hvd.errors import TrainingError
+from cxr_hvd.partial.averager import Averager
 from cxr_hvd.terminal import shown
-from cxr_hvd.training.loader import Batch
 
 MAX_SKIPPED = 20
 
@@ -33,7 +33,7 @@ class Statistics:
             torch._foreach_copy_(kept, own)
 
     @torch.no_grad()
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Undo what happened to them since."""
         for kept, own in zip(self._kept, (self._floats, self._counters), strict=True):
             torch._foreach_copy_(own, kept)
@@ -44,7 +44,7 @@ def nonfinite_error(
     topology: Topology,
     model: nn.Module,
     averager: Averager,
-    pulses: Sequence[Pulse],
+    pulses: Sequence[StepStatus],
     batch: Batch,
     step: int,
     was_skipping: bool,
@@ -55,7 +55,7 @@ def nonfinite_error(
         The same error on every rank; it names site, rank, step and tensor.
     """
     own = first_nonfinite(model, averager, pulses[topology.rank], batch)
-    named = {rank: name for rank, name in enumerate(gather_text(comm, own, "fault", topology.name_of)) if name}
+    named = {rank: name for rank, name in enumerate(allgather_text(comm, own, "fault", topology.name_of)) if name}
     rank = min(named, default=0)
     what = f"the loss is {pulses[rank].loss}" if not isfinite(pulses[rank].loss) else "a gradient is not finite"
     after = f", after {MAX_SKIPPED} skipped steps in a row" if was_skipping else ""
@@ -70,7 +70,7 @@ def nonfinite_error(
     return error
 
 
-def first_nonfinite(model: nn.Module, averager: Averager, own: Pulse, batch: Batch) -> str:
+def first_nonfinite(model: nn.Module, averager: Averager, own: StepStatus, batch: Batch) -> str:
     """Name the first thing of this rank that is not finite, from input to gradients; empty where all is.
 
     Gradients that were exchanged are everybody's: of those the averager knows the rank's own part.

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cxr_hvd.collective.comm import Communicator
-from cxr_hvd.collective.sites import Topology
-from cxr_hvd.collective.watchdog import Doing
+from cxr_hvd.comm.communicator import Communicator
+from cxr_hvd.comm.sites import Topology
+from cxr_hvd.comm.watchdog import Doing
 from cxr_hvd.errors import CxrHvdError, Stopped
 from cxr_hvd.reading import read_plain
 from cxr_hvd.terminal import shown

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from cxr_hvd.collective.pulse import Wish
+from cxr_hvd.comm.step_status import StopReason
 from cxr_hvd.errors import leave
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
@@ -21,9 +21,9 @@ SAFETY_S = 2.0
 WITHOUT_LAUNCHER_S = 60.0  # the others may be gone, and a wait for them without end
 
 REASONS = {
-    Wish.TIME: "the time limit is near",
-    Wish.SIGNAL: "a signal asked for it",
-    Wish.LAUNCHER: "the launcher is gone",
+    StopReason.TIME: "the time limit is near",
+    StopReason.SIGNAL: "a signal asked for it",
+    StopReason.LAUNCHER: "the launcher is gone",
 }
 
 
@@ -36,24 +36,24 @@ class StopRequest:
 
     def __init__(self, deadline: float | None = None) -> None:
         self._deadline = deadline
-        self._wish = Wish.NONE
+        self._wish = StopReason.NONE
         self._slowest_step_s = 0.0
         self._save_s = FIRST_SAVE_S
         self._validation_s = 0.0
         self._step_began = time.monotonic()
 
-    def ask(self, wish: Wish) -> None:
+    def ask(self, wish: StopReason) -> None:
         """Ask for a stop after this step. May be called from a signal's handler or another thread."""
         self._wish = max(self._wish, wish)
 
     def lose_launcher(self) -> None:
         """Ask for a stop, since what started this rank has died; where that does not come about, end the rank."""
-        self.ask(Wish.LAUNCHER)
+        self.ask(StopReason.LAUNCHER)
         timer = threading.Timer(WITHOUT_LAUNCHER_S, leave, [1])
         timer.daemon = True
         timer.start()
 
-    def wish(self) -> Wish:
+    def wish(self) -> StopReason:
         """Return what is to be told to the others in this step; call it once a step."""
         now = time.monotonic()
         step_s, self._step_began = now - self._step_began, now
@@ -61,7 +61,7 @@ class StopRequest:
         if self._deadline is not None:
             left_s = self._deadline - now - self._validation_s
             if is_near(left_s, self._slowest_step_s, self._save_s):
-                self.ask(Wish.TIME)
+                self.ask(StopReason.TIME)
         return self._wish
 
     def note_save(self, seconds: float) -> None:
@@ -89,7 +89,7 @@ class StopRequest:
     def _take(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:  # not SIGTERM: launchers send it to a process and once more to its group
             signal.signal(number, signal.SIG_DFL)
-        self.ask(Wish.SIGNAL)
+        self.ask(StopReason.SIGNAL)
 
 
 def is_near(left_s: float, step_s: float, save_s: float) -> bool:

@@ -12,16 +12,21 @@ from typing import Any, Literal
 import torch
 from torch.profiler import record_function
 
-from cxr_hvd.collective.averaging import EXCHANGES, Averager, site_weights
-from cxr_hvd.collective.comm import Communicator, together
-from cxr_hvd.collective.contract import check_contract, gather_digests
-from cxr_hvd.collective.key import prove_key
-from cxr_hvd.collective.sharing import SharingPlan
-from cxr_hvd.collective.sites import Topology, bind
-from cxr_hvd.config import Config
+from cxr_hvd.comm.communicator import Communicator, together
+from cxr_hvd.comm.contract import check_contract, gather_digests
+from cxr_hvd.comm.device import binding_remark, choose_device, set_threads
+from cxr_hvd.comm.key import prove_key
+from cxr_hvd.comm.sites import Topology, bind
+from cxr_hvd.config.schema import Config
 from cxr_hvd.console import Console
+from cxr_hvd.data.loader import threads_for, train_batches
+from cxr_hvd.data.staging import stage
+from cxr_hvd.data.studies import TrainingData, open_training_data
 from cxr_hvd.errors import Stopped
 from cxr_hvd.launch.orphan import LauncherWatch
+from cxr_hvd.models.build import build_model
+from cxr_hvd.partial.averager import EXCHANGES, Averager, site_weights
+from cxr_hvd.partial.plan import SharingPlan
 from cxr_hvd.training.agreement import (
     changed_settings,
     check_length,
@@ -31,20 +36,15 @@ from cxr_hvd.training.agreement import (
     find_twins,
     plan_of,
 )
+from cxr_hvd.training.between_steps import BetweenSteps
 from cxr_hvd.training.budget import Budget, agree_on_budget
-from cxr_hvd.training.checkpoint import CheckpointWriter, agree_on_step, load_checkpoint
-from cxr_hvd.training.data import TrainingData, open_training_data
-from cxr_hvd.training.device import binding_remark, choose_device, set_threads
+from cxr_hvd.training.checkpoint.checkpoint import CheckpointWriter, agree_on_step, load_checkpoint
 from cxr_hvd.training.display import TrainingDisplay, console_for, print_agreed, twins_warning
 from cxr_hvd.training.engine import Engine, StepReport
-from cxr_hvd.training.loader import threads_for, train_batches
+from cxr_hvd.training.log import Log, open_ledger, record_run, record_settings, witness_ledgers
 from cxr_hvd.training.loss import build_loss
-from cxr_hvd.training.milestones import Milestones
-from cxr_hvd.training.model import build_model
 from cxr_hvd.training.profiling import Profile
-from cxr_hvd.training.record import Log, open_ledger, record_run, record_settings, witness_ledgers
 from cxr_hvd.training.run_folder import RunFolder, disk_errors
-from cxr_hvd.training.staging import stage
 from cxr_hvd.training.status import status_kept
 from cxr_hvd.training.stopping import REASONS, StopRequest
 from cxr_hvd.training.validation import Validation, Verdict
@@ -54,7 +54,7 @@ Resume = Literal["never", "latest", "auto"]
 
 
 @dataclass(frozen=True)
-class Job:
+class LaunchOptions:
     """How a run is to be started and ended; what it is, is the config's.
 
     Attributes:
@@ -74,17 +74,17 @@ class Job:
     stage: Path | None = None
 
 
-FRESH_START = Job()
+FRESH_START = LaunchOptions()
 
 
-def train(config: Config, run: Path, comm: Communicator, job: Job = FRESH_START) -> None:
+def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions = FRESH_START) -> None:
     """Train one model over all sites. Collective: every rank, with the same arguments. Blocking.
 
     Raises:
         Stopped: on every rank, where a rank was asked to stop and all have written a checkpoint.
         CxrHvdError: on every rank alike.
     """
-    console, stop = console_for(comm.num_ranks), StopRequest(job.deadline)
+    console, stop = console_for(comm.num_ranks), StopRequest(options.deadline)
     with stop.listening(), watched(comm), ExitStack() as opened:
         opened.callback(LauncherWatch(stop.lose_launcher).stop)
         # Every rank finds its site, opens its own data and fits its threads to the machine.
@@ -94,7 +94,7 @@ def train(config: Config, run: Path, comm: Communicator, job: Job = FRESH_START)
         set_threads(comm)
         with together(comm, "opening its study file"):
             device = choose_device(config.training.device, comm)
-            data = open_training_data(config, topology, staged_in(job.stage, comm))
+            data = open_training_data(config, topology, staged_in(options.stage, comm))
             for file in data.files:
                 opened.callback(file.close)
 
@@ -104,12 +104,12 @@ def train(config: Config, run: Path, comm: Communicator, job: Job = FRESH_START)
             plan = plan_of(config, model)
         items = contract_items(config, plan, model, data)
         digests = gather_digests(comm, items)
-        prove_key(comm, topology, job.key, digests)
+        prove_key(comm, topology, options.key, digests)
         check_contract(comm, topology, items, digests)
         budget = agree_on_budget(config, comm, topology, data)
         twins = find_twins(data.own_file, comm, topology)
         if topology.is_leader:
-            print_agreed(console, config, plan, budget, has_key=job.key is not None)
+            print_agreed(console, config, plan, budget, has_key=options.key is not None)
             for names in twins:
                 console.print(twins_warning(names), highlight=False, soft_wrap=True)
             if remark := binding_remark(comm):
@@ -122,7 +122,7 @@ def train(config: Config, run: Path, comm: Communicator, job: Job = FRESH_START)
 
         # Each site's leader keeps the run folder; every rank goes on from the same step.
         folder = RunFolder(run, topology.site)
-        first_step, validated = open_run(folder, config, engine, job, data, budget, console)
+        first_step, validated = open_run(folder, config, engine, options, data, budget, console)
         open_ledger(folder, comm, topology, first_step)
         opened.enter_context(status_kept(folder, comm, topology, budget.num_steps))
 
@@ -139,9 +139,9 @@ def train(config: Config, run: Path, comm: Communicator, job: Job = FRESH_START)
             display.verdict(verdict)
             log.verdict(verdict)
 
-        milestones = Milestones(config, budget, engine, writer, validation, stop, show_verdict)
+        milestones = BetweenSteps(config, budget, engine, writer, validation, stop, show_verdict)
         note_step = (
-            opened.enter_context(profiled(folder, engine, first_step, console)) if job.has_profile else None
+            opened.enter_context(profiled(folder, engine, first_step, console)) if options.has_profile else None
         )
 
         def on_step(report: StepReport) -> bool:
@@ -239,7 +239,7 @@ def open_run(
     folder: RunFolder,
     config: Config,
     engine: Engine,
-    job: Job,
+    options: LaunchOptions,
     data: TrainingData,
     budget: Budget,
     console: Console,
@@ -252,16 +252,16 @@ def open_run(
     comm, topology, plan = engine.comm, engine.topology, engine.plan
     step: int | None = None
     changed: dict[str, tuple[str, str]] = {}
-    if job.resume != "never":
+    if options.resume != "never":
         with together(comm, "comparing its config with that of its run"):
             changed = changed_settings(folder, config)
         step = agree_on_step(folder, plan, comm, topology)
     if step is None:
         with together(comm, "making its run folder"):
-            if job.resume == "latest":
+            if options.resume == "latest":
                 raise folder.nothing_to_resume()
             if topology.is_site_leader:
-                folder.open_new(job.overwrite or job.resume == "auto")
+                folder.open_new(options.overwrite or options.resume == "auto")
                 record_run(folder, config, plan, data, budget)
         return 0, {}
     with together(comm, "reading its checkpoint"):

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cxr_hvd.collective.answers import check_number, read_answers
-from cxr_hvd.collective.comm import Communicator, gather
-from cxr_hvd.collective.sites import Topology
-from cxr_hvd.config import Config
+from cxr_hvd.comm.answers import check_number, read_answers
+from cxr_hvd.comm.communicator import Communicator, gather
+from cxr_hvd.comm.sites import Topology
+from cxr_hvd.config.schema import Config
+from cxr_hvd.data.loader import StudySet, plain_batches
+from cxr_hvd.stats.metrics import compute_metrics
 from cxr_hvd.training.engine import Engine, forward
-from cxr_hvd.training.loader import StudySet, plain_batches
-from cxr_hvd.training.metrics import compute_metrics
 
 ROWS_AT_ONCE = 16_384  # 14 labels of 4 bytes: less than the megabyte that may be sent at once
 
@@ -187,7 +187,7 @@ def predict_at_site(
         for start in range(0, len(studies), ROWS_AT_ONCE):
             rows = torch.from_numpy(probabilities_NL[start : start + ROWS_AT_ONCE])
             # Each row comes from one rank, and zeros from the others: the sum is exact.
-            comm.begin_sum({f"rows from {start}": rows}, "scores", "site")()
+            comm.begin_allreduce({f"rows from {start}": rows}, "scores", "site")()
     return probabilities_NL
 
 

@@ -1,0 +1,1 @@
+"""Batch scripts for schedulers, from a table of machines."""

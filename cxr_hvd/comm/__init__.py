@@ -1,0 +1,1 @@
+"""Ranks that work together: sites and roles, collectives, agreement, status and watchdog."""

@@ -1,0 +1,70 @@
+"""What all ranks tell each other in every step, after backward and before a weight changes.
+
+Five numbers a rank. They make every decision of a step the same on all ranks without a further collective: whether
+its losses and gradients are finite, whether anybody asks to stop, and whether everybody's checkpoint is written.
+"""
+
+from dataclasses import astuple, dataclass
+from enum import IntEnum
+from math import isfinite
+
+import torch
+
+from cxr_hvd.comm.answers import NameOf, name_rank, read_answers
+from cxr_hvd.comm.communicator import Communicator, Wait
+
+
+class StopReason(IntEnum):
+    """Why a rank asks all to stop after this step. The greatest of all ranks' is told."""
+
+    NONE = 0
+    TIME = 1
+    SIGNAL = 2
+    LAUNCHER = 3
+
+
+class Writing(IntEnum):
+    """How far a rank's part of a checkpoint is."""
+
+    IDLE = 0
+    BUSY = 1
+    WRITTEN = 2
+    FAILED = 3
+
+
+@dataclass(frozen=True)
+class StepStatus:
+    """One rank's word on one step.
+
+    Attributes:
+        loss: mean over the batch's known labels.
+        shared_norm: norm of the shared gradient, as the optimizer is about to use it.
+        is_private_finite: whether the private gradient is; its norm is not the others' business.
+        wish: whether the rank asks to stop, and why.
+        writing: how far its part of a checkpoint is.
+    """
+
+    loss: float
+    shared_norm: float
+    is_private_finite: bool
+    wish: StopReason = StopReason.NONE
+    writing: Writing = Writing.IDLE
+
+    @property
+    def is_finite(self) -> bool:
+        return isfinite(self.loss) and isfinite(self.shared_norm) and self.is_private_finite
+
+
+def begin_statuses(comm: Communicator, own: StepStatus, name_of: NameOf = name_rank) -> Wait[list[StepStatus]]:
+    """Begin to give every rank's pulse to every rank, in rank order. Collective: all ranks, once a step."""
+    wait = comm.begin_allgather(torch.tensor(astuple(own), dtype=torch.float64), "pulse")
+    return lambda: read_answers(wait().tolist(), _read, "pulse", name_of)
+
+
+def _read(row: list[float]) -> StepStatus:
+    loss, shared_norm, is_private_finite, wish, writing = row
+    if is_private_finite not in (0.0, 1.0):
+        raise ValueError(f"expected 0 or 1, found {is_private_finite}")
+    if wish not in list(StopReason) or writing not in list(Writing):
+        raise ValueError(f"expected a wish and a state of writing, found {wish} and {writing}")
+    return StepStatus(loss, shared_norm, bool(is_private_finite), StopReason(int(wish)), Writing(int(writing)))

@@ -1,0 +1,1 @@
+"""The config: its sections and keys, and how its file is read."""

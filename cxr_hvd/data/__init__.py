@@ -1,0 +1,1 @@
+"""Batches from study files: reading, augmentation, prefetching and staging."""

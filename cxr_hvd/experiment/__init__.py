@@ -1,0 +1,1 @@
+"""Set-ups times seeds: train, evaluate, score across sites and compare."""

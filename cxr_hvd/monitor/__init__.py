@@ -1,0 +1,1 @@
+"""What `cxr-hvd inspect-run` shows of a run."""

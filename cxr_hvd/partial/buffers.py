@@ -1,0 +1,155 @@
+"""Model tensors side by side in flat buffers, and how such a buffer becomes a mean over ranks.
+
+A buffer is sent from where it lies: the model's tensors are views of it (decision 0005). `averaging` says when
+and with which weights.
+"""
+
+from collections.abc import Callable, Container, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cxr_hvd.comm.communicator import Communicator, Wait
+from cxr_hvd.errors import TrainingError
+from cxr_hvd.partial.plan import Kind, Scope, SharingPlan
+from cxr_hvd.partial.wire import ShortWire, Wire32
+
+
+@torch.no_grad()
+def flatten_blocks(model: nn.Module, plan: SharingPlan, scope: Scope, kinds: Container[Kind]) -> dict[str, Tensor]:
+    """Lay tensors of one scope into one flat buffer for each block, and make the model use them there.
+
+    Returns:
+        From block to a flat float32 buffer, in the model's order; a change to one changes the model.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    buffers = {}
+    for block, specs in plan.blocks(scope, kinds).items():
+        members = [tensors[spec.name] for spec in specs]
+        for spec, tensor in zip(specs, members, strict=True):
+            if tensor.dtype != torch.float32:
+                raise TrainingError(f"{spec.name}: expected float32 to average, found {tensor.dtype}")
+        buffers[block] = torch.cat([tensor.reshape(-1) for tensor in members])
+        for tensor, view in zip(members, split_like(buffers[block], members), strict=True):
+            tensor.data = view
+    return buffers
+
+
+def split_like(buffer: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return views of a flat buffer with the shapes of these tensors, one after the other."""
+    parts = torch.split(buffer, [tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+class SharedMean:
+    """Flat buffers that all ranks replace by their weighted mean.
+
+    On a short wire each rank sends how far it has come from the last mean, which all know, rather than where it
+    is: small numbers keep their leading digits in 16 bits. All ranks have to start from equal buffers then.
+    """
+
+    def __init__(self, buffers: dict[str, Tensor], purpose: str, wire: Wire32 | ShortWire) -> None:
+        self._buffers = buffers
+        self._purpose = purpose
+        self._wire = wire
+        is_short = isinstance(wire, ShortWire)
+        self._references = {block: each.clone() for block, each in buffers.items()} if is_short else {}
+
+    def begin(self, factor: float) -> list[Wait[None]]:
+        """Begin to sum each buffer, times this rank's factor, over all ranks. Collective: all ranks."""
+        begin = self._begin_step if self._references else self._begin_whole
+        return [begin(block, buffer, factor) for block, buffer in self._buffers.items()]
+
+    def _begin_whole(self, block: str, buffer: Tensor, factor: float) -> Wait[None]:
+        return self._wire.begin_allreduce(block, buffer.mul_(factor), self._purpose)
+
+    def _begin_step(self, block: str, buffer: Tensor, factor: float) -> Wait[None]:
+        reference = self._references[block]
+        step = (buffer - reference).mul_(factor)
+        wait = self._wire.begin_allreduce(block, step, self._purpose)
+
+        def wait_and_take() -> None:
+            wait()
+            buffer.copy_(reference.add_(step))
+
+        return wait_and_take
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what has to be kept from one average to the next."""
+        return {f"reference/{block}": each for block, each in self._references.items()} | self._wire.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put it back."""
+        for block, reference in self._references.items():
+            reference.copy_(state[f"reference/{block}"])
+        self._wire.load_state({name: each for name, each in state.items() if not name.startswith("reference/")})
+
+
+class SiteMean:
+    """Flat buffers that the ranks of one site replace by their mean, in float32."""
+
+    def __init__(self, buffers: dict[str, Tensor], prefix: str, comm: Communicator, num_ranks: int) -> None:
+        self._buffers = buffers
+        self._prefix = prefix
+        self._comm = comm
+        self._num_ranks = num_ranks
+
+    def begin(self) -> list[Wait[None]]:
+        """Begin to average over the site. Collective: the site's ranks."""
+        return [
+            self._comm.begin_allreduce({self._prefix + block: buffer.div_(self._num_ranks)}, "private", "site")
+            for block, buffer in self._buffers.items()
+        ]
+
+
+class GradientBucket:
+    """The gradients of one block, sent as soon as backward has made the last of them.
+
+    Args:
+        parameters: those of the block, in the model's order.
+        send: begins the sum of the flat buffer over its ranks, and returns how to wait for it.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], send: Callable[[Tensor], Wait[None]]) -> None:
+        self._send = send
+        self._buffer = torch.zeros(sum(each.numel() for each in parameters), device=parameters[0].device)
+        views = split_like(self._buffer, parameters)
+        self._views: dict[Tensor, Tensor] = dict(zip(parameters, views, strict=True))
+        self._missing: set[Tensor] = set()
+        self._factor = 1.0
+        self._own_norm = torch.zeros(())
+        self._wait: Wait[None] | None = None
+        for parameter in parameters:
+            parameter.register_post_accumulate_grad_hook(self._take)  # type: ignore[no-untyped-call]
+
+    def watch(self, factor: float) -> None:
+        """Expect one backward, whose gradients count `factor` in the sum."""
+        self._missing = set(self._views)
+        self._factor = factor
+        self._wait = None
+
+    def finish(self) -> None:
+        """Wait for the sum. Collective: all ranks of the sum. Blocking."""
+        for parameter in self._missing:  # it had no part in the loss
+            parameter.grad = self._views[parameter].zero_()
+        self._missing = set()
+        wait = self._wait or self._send_buffer()
+        wait()
+
+    @property
+    def was_finite(self) -> bool:
+        """Whether this rank's own part of the last sum was."""
+        return bool(self._own_norm.isfinite())
+
+    def _send_buffer(self) -> Wait[None]:
+        self._own_norm = torch.linalg.vector_norm(self._buffer)
+        return self._send(self._buffer)
+
+    @torch.no_grad()
+    def _take(self, parameter: Tensor) -> None:
+        if parameter in self._missing and parameter.grad is not None:
+            # One pass weighs the gradient and lays it where it will be sent from.
+            parameter.grad = torch.mul(parameter.grad, self._factor, out=self._views[parameter])
+            self._missing.remove(parameter)
+            if not self._missing:
+                self._wait = self._send_buffer()

@@ -1,0 +1,149 @@
+"""Figures of curves: ROC and calibration of the labels, and the losses of training."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from cxr_hvd.monitor.curves import COLORS, FAINT
+from cxr_hvd.report.figures.panels import (
+    MAX_NAME,
+    TICK_IN,
+    grid,
+    legend,
+    line_of,
+    say_empty,
+    tidy,
+    unit_square,
+    used,
+)
+from cxr_hvd.report.figures.setups import DIM, color_of
+from cxr_hvd.report.format import UNDEFINED, is_number, shown
+from cxr_hvd.report.tables import Comparison, chosen, site_names
+
+COLUMNS = 4
+NUM_BINS = 10
+
+
+def draw_roc(comparison: Comparison, site: str) -> Figure | None:
+    """Draw the ROC curve of each label that is defined on a site's test studies, set-ups over each other."""
+    names = chosen(comparison)
+    curves = {
+        (one["experiment"], label["label"]): label
+        for one in comparison["results"]
+        if one["site"] == site and one["experiment"] in names
+        for label in one["labels"]
+        if label["roc"]
+    }
+    labels = {label: one for (_, label), one in reversed(curves.items())}
+    if not labels:
+        return None
+    labels = dict(reversed(labels.items()))
+    num_rows = -(-len(labels) // COLUMNS)
+    figure, panels = grid(
+        num_rows, COLUMNS, 1.5, left=0.4, right=0.1, between=0.18, below=0.42, top=0.86, bottom=TICK_IN
+    )
+    for number, (panel, label) in enumerate(zip(used(panels, len(labels)), labels, strict=True)):
+        for index, name in enumerate(names):
+            if one := curves.get((name, label)):
+                roc, line = one["roc"], line_of(index)
+                at = roc["false_positive"]
+                panel.fill_between(at, roc["low"], roc["high"], color=line["color"], alpha=0.16, linewidth=0)
+                panel.plot(at, roc["true_positive"], linewidth=1.2, **line)
+        panel.set_title(shown(label, 27), fontsize=7.5, loc="left", pad=12)
+        present = f"{labels[label]['num_present']:,} of {labels[label]['num_studies']:,} present"
+        panel.text(0, 1.03, present, transform=panel.transAxes, fontsize=6.8, color=DIM)
+        unit_square(panel, number % COLUMNS == 0, number + COLUMNS >= len(labels))
+    heading = f"{shown(site, 40)}: true against false positive share"
+    figure.text(0.012, 1 - 0.15 / figure.get_figheight(), heading, fontsize=9, weight="bold", va="center")
+    legend(figure, 0.24, [(shown(name, MAX_NAME), line_of(index)) for index, name in enumerate(names)])
+    return figure
+
+
+def draw_calibration(comparison: Comparison) -> Figure | None:
+    """Draw how often a label is present where a network gives it some probability, over all labels and each."""
+    names, sites = chosen(comparison), site_names(comparison)
+    found = {
+        (one["site"], one["experiment"]): [label["calibration"] for label in one["labels"] if label["calibration"]]
+        for one in comparison["results"]
+        if one["experiment"] in names
+    }
+    if not any(found.values()):
+        return None
+    figure, panels = grid(
+        len(sites), COLUMNS, 1.6, left=0.75, right=0.1, between=0.18, below=0.18, top=0.3, bottom=0.45
+    )
+    for down, (site, row) in enumerate(zip(sites, panels, strict=True)):
+        for across, (panel, name) in enumerate(zip(used([row], len(names)), names, strict=True)):
+            curves = found.get((site, name), [])
+            for bins in curves:
+                predicted, present = [one[0] for one in bins], [one[1] for one in bins]
+                panel.plot(predicted, present, color=FAINT, alpha=0.45, linewidth=0.7)
+            if pooled := pool_bins(curves):
+                predicted, present, counts = map(list, zip(*pooled, strict=True))
+                panel.plot(predicted, present, color=COLORS[0], linewidth=1.4)
+                areas = 4 + 50 * np.sqrt(np.array(counts) / max(counts))
+                panel.scatter(predicted, present, s=areas, color=COLORS[0], edgecolor="white", lw=0.5, zorder=3)
+            else:
+                say_empty(panel, UNDEFINED)
+            unit_square(panel, across == 0, down == len(sites) - 1)
+            if down == 0:
+                panel.set_title(shown(name, MAX_NAME), fontsize=9, weight="bold")
+            if down == len(sites) - 1:
+                panel.set_xlabel("predicted")
+            if across == 0:
+                panel.set_ylabel(f"{shown(site, 22)}\nshare present")
+    return figure
+
+
+def pool_bins(
+    curves: Sequence[Sequence[Sequence[float]]], num_bins: int = NUM_BINS
+) -> list[tuple[float, float, float]]:
+    """Return the calibration of all labels together, from that of each.
+
+    Args:
+        curves: of each label (mean predicted, share present, number of studies) in bins of equal width.
+    """
+    sums = np.zeros((num_bins, 3))
+    for predicted, present, count in (each for bins in curves for each in bins):
+        sums[min(int(predicted * num_bins), num_bins - 1)] += (predicted * count, present * count, count)
+    return [(at / count, present / count, count) for at, present, count in sums.tolist() if count]
+
+
+def draw_losses(comparison: Comparison) -> Figure | None:
+    """Draw the training loss of every site, a panel for each set-up: seeds thin, their mean thick."""
+    rows = [one for one in comparison["curves"] if any(map(is_number, one["loss"]))]
+    losses = {id(one): [loss if is_number(loss) else np.nan for loss in one["loss"]] for one in rows}
+    drawn = {one["experiment"] for one in rows}
+    names = [one["name"] for one in comparison["experiments"] if one["name"] in drawn]
+    if not names:
+        return None
+    known = [site["name"] for site in comparison["sites"]]
+    trained = dict.fromkeys(one["site"] for one in rows)
+    sites = [*(site for site in known if site in trained), *(site for site in trained if site not in known)]
+    num_rows = -(-len(names) // COLUMNS)
+    figure, panels = grid(
+        num_rows, COLUMNS, 1.35, left=0.5, right=0.1, between=0.16, below=0.5, top=0.55, bottom=0.45
+    )
+    reach = np.concatenate(list(losses.values()))
+    low, high = np.nanpercentile(reach, [0.2, 99.8])
+    for number, (panel, name) in enumerate(zip(used(panels, len(names)), names, strict=True)):
+        for index, site in enumerate(sites):
+            runs = [one for one in rows if one["experiment"] == name and one["site"] == site]
+            for one in runs:
+                panel.plot(one["steps"], losses[id(one)], color=color_of(index), alpha=0.4, linewidth=0.6)
+            alike = [losses[id(one)] for one in runs if one["steps"] == runs[0]["steps"]]
+            if runs:
+                panel.plot(runs[0]["steps"], np.mean(alike, axis=0), color=color_of(index), linewidth=1.5)
+        panel.set_title(shown(name, MAX_NAME), fontsize=9, weight="bold", loc="left")
+        panel.set_ylim(low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1))
+        tidy(panel)
+        panel.xaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
+        panel.tick_params(labelleft=number % COLUMNS == 0)
+        if number % COLUMNS == 0:
+            panel.set_ylabel("training loss")
+        if number + COLUMNS >= len(names):
+            panel.set_xlabel("step")
+    legend(figure, 0.02, [(shown(site, 28), {"color": color_of(index)}) for index, site in enumerate(sites)])
+    return figure

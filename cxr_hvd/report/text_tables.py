@@ -1,0 +1,94 @@
+"""A comparison's tables as text: Markdown for documents, and the overview for a terminal."""
+
+import re
+from collections.abc import Iterable
+
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from cxr_hvd.experiment.schema import check_comparison
+from cxr_hvd.report.format import Cell, Table, as_count, shown
+from cxr_hvd.report.tables import (
+    MAIN,
+    Comparison,
+    chosen,
+    difference_rows,
+    exchange_rows,
+    label_rows,
+    label_set_rows,
+    matrix_rows,
+    overview_rows,
+    policy_rows,
+    site_names,
+)
+
+
+def markdown(comparison: Comparison) -> str:
+    """Write the main tables as GitHub Markdown: per label for experiments A to D alone.
+
+    Raises:
+        CheckpointError: this is no comparison of schema 2.
+    """
+    check_comparison(comparison)
+    parts = [
+        label_set_rows(comparison),
+        overview_rows(comparison),
+        difference_rows(comparison),
+        policy_rows(comparison, chosen(comparison)),
+        matrix_rows(comparison),
+        exchange_rows(comparison),
+        *(label_rows(comparison, site, MAIN) for site in site_names(comparison)),
+    ]
+    blocks = [_markdown_table(table) for table in parts if table.rows]
+    notes = [f"- {_in_markdown(shown(note, 1000))}" for note in comparison["notes"]]
+    return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])]) + "\n"
+
+
+def console_table(comparison: Comparison) -> RichTable:
+    """Lay out the overview for a terminal.
+
+    Raises:
+        CheckpointError: this is no comparison of schema 2.
+    """
+    check_comparison(comparison)
+    overview = overview_rows(comparison)
+    resamples = as_count(comparison["num_resamples"])
+    table = RichTable(
+        title="Mean over seeds [95% interval]",
+        title_justify="left",
+        caption=f"{resamples} resamples of patients and seeds",
+        caption_justify="left",
+    )
+    num_columns = 7
+    for number, column in enumerate(overview.columns[:num_columns]):
+        table.add_column(column, justify="left" if number < overview.num_texts else "right")
+    site = None
+    for row in overview.rows:
+        if site not in (None, row[0].text):
+            table.add_section()
+        first = "" if row[0].text == site else row[0].text
+        site = row[0].text
+        table.add_row(Text(first), *(_in_terminal(cell) for cell in row[1:num_columns]))
+    return table
+
+
+def _markdown_table(table: Table) -> str:
+    sides = ["---"] * table.num_texts + ["--:"] * (len(table.columns) - table.num_texts)
+    rows = [[_in_markdown(" — ".join(filter(None, (cell.text, cell.note)))) for cell in row] for row in table.rows]
+    lines = [_line(map(_in_markdown, table.columns)), _line(sides, "|"), *map(_line, rows)]
+    return "\n".join([f"**{_in_markdown(table.title)}**", "", *lines])
+
+
+def _line(cells: Iterable[str], between: str = " | ") -> str:
+    return f"|{between.strip().join(cells)}|" if between == "|" else f"| {between.join(cells)} |"
+
+
+def _in_markdown(text: str) -> str:
+    """Return text that GitHub shows as it stands: no HTML, formula, link, emphasis, nor a column of its own."""
+    escaped = re.sub(r"([\\`*_|$~])", r"\\\1", text).replace("](", r"]\(")
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("://", ":&#47;/")
+
+
+def _in_terminal(cell: Cell) -> Text:
+    note = f" ({cell.note})" if cell.note and cell.text else cell.note
+    return Text.assemble(cell.text, (note, "dim"))

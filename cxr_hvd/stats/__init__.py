@@ -1,0 +1,1 @@
+"""Metrics, intervals and tests. Numbers in, numbers out; knows no run."""

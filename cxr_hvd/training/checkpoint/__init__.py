@@ -1,0 +1,1 @@
+"""Checkpoints: written while training goes on, and read back bit for bit."""

@@ -1,0 +1,151 @@
+"""The files of a checkpoint as they are read back, with nothing believed: damaged, of another model, or no files.
+
+Owns what `state.json` must say and which tensors each file must hold. Checks headers alone: what lies behind them
+has no checksum. Leaves to `checkpoint` when a checkpoint is written, and which one is taken.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import safetensors
+from pydantic import Field, ValidationError
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cxr_hvd.comm.sites import Topology
+from cxr_hvd.errors import CheckpointError
+from cxr_hvd.ledger.events import MAX_RANKS, Count, Form, Name, first_of
+from cxr_hvd.partial.plan import Kind, Scope, SharingPlan, TensorSpec
+from cxr_hvd.reading import open_plain, read_plain
+from cxr_hvd.terminal import shown
+
+MAX_STATE_BYTES = 1 << 16
+NAMES_OF_DTYPE = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
+DAMAGES = (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError)
+
+Held = dict[str, tuple[list[int], str]]
+"""Shape and type of each tensor of a file, as safetensors calls them."""
+
+
+class LossScaleState(Form):
+    scale: Annotated[float, Field(ge=1, le=1 << 24)]
+    good_steps: Count
+
+
+class HistoryState(Form):
+    """What a checkpoint remembers of validations."""
+
+    best_auroc: Annotated[float, Field(ge=0, le=1)] | None = None
+    best_step: Count | None = None
+    num_since_best: Count = 0
+
+
+class State(Form):
+    """What `state.json` says; what a checkpoint of an earlier version does not say has its neutral value."""
+
+    step: Count
+    site: Name
+    num_ranks_of_site: Annotated[int, Field(ge=1, le=MAX_RANKS)]
+    has_exchange: bool = False
+    has_mean: bool = False
+    num_skipped_in_a_row: Count = 0
+    loss_scale: LossScaleState | None = None
+    validation: HistoryState = HistoryState()
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Read `state.json` as plain values.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    path = checkpoint / "state.json"
+    try:
+        return State.model_validate_json(read_plain(path, MAX_STATE_BYTES)).model_dump()
+    except OSError as error:
+        why = str(error.strerror)
+    except ValidationError as error:
+        why = first_of(error)
+    raise CheckpointError(f"{checkpoint}: expected a checkpoint with state.json, found none to read ({why})")
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a file.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        open_plain(path, follows_links=True).close()  # a pipe would hang who opens it
+        return load_file(path)
+    except DAMAGES as error:
+        raise CheckpointError(
+            f"{path}: cannot read it ({type(error).__name__}); use an earlier checkpoint"
+        ) from error
+
+
+def check_whole(checkpoint: Path, step: int, plan: SharingPlan, topology: Topology) -> None:
+    """Raise where not all that this rank needs of a checkpoint is there, of this step, run and model.
+
+    Raises:
+        CheckpointError: it says what is wrong.
+    """
+    state, rank = read_state(checkpoint), topology.rank_in_site
+    num_ranks = len(topology.ranks_of_site)
+    if state["step"] != step:
+        raise CheckpointError(f"it is of step {state['step']}")
+    if state["num_ranks_of_site"] != num_ranks:
+        raise CheckpointError(
+            f"it is of {state['num_ranks_of_site']} ranks of its site, there are {num_ranks} now"
+        )
+    shared, specs = set(plan.names(Scope.SHARED)), [planned.spec for planned in plan.tensors]
+    held_by = {name: _held_by(checkpoint / f"{name}.safetensors") for name in _names_of(checkpoint, state, rank)}
+    for name, held in held_by.items():
+        file = f"{name}.safetensors"
+        if name in ("shared", "private"):
+            _check_tensors(file, held, [spec for spec in specs if (spec.name in shared) == (name == "shared")])
+        elif name == f"weights-{rank}":
+            _check_tensors(file, held, specs)
+        elif name == f"mean-{rank}":
+            _check_tensors(file, held, [spec for spec in specs if spec.name in held])
+        elif name == f"optimizer-{rank}":
+            _check_moments(file, held, specs)
+
+
+def _names_of(checkpoint: Path, state: dict[str, Any], rank: int) -> list[str]:
+    names = ["shared", "private", f"optimizer-{rank}"]
+    names += [f"{name}-{rank}" for name in ("exchange", "mean") if state[f"has_{name}"]]
+    return names + ([f"weights-{rank}"] if (checkpoint / f"weights-{rank}.safetensors").exists() else [])
+
+
+def _held_by(path: Path) -> Held:
+    try:
+        open_plain(path, follows_links=True).close()  # a pipe would hang who opens it
+        with safe_open(path, "pt") as file:  # checks header and length
+            slices = {name: file.get_slice(name) for name in list(file.keys())}
+            return {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
+    except DAMAGES as error:
+        raise CheckpointError(f"{path.name} cannot be read ({type(error).__name__})") from error
+
+
+def _check_tensors(file: str, held: Held, specs: Iterable[TensorSpec]) -> None:
+    wanted = {spec.name: (list(spec.shape), NAMES_OF_DTYPE.get(spec.dtype, spec.dtype)) for spec in specs}
+    for name in sorted(wanted.keys() | held.keys()):
+        found, expected = held.get(name, "none"), wanted.get(name, "none")
+        if found != expected:
+            raise CheckpointError(f"{file}: tensor {shown(name)}: expected {expected}, found {shown(found)}")
+
+
+def _check_moments(file: str, held: Held, specs: Iterable[TensorSpec]) -> None:
+    """Raise where not every parameter has the same moments, each of its shape or a single number."""
+    moments_of: dict[str, set[str]] = {spec.name: set() for spec in specs if spec.kind is Kind.PARAMETER}
+    shapes = {spec.name: list(spec.shape) for spec in specs}
+    for name, (shape, _) in held.items():
+        parameter, _, moment = name.rpartition("/")
+        if parameter not in moments_of or shape not in ([], shapes[parameter]):
+            raise CheckpointError(f"{file}: {shown(name)} of shape {shown(shape)} is of another model")
+        moments_of[parameter].add(moment)
+    if len({frozenset(moments) for moments in moments_of.values()}) > 1:
+        raise CheckpointError(f"{file}: some parameters have moments that others have not")

@@ -1,0 +1,171 @@
+"""What a run writes down beside its checkpoints: what it is, its metrics, and the ledger of what left."""
+
+import json
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import torch
+
+from cxr_hvd import __version__
+from cxr_hvd.comm.communicator import Communicator, gather, together
+from cxr_hvd.comm.sites import Topology
+from cxr_hvd.config.schema import Config
+from cxr_hvd.data.studies import TrainingData
+from cxr_hvd.ledger.writer import head_name, ledger_name, opening
+from cxr_hvd.partial.plan import SharingPlan
+from cxr_hvd.training.agreement import COMPARED_VERSIONS, version_of
+from cxr_hvd.training.budget import Budget
+from cxr_hvd.training.engine import StepReport
+from cxr_hvd.training.run_folder import RunFolder, disk_errors
+from cxr_hvd.training.validation import Verdict
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+def record_run(folder: RunFolder, config: Config, plan: SharingPlan, data: TrainingData, budget: Budget) -> None:
+    """Write down what this run is: resolved config, plan, environment, data."""
+    record_settings(folder, config, data, budget)
+    folder.write_record("plan.json", plan.as_json())
+
+
+def record_settings(folder: RunFolder, config: Config, data: TrainingData, budget: Budget) -> None:
+    """Write down what a run may change when it goes on: resolved config, environment, length."""
+    resolved = config.model_dump(mode="json")
+    for name, site in config.sites.items():
+        resolved["sites"][name]["data"] = str(site.data.resolve())
+    folder.write_record("config.yaml", resolved)
+    packages = (*COMPARED_VERSIONS, "h5py", "mpi4py", "opencv-python-headless", "scikit-learn")
+    environment = {
+        "cxr_hvd": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "packages": {name: version_of(name) for name in packages},
+        "data": {file.header.site: file.digest for file in data.files},
+        "budget": asdict(budget),
+    }
+    folder.write_record("environment.json", environment)
+
+
+class Log:
+    """A site's curves: `metrics.jsonl`, `validation.jsonl` and TensorBoard's files. The site's leader writes them.
+
+    Args:
+        first_step: what TensorBoard holds from there on, of a run that went back, is not shown.
+        num_studies: studies that all ranks take in a step.
+    """
+
+    def __init__(self, folder: RunFolder, topology: Topology, first_step: int, num_studies: int) -> None:
+        self._topology = topology
+        self._first_step = first_step
+        self._num_studies = num_studies
+        self._folder = folder.path
+        self._board: SummaryWriter | None = None
+        self._opened = ExitStack()
+        if topology.is_site_leader:
+            with disk_errors(folder.path):
+                self._metrics, self._verdicts = (
+                    self._opened.enter_context((folder.path / name).open("a", encoding="utf-8"))
+                    for name in ("metrics.jsonl", "validation.jsonl")
+                )
+
+    def step(self, report: StepReport) -> None:
+        """Note a step."""
+        if not self._topology.is_site_leader:
+            return
+        seconds = {name: getattr(report, name) for name in ("data_s", "compute_s", "averaging_s")}
+        row = {
+            "step": report.step,
+            "loss": _finite(report.loss),
+            "loss_of_site": {
+                name: _finite(loss) for name, loss in loss_of_site(self._topology, report.loss_of_rank).items()
+            },
+            "learning_rate": report.learning_rate,
+            "gradient_norm": _finite(report.gradient_norm),
+            "is_skipped": report.is_skipped,
+            **seconds,
+            "studies_per_s": self._num_studies / max(sum(seconds.values()), 1e-9),
+        }
+        _write_row(self._metrics, row)
+        losses = {f"loss/{name}": loss for name, loss in row.pop("loss_of_site").items()}
+        for name, value in {**losses, **row}.items():
+            if name not in ("step", "loss", "is_skipped") and value is not None:
+                self._show(name, value, report.step)
+
+    def verdict(self, verdict: Verdict) -> None:
+        """Note a validation."""
+        if not self._topology.is_site_leader:
+            return
+        _write_row(self._verdicts, asdict(verdict))
+        for name in ("macro_auroc", "agreed_auroc", "mean_accuracy"):
+            if getattr(verdict, name) is not None:
+                self._show(f"validation/{name}", getattr(verdict, name), verdict.step)
+
+    def close(self) -> None:
+        self._opened.close()
+
+    def _show(self, name: str, value: float, step: int) -> None:
+        """Add a point to one of TensorBoard's curves; its package is imported after the first step, not before."""
+        if self._board is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            with disk_errors(self._folder):
+                board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=self._first_step)
+            self._board = self._opened.enter_context(closing(board))
+        self._board.add_scalar(name, value, step)
+
+
+def loss_of_site(topology: Topology, loss_of_rank: Sequence[float]) -> dict[str, float]:
+    """Return the mean loss of each site's ranks, by the site's name."""
+    return {
+        name: sum(loss_of_rank[rank] for rank in ranks) / len(ranks)
+        for site, name in enumerate(topology.site_names)
+        for ranks in [topology.ranks_at(site)]
+    }
+
+
+def _finite(value: float) -> float | None:
+    """Return what JSON can hold of a number."""
+    return value if math.isfinite(value) else None
+
+
+def _write_row(file: TextIO, row: Mapping[str, Any]) -> None:
+    with disk_errors(Path(file.name)):
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+
+
+def open_ledger(folder: RunFolder, comm: Communicator, topology: Topology, first_step: int) -> None:
+    """Write what leaves this rank to its run folder from now on. Collective: every rank."""
+    with together(comm, "opening its ledger"):
+        said = opening(
+            topology.site,
+            topology.rank,
+            topology.num_ranks,
+            topology.rank_in_site,
+            len(topology.ranks_of_site),
+            folder.path / "plan.json",
+            first_step,
+        )
+        comm.ledger.open(folder.path / ledger_name(topology.rank_in_site), said)
+
+
+def witness_ledgers(comm: Communicator, topology: Topology) -> None:
+    """Write the end of every rank's ledger into each, and close them. Collective: every rank."""
+    own = torch.frombuffer(bytearray.fromhex(comm.ledger.head()), dtype=torch.uint8)
+    heads = gather(comm, own, "head.ledger")
+    names = [
+        head_name(topology.site_names[site], topology.ranks_at(site).index(rank))
+        for rank, site in enumerate(topology.site_of_rank)
+    ]
+    with together(comm, "closing its ledger"):
+        comm.ledger.record_heads(
+            {name: bytes(head.tolist()).hex() for name, head in zip(names, heads, strict=True)}
+        )
+    comm.ledger.close()

@@ -1,0 +1,1 @@
+"""Phantoms: synthetic chest X-rays with findings that can be seen."""

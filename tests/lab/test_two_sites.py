@@ -1,0 +1,89 @@
+"""The laboratory of two sites tells the truth: its counters count, its slow link is as slow as it says."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from lab.launch import PROJECT, need_horovod
+from lab.two_sites import SlowLink, TwoSites, need_two_sites, two_sites
+
+SUM_BYTES = 32 << 20
+SUM = f"""
+import numpy
+from mpi4py import MPI
+values = numpy.ones({SUM_BYTES // 4}, numpy.float32)
+MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, values)
+assert (values == 2).all()
+"""
+
+
+def test_a_sum_moves_its_bytes_once_each_way() -> None:
+    need_two_sites()
+    with two_sites() as pair:
+        moved = [sum_once(pair) for _ in range(5)]
+    # On a busy machine TCP sends some packets twice, and the counters count them: the least has the fewest.
+    for each_way in zip(*moved, strict=True):
+        assert min(each_way) == pytest.approx(SUM_BYTES, rel=0.02)
+
+
+def sum_once(pair: TwoSites) -> tuple[int, ...]:
+    """Return the bytes that each site sent, and that each received, for one sum."""
+    before = [pair.traffic(site) for site in (0, 1)]
+    job = pair.mpirun(1, [sys.executable, "-c", SUM], limit_s=25)
+    assert job.exit_code == 0, job.output
+    after = [pair.traffic(site).since(before[site]) for site in (0, 1)]
+    return tuple(each.sent_bytes for each in after) + tuple(each.received_bytes for each in after)
+
+
+def test_the_slow_link_has_the_delay_and_the_rate_it_says() -> None:
+    link = SlowLink(delay_ms=20, rate_mbit=100)
+    need_two_sites(link)
+    with two_sites(link) as pair:
+        probe = [sys.executable, "-m", "tests.laws.link_probe", pair.sites[1].address]
+        listener = threading.Thread(target=pair.run, args=(1, [*probe, "listen"], 25))
+        listener.start()
+        called = pair.run(0, [*probe, "call"], 25)
+        listener.join()
+    assert called.exit_code == 0, called.output
+    told = json.loads(called.output)
+    assert told["round_trip_s"] == pytest.approx(2 * link.delay_ms / 1e3, rel=0.15)
+    assert told["bytes_per_s"] == pytest.approx(link.rate_mbit * 1e6 / 8, rel=0.15)
+
+
+def test_nothing_is_left_behind_after_a_failure() -> None:
+    need_two_sites()
+    with pytest.raises(ZeroDivisionError), two_sites() as pair:
+        raise ZeroDivisionError
+    for site in pair.sites:
+        assert not Path("/run/netns", site.name).exists()
+        assert not Path("/etc/netns", site.name).exists()
+
+
+def test_the_ledger_agrees_with_the_interface() -> None:
+    need_horovod()
+    need_two_sites()
+    with two_sites() as pair:
+        job = pair.mpirun(1, [sys.executable, "-m", "tests.laws.count_bytes", pair.device], limit_s=60)
+    assert job.exit_code == 0, job.output
+    [told] = [json.loads(line) for line in job.output.splitlines() if line.startswith("{")]
+    assert len(told) == 3
+    for way, ledger_to_interface in told.items():
+        assert ledger_to_interface == pytest.approx(1, rel=0.02), way
+
+
+def test_nothing_is_left_behind_after_a_killed_test_run() -> None:
+    need_two_sites()
+    code = "import os; from lab.two_sites import two_sites\nwith two_sites() as both:\n"
+    code += "    print(*(site.name for site in both.sites), flush=True); os.kill(os.getpid(), 9)"
+    killed = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    names = killed.stdout.split()
+    assert len(names) == 2
+    deadline = time.monotonic() + 10
+    while any(Path("/run/netns", name).exists() or Path("/etc/netns", name).exists() for name in names):
+        assert time.monotonic() < deadline, names
+        time.sleep(0.05)
