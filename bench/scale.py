@@ -29,7 +29,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 from bench.averaging import job
 from bench.collectives import PRIVATE, batches, plan_of, take_part
 from bench.report import describe_machine, write_report
-from cxr_hvd.atomic import write_text
+from cxr_hvd.files import write_text
 from cxr_hvd.partial.cost import (
     ALGORITHMS,
     Batch,

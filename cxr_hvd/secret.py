@@ -10,9 +10,8 @@ import secrets
 import stat
 from pathlib import Path
 
-from cxr_hvd.atomic import sync
 from cxr_hvd.errors import UsageError
-from cxr_hvd.reading import open_plain
+from cxr_hvd.files import open_plain, sync
 
 KEY_BYTES = 32
 MAX_KEY_BYTES = 1 << 16

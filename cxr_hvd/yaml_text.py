@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import yaml
 
 from cxr_hvd.errors import ConfigError
-from cxr_hvd.reading import read_plain
+from cxr_hvd.files import read_plain
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 20_000

@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from cxr_hvd.atomic import check_output, keep_private
 from cxr_hvd.errors import UsageError, reported, say_exit_codes
+from cxr_hvd.files import check_output, keep_private
 from cxr_hvd.terminal import say
 from preprocess import cli_sources
 

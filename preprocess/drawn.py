@@ -9,8 +9,8 @@ import csv
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from cxr_hvd.atomic import replaced_file
 from cxr_hvd.errors import DataError
+from cxr_hvd.files import replaced_file
 from cxr_hvd.study.study_file import Split
 from preprocess.records import StudyRecord
 from preprocess.selection import Selection

@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_hvd.atomic import check_output
 from cxr_hvd.errors import CxrHvdError, DataError, StudyFileError
+from cxr_hvd.files import check_output
 from cxr_hvd.secret import create_key
 from cxr_hvd.study.study_file import StudyFile
 from preprocess import identifiers

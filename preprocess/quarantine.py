@@ -7,8 +7,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from cxr_hvd.atomic import replaced_file
 from cxr_hvd.errors import DataError, UsageError
+from cxr_hvd.files import replaced_file
 
 COLUMNS = ("where", "reason")
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cxr_hvd import __version__
-from cxr_hvd.atomic import check_output, keep_private
 from cxr_hvd.cli.jobs import jobs_app
 from cxr_hvd.cli.joining import check_run, check_start, joined_job, refused_alike, run_own_ranks, starts_ranks
 from cxr_hvd.cli.keys import key_app
 from cxr_hvd.console import Console, open_console
 from cxr_hvd.errors import UsageError, reported, say_exit_codes
+from cxr_hvd.files import check_output, keep_private
 from cxr_hvd.launch.early import num_ranks_here
 from cxr_hvd.terminal import say
 
@@ -401,8 +401,8 @@ def report(
 
     Works on what is there: also before an experiment is over.
     """
-    from cxr_hvd.atomic import write_text
     from cxr_hvd.experiment.compare import compare
+    from cxr_hvd.files import write_text
     from cxr_hvd.report.page import COMPARISON, check_folder, write_report
     from cxr_hvd.report.text_tables import console_table
     from cxr_hvd.training.display import console_for

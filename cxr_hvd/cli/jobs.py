@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cxr_hvd.atomic import check_output, write_text
 from cxr_hvd.console import Console
+from cxr_hvd.files import check_output, write_text
 from cxr_hvd.terminal import say
 
 jobs_app = typer.Typer(

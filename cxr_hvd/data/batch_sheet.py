@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from cxr_hvd.atomic import check_output, replaced_file
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.schema import Config
 from cxr_hvd.data.loader import Batch, train_batches
 from cxr_hvd.data.studies import open_training_data
 from cxr_hvd.errors import UsageError
+from cxr_hvd.files import check_output, replaced_file
 
 TILE_PX = 192
 MARGIN_PX, GAP_PX, NUMBER_PX, LINE_PX = 24, 8, 28, 17

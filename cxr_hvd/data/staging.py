@@ -16,9 +16,8 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-from cxr_hvd.atomic import replaced_file, write_text
 from cxr_hvd.errors import StudyFileError
-from cxr_hvd.reading import read_plain
+from cxr_hvd.files import read_plain, replaced_file, write_text
 
 PART_BYTES = 16 << 20
 MAX_NOTE_BYTES = 1 << 16

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from cxr_hvd.console import Console
-from cxr_hvd.reading import read_plain
+from cxr_hvd.files import read_plain
 
 LOOK_EVERY_S = 1.0
 MAX_STATUS_BYTES = 1 << 15

@@ -24,7 +24,6 @@ from typing import Any
 from rich.table import Table
 
 from cxr_hvd import __version__
-from cxr_hvd.atomic import write_text
 from cxr_hvd.config.file import load_config
 from cxr_hvd.config.schema import Config
 from cxr_hvd.console import Console
@@ -33,6 +32,7 @@ from cxr_hvd.errors import CheckpointError, Stopped, StudyFileError, TrainingErr
 from cxr_hvd.experiment import scores
 from cxr_hvd.experiment.progress import progress_shown
 from cxr_hvd.experiment.variants import Variant, configure, private_of, resolved
+from cxr_hvd.files import write_text
 from cxr_hvd.launch.launchers import path_word
 from cxr_hvd.launch.outcome import DONE, STOPPED, USAGE
 from cxr_hvd.launch.supervise import supervise

@@ -11,10 +11,10 @@ import numpy as np
 
 from cxr_hvd.experiment.scored_runs import ScoredRun
 from cxr_hvd.experiment.variants import private_of
+from cxr_hvd.files import read_plain
 from cxr_hvd.models.build import build_model
 from cxr_hvd.monitor.curves import mean_width, running_mean, thinned
 from cxr_hvd.monitor.snapshot import load_run
-from cxr_hvd.reading import read_plain
 from cxr_hvd.training.agreement import plan_of
 from cxr_hvd.training.run_folder import RunFolder
 

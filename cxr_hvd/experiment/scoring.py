@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from cxr_hvd.atomic import begin_folder, folder_beside
 from cxr_hvd.comm.communicator import Communicator, together
 from cxr_hvd.comm.device import choose_device, set_threads
 from cxr_hvd.config.schema import SITE_PATTERN, Config
@@ -26,6 +25,7 @@ from cxr_hvd.data.loader import StudySet, threads_for
 from cxr_hvd.data.studies import check_pixel_pipelines
 from cxr_hvd.errors import CheckpointError, UsageError
 from cxr_hvd.experiment.scores import AVERAGED, COMMON, NAME, Origin, Scores, Truth, config_digest, write_scores
+from cxr_hvd.files import begin_folder, folder_beside
 from cxr_hvd.models.build import build_model
 from cxr_hvd.partial.plan import Scope
 from cxr_hvd.study.study_file import Split, StudyFile

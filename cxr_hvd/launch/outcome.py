@@ -10,7 +10,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from cxr_hvd.reading import read_plain
+from cxr_hvd.files import read_plain
 
 DONE, USAGE, STOPPED = 0, 2, 75
 STOPPED_WORDS = "stopped on request"

@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from cxr_hvd.errors import CheckpointError
+from cxr_hvd.files import read_plain
 from cxr_hvd.ledger.chain import NO_HEAD, whole_line
 from cxr_hvd.ledger.events import Closing, Cut, Entry, Heads, Opening, Plan, Sent, first_of
-from cxr_hvd.reading import read_plain
 from cxr_hvd.terminal import shown
 
 LEDGERS = "ledger*.jsonl"

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from cxr_hvd import __version__
-from cxr_hvd.atomic import sync
 from cxr_hvd.errors import CheckpointError
+from cxr_hvd.files import read_plain, sync
 from cxr_hvd.ledger.allowed import Group, How, check_traffic, root_of
 from cxr_hvd.ledger.chain import NO_HEAD, canonical, hash_of, whole_part
-from cxr_hvd.reading import read_plain
 
 FLUSH_EVERY_S = 300.0
 MAX_LEDGER_BYTES = 1 << 28

@@ -17,8 +17,8 @@ from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from cxr_hvd.atomic import replaced_file
 from cxr_hvd.errors import CheckpointError, UsageError
+from cxr_hvd.files import replaced_file
 from cxr_hvd.monitor.view import Rows, RunView, SiteView, Values
 
 MAX_POINTS = 2000

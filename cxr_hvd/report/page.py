@@ -13,9 +13,9 @@ from xml.etree import ElementTree
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cxr_hvd.atomic import begin_folder, check_output, finish_folder, write_text
 from cxr_hvd.errors import CheckpointError, UsageError
 from cxr_hvd.experiment.schema import check_comparison
+from cxr_hvd.files import begin_folder, check_output, finish_folder, write_text
 from cxr_hvd.report import details, tables
 from cxr_hvd.report.figures.pages import Drawn, render_figures
 from cxr_hvd.report.format import as_count, is_number, shown

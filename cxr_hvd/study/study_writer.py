@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_hvd.atomic import create_private, sync
 from cxr_hvd.errors import StudyFileError
+from cxr_hvd.files import create_private, sync
 from cxr_hvd.study.study_file import (
     MAX_IMAGES,
     SCHEMA,
@@ -29,7 +29,7 @@ from cxr_hvd.study.study_file import (
 class StudyFileWriter:
     """Write a study file study by study, in its order, where nobody knows beforehand how many there will be.
 
-    The caller gives a path beside the final name and renames it after `close` (see `cxr_hvd.atomic`): a file
+    The caller gives a path beside the final name and renames it after `close` (see `cxr_hvd.files`): a file
     that was not closed has no `complete` attribute and is refused by `StudyFile`. Tables are kept as arrays:
     about 0.3 KB a study and 32 bytes an image.
 

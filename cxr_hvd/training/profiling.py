@@ -25,9 +25,9 @@ from rich.table import Table
 from rich.text import Text
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from cxr_hvd.atomic import replaced_file, write_text
 from cxr_hvd.console import WIDTH, Console
 from cxr_hvd.errors import CheckpointError
+from cxr_hvd.files import replaced_file, write_text
 
 PARTS = {
     "data": "data",

@@ -13,11 +13,10 @@ from typing import Any
 
 import safetensors
 
-from cxr_hvd.atomic import point_link, write_text
 from cxr_hvd.config.file import load_config
 from cxr_hvd.config.schema import Config
 from cxr_hvd.errors import CheckpointError, UsageError
-from cxr_hvd.reading import read_plain
+from cxr_hvd.files import point_link, read_plain, write_text
 from cxr_hvd.yaml_text import dump_yaml
 
 LATEST, BEST = "latest", "best"

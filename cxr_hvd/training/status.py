@@ -16,7 +16,7 @@ from cxr_hvd.comm.communicator import Communicator
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.comm.watchdog import Doing
 from cxr_hvd.errors import CxrHvdError, Stopped
-from cxr_hvd.reading import read_plain
+from cxr_hvd.files import read_plain
 from cxr_hvd.terminal import shown
 from cxr_hvd.training.run_folder import RunFolder
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from cxr_hvd.atomic import write_text
 from cxr_hvd.errors import DataError
+from cxr_hvd.files import write_text
 from cxr_hvd.study.study_file import Split, StudyFile
 from preprocess.inspect.contact_sheet import Tile, draw_tiles
 from preprocess.inspect.distances import SHADES, STATES, Traits

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_hvd.atomic import create_private, part_beside
 from cxr_hvd.errors import StudyFileError
+from cxr_hvd.files import create_private, part_beside
 from cxr_hvd.study.study_file import image_digest
 from preprocess.records import BadImageError, ImageRecord, StudyRecord
 

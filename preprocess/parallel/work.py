@@ -17,8 +17,8 @@ import stat
 from pathlib import Path
 from typing import Self
 
-from cxr_hvd.atomic import sync
 from cxr_hvd.errors import DataError, UsageError
+from cxr_hvd.files import sync
 
 _DIGITS = 16
 

@@ -9,8 +9,8 @@ import json
 import re
 from pathlib import Path
 
-from cxr_hvd.atomic import replaced_file
 from cxr_hvd.errors import DataError, UsageError
+from cxr_hvd.files import replaced_file
 from cxr_hvd.study.labels import LABELS
 from preprocess.sources.tables import DELIMITERS, delimiter_of, split_header
 from preprocess.sources.text import open_lines

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from cxr_hvd.errors import DataError
-from cxr_hvd.reading import open_plain
+from cxr_hvd.files import open_plain
 
 # Characters of a row and of a file, unpacked. The largest published table (PadChest's) has 200 million.
 MAX_ROW = 4_000_000

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cxr_hvd.atomic import point_link
 from cxr_hvd.comm.communicator import HorovodComm, LocalComm, allgather_text, gather, together
 from cxr_hvd.comm.contract import check_contract
 from cxr_hvd.comm.sites import Topology, bind
@@ -31,6 +30,7 @@ from cxr_hvd.config.file import parse_config
 from cxr_hvd.config.schema import PRESETS, Config, Training
 from cxr_hvd.data.loader import Batch
 from cxr_hvd.errors import ConfigError, ContractError, DataError, PeerError, TrainingError
+from cxr_hvd.files import point_link
 from cxr_hvd.models.build import build_model, tensor_specs
 from cxr_hvd.partial.averager import EXCHANGES, Averager, site_weights
 from cxr_hvd.partial.plan import Exchange, Scope, SharingPlan, build_plan

@@ -24,12 +24,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cxr_hvd.atomic import finish_folder, folder_beside, point_link, sync
 from cxr_hvd.comm.answers import check_number, read_answers
 from cxr_hvd.comm.communicator import Communicator, gather, together
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.comm.step_status import StepStatus, Writing
 from cxr_hvd.errors import CheckpointError, CxrHvdError
+from cxr_hvd.files import finish_folder, folder_beside, point_link, sync
 from cxr_hvd.ledger.events import MAX_COUNT
 from cxr_hvd.partial.plan import Scope, SharingPlan
 from cxr_hvd.terminal import say

@@ -19,12 +19,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from cxr_hvd.atomic import finish_folder, folder_beside
 from cxr_hvd.comm.communicator import LocalComm
 from cxr_hvd.comm.sites import bind
 from cxr_hvd.comm.step_status import StepStatus
 from cxr_hvd.comm.watchdog import Doing
 from cxr_hvd.errors import CheckpointError, UsageError
+from cxr_hvd.files import finish_folder, folder_beside
 from cxr_hvd.monitor import files as run_files
 from cxr_hvd.monitor import snapshot as run_snapshot
 from cxr_hvd.monitor.curves import draw_curves, running_mean, thinned, write_curves

@@ -1,17 +1,22 @@
-"""Files and folders that are whole or absent, never half-written, and for their owner's eyes alone.
+"""Write files and folders whole or not at all, and read files that a stranger may have written.
 
-Each is written beside its final name, synced to the disk and renamed, so that a reader that finds the name
-finds all of the content, whatever happened to the writer. The name beside cannot be guessed and is made anew, so
-that no link or file that somebody put there is written to. What exists and is no regular file (a link, a FIFO, a
-device) is never replaced, and what a user made only on request (`check_output`).
+What is written stands beside its final name, is synced to the disk and then renamed: a reader that finds the
+name finds all of the content. The name beside cannot be guessed and is made anew, so that no link or file that
+somebody put there is written to. What exists and is no regular file (a link, a FIFO, a device) is never
+replaced, and what a user made only on request (`check_output`). Files are 0600 and folders 0700.
+
+What is read is a regular file, and never more of it than the reader allows (`open_plain`, `read_plain`): a FIFO
+would hang whoever opens it, and a link may lead to a device without an end.
 """
 
+import errno
 import os
 import secrets
 import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 from cxr_hvd.errors import UsageError
@@ -138,3 +143,41 @@ def write_text(path: Path, text: str, mode: int = 0o600) -> None:
     """Write `text` as the whole file at `path`, in UTF-8."""
     with replaced_file(path, mode) as beside:
         beside.write_text(text, encoding="utf-8")
+
+
+def open_plain(path: Path, follows_links: bool = False) -> FileIO:
+    """Open a plain file, unbuffered. Never waits and opens no pipe and no device.
+
+    Args:
+        follows_links: whether `path` itself may be a link to a plain file.
+
+    Raises:
+        OSError: it is none, or cannot be opened.
+    """
+    if not follows_links and path.is_symlink():
+        raise OSError(errno.ELOOP, "a link, not a plain file", str(path))
+
+    def opener(name: str, flags: int) -> int:
+        descriptor = os.open(name, flags | os.O_NONBLOCK | (0 if follows_links else os.O_NOFOLLOW))
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "not a plain file", name)
+        return descriptor
+
+    return FileIO(path, "rb", opener=opener)
+
+
+def read_plain(path: Path, max_bytes: int, follows_links: bool = False) -> bytes:
+    """Read a whole plain file of at most `max_bytes`.
+
+    Raises:
+        OSError: it is none, is longer, or cannot be read.
+    """
+    with open_plain(path, follows_links) as file:
+        parts, left_bytes = [], max_bytes + 1
+        while left_bytes and (part := file.read(left_bytes)):  # one read gives 2 GiB at most
+            parts.append(part)
+            left_bytes -= len(part)
+    if not left_bytes:
+        raise OSError(errno.EFBIG, f"expected at most {max_bytes:,} bytes, found more", str(path))
+    return b"".join(parts)

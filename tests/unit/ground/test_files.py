@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cxr_hvd.atomic import create_private, part_beside, point_link, replaced_file, write_text
 from cxr_hvd.errors import UsageError
+from cxr_hvd.files import create_private, part_beside, point_link, replaced_file, write_text
 
 
 def test_an_error_leaves_the_earlier_file_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_no_link_is_followed_and_no_name_beside_can_be_guessed(
     path, victim = tmp_path / "file", tmp_path / "victim"
     assert len({part_beside(path) for _ in range(100)}) == 100
     # What if it could: a link that somebody planted there.
-    monkeypatch.setattr("cxr_hvd.atomic.secrets.token_hex", lambda _: "guessed")
+    monkeypatch.setattr("cxr_hvd.files.secrets.token_hex", lambda _: "guessed")
     part_beside(path).symlink_to(victim)
     with pytest.raises(FileExistsError):
         write_text(path, "patients")
