@@ -256,14 +256,14 @@ def plan(
 ) -> None:
     """Show before any launch what will leave a site: block by block, bytes a step and a run, and all else."""
     from cxr_hvd.config.file import load_config
-    from cxr_hvd.models.build import build_model
+    from cxr_hvd.models.layout import tensor_specs
     from cxr_hvd.study.labels import LABELS
-    from cxr_hvd.training.agreement import plan_of
     from cxr_hvd.training.budget import num_steps_before_launch
     from cxr_hvd.training.display import complete_plan, console_for, plan_table, reach_of, traffic_table
+    from cxr_hvd.training.sharing import plan_sharing
 
     chosen = load_config(config, settings or [])
-    sharing_plan = plan_of(chosen, build_model(chosen.model.name, len(LABELS), chosen.seed))
+    sharing_plan = plan_sharing(chosen, tensor_specs(chosen.model.name, len(LABELS)))
     num_steps = num_steps_before_launch(chosen)
     reach, rows = reach_of(chosen), list[dict[str, Any]]()
     if scale:

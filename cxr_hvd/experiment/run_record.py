@@ -12,11 +12,11 @@ import numpy as np
 from cxr_hvd.experiment.scored_runs import ScoredRun
 from cxr_hvd.experiment.variants import private_of
 from cxr_hvd.files import read_plain
-from cxr_hvd.models.build import build_model
+from cxr_hvd.models.layout import tensor_specs
 from cxr_hvd.monitor.curves import mean_width, running_mean, thinned
 from cxr_hvd.monitor.snapshot import load_run
-from cxr_hvd.training.agreement import plan_of
 from cxr_hvd.training.run_folder import RunFolder
+from cxr_hvd.training.sharing import plan_sharing
 
 CURVE_POINTS = 200
 MAX_RECORD_BYTES = 1 << 24
@@ -26,7 +26,7 @@ def describe(name: str, runs: Sequence[ScoredRun]) -> dict[str, Any]:
     """Return what a set-up is and what its runs took; see `comparison`."""
     first = runs[0]
     config = RunFolder(first.path, first.scores.origin.sites[0]).config()
-    plan = plan_of(config, build_model(config.model.name, len(first.scores.origin.label_names), config.seed))
+    plan = plan_sharing(config, tensor_specs(config.model.name, len(first.scores.origin.label_names)))
     times = [time for run in runs if (time := time_of(run))]
     num_steps = first.scores.origin.step
     return {

@@ -26,12 +26,12 @@ from cxr_hvd.data.studies import check_pixel_pipelines
 from cxr_hvd.errors import CheckpointError, UsageError
 from cxr_hvd.experiment.scores import AVERAGED, COMMON, NAME, Origin, Scores, Truth, config_digest, write_scores
 from cxr_hvd.files import begin_folder, folder_beside
-from cxr_hvd.models.build import build_model
+from cxr_hvd.models.build import build_model, tensor_specs
 from cxr_hvd.partial.plan import Scope
 from cxr_hvd.study.study_file import Split, StudyFile
-from cxr_hvd.training.agreement import plan_of
 from cxr_hvd.training.checkpoint.checkpoint import load_judged_weights
 from cxr_hvd.training.run_folder import RunFolder, disk_errors, sites_in
+from cxr_hvd.training.sharing import plan_sharing
 from cxr_hvd.training.validation import predict, share_of
 
 SPLITS = (Split.TEST, Split.VALIDATE)
@@ -153,7 +153,7 @@ def networks_of(whole: OpenRun, which: str) -> Iterator[tuple[str, torch.nn.Modu
     config, sites = whole.config, list(whole.folders)
     label_names = next(iter(whole.files.values())).header.label_names
     model = build_model(config.model.name, len(label_names), config.seed)
-    private = plan_of(config, model).names(Scope.PRIVATE)
+    private = plan_sharing(config, tensor_specs(model)).names(Scope.PRIVATE)
     sums: dict[str, torch.Tensor] = {}
     steps = set()
     for site in sites if private else sites[:1]:

@@ -1,12 +1,14 @@
-"""The networks: DenseNet121 (Huang et al., CVPR 2017) with 20 input channels and 14 outputs, and a tiny one."""
+"""The networks: DenseNet121 with 20 input channels and an output for each label, and a tiny one for dry runs.
 
-from collections.abc import Callable
+Owns how they are built, and the convolution that leaves empty channels out. Their sizes stand in `layout`.
+"""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cxr_hvd.models.densenet import DenseNet
+from cxr_hvd.models.layout import DENSENETS, DenseNetSizes, block_of
 from cxr_hvd.partial.plan import Kind, TensorSpec
 from cxr_hvd.study.study_file import MAX_IMAGES
 
@@ -39,49 +41,21 @@ def as_channels_last(images_BMHW: Tensor) -> Tensor:
     return images_BMHW.as_strided(images_BMHW.shape, (height * width, 1, width, 1))
 
 
-def build_densenet121(num_labels: int) -> nn.Module:
-    """Build DenseNet121 for (B, 1 to 20, H, W) inputs and (B, num_labels) logits, with fresh weights."""
-    model = DenseNet(growth_rate=32, block_config=(6, 12, 24, 16), num_init_features=64, num_classes=num_labels)
-    return _with_study_channels(model, num_features=64)
-
-
-def build_tiny(num_labels: int) -> nn.Module:
-    """Build a DenseNet of about 20,000 parameters for dry runs, with DenseNet121's blocks, one layer in each."""
-    num_features = 12
-    model = DenseNet(
-        growth_rate=8,
-        block_config=(1, 1, 1, 1),
-        num_init_features=num_features,
-        bn_size=2,
-        num_classes=num_labels,
-    )
-    return _with_study_channels(model, num_features)
-
-
-def _with_study_channels(model: nn.Module, num_features: int) -> nn.Module:
-    """Put a fresh first convolution of 20 input channels into a DenseNet; return the network."""
-    stem = OccupiedConv2d(MAX_IMAGES, num_features, kernel_size=7, stride=2, padding=3, bias=False)
+def build_densenet(sizes: DenseNetSizes, num_labels: int) -> nn.Module:
+    """Build a DenseNet for (B, 1 to 20, H, W) inputs and (B, num_labels) logits, with fresh weights."""
+    model = DenseNet(sizes, num_labels)
+    # Built with three channels before and replaced, so that a seed gives the weights that it gave ever since.
+    stem = OccupiedConv2d(MAX_IMAGES, sizes.num_init_features, kernel_size=7, stride=2, padding=3, bias=False)
     nn.init.kaiming_normal_(stem.weight)
     model.get_submodule("features").register_module("conv0", stem)
     return model
-
-
-MODELS: dict[str, Callable[[int], nn.Module]] = {"densenet121": build_densenet121, "tiny": build_tiny}
 
 
 def build_model(name: str, num_labels: int, seed: int) -> nn.Module:
     """Build a network whose first weights depend on the seed alone, so that all ranks start alike."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MODELS[name](num_labels)
-
-
-def block_of(tensor_name: str) -> str:
-    """Return a DenseNet tensor's block: `stem`, `denseblock1` to 4, `transition1` to 3, `head`."""
-    parts = tensor_name.split(".")
-    if parts[0] == "classifier" or parts[1] == "norm5":
-        return "head"
-    return "stem" if parts[1] in ("conv0", "norm0") else parts[1]
+        return build_densenet(DENSENETS[name], num_labels)
 
 
 def tensor_specs(model: nn.Module) -> list[TensorSpec]:

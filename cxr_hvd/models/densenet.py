@@ -11,37 +11,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cxr_hvd.models.layout import DenseNetSizes
+
 
 class DenseNet(nn.Module):
     """A network for (B, 3, H, W) images and (B, num_classes) logits.
 
     Args:
-        growth_rate: channels that each layer adds.
-        block_config: layers of each dense block.
-        num_init_features: channels after the first convolution.
-        bn_size: channels of a layer's bottleneck, in growth rates.
+        sizes: its layers and channels.
         num_classes: outputs.
     """
 
-    def __init__(
-        self,
-        growth_rate: int = 32,
-        block_config: Sequence[int] = (6, 12, 24, 16),
-        num_init_features: int = 64,
-        bn_size: int = 4,
-        num_classes: int = 1000,
-    ) -> None:
+    def __init__(self, sizes: DenseNetSizes, num_classes: int = 1000) -> None:
         super().__init__()
-        num_features = num_init_features
+        num_features = sizes.num_init_features
         parts: OrderedDict[str, nn.Module] = OrderedDict()
         parts["conv0"] = nn.Conv2d(3, num_features, kernel_size=7, stride=2, padding=3, bias=False)
         parts["norm0"] = nn.BatchNorm2d(num_features)
         parts["relu0"] = nn.ReLU(inplace=True)
         parts["pool0"] = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        for number, num_layers in enumerate(block_config, 1):
-            parts[f"denseblock{number}"] = DenseBlock(num_layers, num_features, bn_size, growth_rate)
-            num_features += num_layers * growth_rate
-            if number < len(block_config):
+        for number, num_layers in enumerate(sizes.layers_per_block, 1):
+            parts[f"denseblock{number}"] = DenseBlock(num_layers, num_features, sizes)
+            num_features += num_layers * sizes.growth_rate
+            if number < len(sizes.layers_per_block):
                 parts[f"transition{number}"] = _transition(num_features)
                 num_features //= 2
         parts["norm5"] = nn.BatchNorm2d(num_features)
@@ -64,10 +56,10 @@ class DenseNet(nn.Module):
 class DenseBlock(nn.ModuleDict):
     """Layers that each take the outputs of all before, side by side."""
 
-    def __init__(self, num_layers: int, num_features: int, bn_size: int, growth_rate: int) -> None:
+    def __init__(self, num_layers: int, num_features: int, sizes: DenseNetSizes) -> None:
         super().__init__()
         for number in range(num_layers):
-            layer = DenseLayer(num_features + number * growth_rate, bn_size, growth_rate)
+            layer = DenseLayer(num_features + number * sizes.growth_rate, sizes)
             self.add_module(f"denselayer{number + 1}", layer)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
@@ -81,15 +73,15 @@ class DenseBlock(nn.ModuleDict):
 class DenseLayer(nn.Module):
     """Norm, 1 x 1 convolution to the bottleneck, norm, 3 x 3 convolution to `growth_rate` channels."""
 
-    def __init__(self, num_features: int, bn_size: int, growth_rate: int) -> None:
+    def __init__(self, num_features: int, sizes: DenseNetSizes) -> None:
         super().__init__()
-        num_bottleneck = bn_size * growth_rate
+        num_bottleneck = sizes.bn_size * sizes.growth_rate
         self.norm1 = nn.BatchNorm2d(num_features)
         self.relu1 = nn.ReLU(inplace=True)
         self.conv1 = nn.Conv2d(num_features, num_bottleneck, kernel_size=1, bias=False)
         self.norm2 = nn.BatchNorm2d(num_bottleneck)
         self.relu2 = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(num_bottleneck, growth_rate, kernel_size=3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(num_bottleneck, sizes.growth_rate, kernel_size=3, padding=1, bias=False)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Return the new channels (B, growth_rate, H, W)."""

@@ -10,19 +10,21 @@ from typing import Any
 import torch
 
 from cxr_hvd import __version__
+from cxr_hvd.comm.answers import check_number, read_answers
 from cxr_hvd.comm.communicator import Communicator, gather
 from cxr_hvd.comm.contract import check_contract, flat_items
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.schema import Config
 from cxr_hvd.data.studies import TrainingData
 from cxr_hvd.errors import ConfigError
-from cxr_hvd.models.build import tensor_specs
-from cxr_hvd.partial.plan import Scope, SharingPlan, build_plan
+from cxr_hvd.partial.plan import Scope, SharingPlan
 from cxr_hvd.study.study_file import StudyFile
+from cxr_hvd.training.budget import Budget, budget_of
 from cxr_hvd.training.run_folder import RunFolder
 
 COMPARED_VERSIONS = ("torch", "torchvision", "horovod", "numpy")
 DIGEST_BYTES = 32
+MAX_STUDIES = 1 << 40
 LENGTH = ("training.epochs", "training.max_steps")
 MAY_CHANGE = (
     *LENGTH,
@@ -37,20 +39,6 @@ MAY_CHANGE = (
     "loader.prefetch",
 )
 """What a run may change when it goes on; all else would make it another run (decision 0015)."""
-
-
-def plan_of(config: Config, model: torch.nn.Module) -> SharingPlan:
-    """Build the sharing plan that a config asks for."""
-    sharing = config.sharing
-    return build_plan(
-        tensor_specs(model),
-        config.private_patterns,
-        sharing.batchnorm,
-        sharing.every,
-        sharing.exchange,
-        sharing.wire,
-        config.moments,
-    )
 
 
 def contract_items(
@@ -83,6 +71,32 @@ def shared_digest(plan: SharingPlan, model: torch.nn.Module) -> str:
     for name in plan.names(Scope.SHARED):
         digest.update(tensors[name].contiguous().cpu().numpy())
     return digest.hexdigest()
+
+
+def agree_on_budget(config: Config, comm: Communicator, topology: Topology, data: TrainingData) -> Budget:
+    """Find out how many studies each site has, and from that how long all train. Collective: every rank.
+
+    Raises:
+        ConfigError: on every rank, where validations are to end the run and there is nothing to validate on.
+    """
+    own = torch.tensor([len(data.studies), len(data.validation_studies)])
+    counts = read_answers(gather(comm, own, "studies").tolist(), _read_counts, "studies", topology.name_of)
+    of_site = [counts[topology.ranks_at(site)[0]] for site in range(topology.num_sites)]
+    budget = budget_of(config, [train for train, _ in of_site], [validate for _, validate in of_site])
+    if config.validation.patience and not any(budget.validation_studies_per_site):
+        error = ConfigError(
+            "validation.patience: expected VALIDATE studies at one site at least, found none: draw some with "
+            "cxr-preprocess --validate N, or leave patience out"
+        )
+        error.is_agreed = True
+        raise error
+    return budget
+
+
+def _read_counts(answer: list[int]) -> tuple[int, int]:
+    """Return a rank's numbers of training studies, one at least, and of validation studies."""
+    train, validate = answer
+    return int(check_number(train, 1, MAX_STUDIES)), int(check_number(validate, 0, MAX_STUDIES))
 
 
 def find_twins(file: StudyFile, comm: Communicator, topology: Topology) -> list[list[str]]:

@@ -1,19 +1,11 @@
-"""How long all ranks train: steps of an epoch and of a run, from the sizes of the sites."""
+"""How long all ranks train: steps of an epoch and of a run, from the sizes of the sites. Needs no torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from cxr_hvd.comm.answers import check_number, read_answers
-from cxr_hvd.comm.communicator import Communicator, gather
-from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.schema import Config
-from cxr_hvd.data.studies import TrainingData
-from cxr_hvd.errors import ConfigError, CxrHvdError
+from cxr_hvd.errors import CxrHvdError
 from cxr_hvd.study.study_file import Split, StudyFile
-
-MAX_STUDIES = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -47,32 +39,6 @@ def num_steps_before_launch(config: Config) -> int | None:
         return _num_steps(config, asked) if isinstance(asked, int) else config.training.max_steps
     merged = [sum(sizes)] * len(sizes)
     return budget_of(config, merged if config.is_merged else sizes).num_steps if all(sizes) else None
-
-
-def agree_on_budget(config: Config, comm: Communicator, topology: Topology, data: TrainingData) -> Budget:
-    """Find out how many studies each site has, and from that how long all train. Collective: every rank.
-
-    Raises:
-        ConfigError: on every rank, where validations are to end the run and there is nothing to validate on.
-    """
-    own = torch.tensor([len(data.studies), len(data.validation_studies)])
-    counts = read_answers(gather(comm, own, "studies").tolist(), _read_counts, "studies", topology.name_of)
-    of_site = [counts[topology.ranks_at(site)[0]] for site in range(topology.num_sites)]
-    budget = budget_of(config, [train for train, _ in of_site], [validate for _, validate in of_site])
-    if config.validation.patience and not any(budget.validation_studies_per_site):
-        error = ConfigError(
-            "validation.patience: expected VALIDATE studies at one site at least, found none: draw some with "
-            "cxr-preprocess --validate N, or leave patience out"
-        )
-        error.is_agreed = True
-        raise error
-    return budget
-
-
-def _read_counts(answer: list[int]) -> tuple[int, int]:
-    """Return a rank's numbers of training studies, one at least, and of validation studies."""
-    train, validate = answer
-    return int(check_number(train, 1, MAX_STUDIES)), int(check_number(validate, 0, MAX_STUDIES))
 
 
 def budget_of(config: Config, studies_per_site: list[int], validation_studies: Sequence[int] = ()) -> Budget:

@@ -24,20 +24,20 @@ from cxr_hvd.data.staging import stage
 from cxr_hvd.data.studies import TrainingData, open_training_data
 from cxr_hvd.errors import Stopped
 from cxr_hvd.launch.orphan import LauncherWatch
-from cxr_hvd.models.build import build_model
+from cxr_hvd.models.build import build_model, tensor_specs
 from cxr_hvd.partial.averager import EXCHANGES, Averager, site_weights
 from cxr_hvd.partial.plan import SharingPlan
 from cxr_hvd.training.agreement import (
+    agree_on_budget,
     changed_settings,
     check_length,
     check_shared_weights,
     contract_items,
     describe_changes,
     find_twins,
-    plan_of,
 )
 from cxr_hvd.training.between_steps import BetweenSteps
-from cxr_hvd.training.budget import Budget, agree_on_budget
+from cxr_hvd.training.budget import Budget
 from cxr_hvd.training.checkpoint.checkpoint import CheckpointWriter, agree_on_step, load_checkpoint
 from cxr_hvd.training.display import TrainingDisplay, console_for, print_agreed, twins_warning
 from cxr_hvd.training.engine import Engine, StepReport
@@ -45,6 +45,7 @@ from cxr_hvd.training.log import Log, open_ledger, record_run, record_settings, 
 from cxr_hvd.training.loss import build_loss
 from cxr_hvd.training.profiling import Profile
 from cxr_hvd.training.run_folder import RunFolder, disk_errors
+from cxr_hvd.training.sharing import plan_sharing
 from cxr_hvd.training.status import status_kept
 from cxr_hvd.training.stopping import REASONS, StopRequest
 from cxr_hvd.training.validation import Validation, Verdict
@@ -101,7 +102,7 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
         # Every rank builds the same network and plan, and all agree on them before a tensor moves.
         model = build_model(config.model.name, len(data.studies.label_names), config.seed)
         with together(comm, "making the sharing plan"):
-            plan = plan_of(config, model)
+            plan = plan_sharing(config, tensor_specs(model))
         items = contract_items(config, plan, model, data)
         digests = gather_digests(comm, items)
         prove_key(comm, topology, options.key, digests)

@@ -24,9 +24,10 @@ from cxr_hvd.models.build import as_channels_last, tensor_specs
 from cxr_hvd.partial.buffers import SharedMean
 from cxr_hvd.partial.plan import Kind, Scope, SharingPlan, build_plan
 from cxr_hvd.partial.wire import SHORT_DTYPES, ShortWire
-from cxr_hvd.training.agreement import contract_items, plan_of
+from cxr_hvd.training.agreement import contract_items
 from cxr_hvd.training.engine import Engine
 from cxr_hvd.training.loss import MultiLabelLoss
+from cxr_hvd.training.sharing import plan_sharing
 from cxr_hvd.training.train import train
 from tests.laws.laws import (
     ENDS,
@@ -331,7 +332,7 @@ def a_difference_in_any_item_is_named_on_every_rank_within_seconds(comm: Horovod
     topology = one_rank_a_site(comm)
     data = open_training_data(config, topology)
     model = fresh_model()
-    items = contract_items(config, plan_of(config, model), model, data)
+    items = contract_items(config, plan_sharing(config, tensor_specs(model)), model, data)
     check_contract(comm, topology, items)
     wanted = ["label order", "config.seed", "config.sharing.every", "version of torch", "plan order"]
     assert not set(wanted) - set(items)
@@ -400,7 +401,7 @@ def the_ledger_holds_all_that_horovod_was_given(comm: HorovodComm, folder: Path)
         is_equal_everywhere(comm, "all ledgers are closed")
         judged = audit(load_folders(own / "run"))
         assert not judged.faults, judged.faults[:5]
-        kept = {each.spec.block for each in plan_of(config, fresh_model()).tensors}
+        kept = {each.spec.block for each in plan_sharing(config, tensor_specs(fresh_model())).tensors}
         assert kept - {entry["name"] for entry in entries} >= {"stem", "head"}
 
 

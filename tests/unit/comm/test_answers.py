@@ -16,7 +16,7 @@ from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.comm.step_status import StepStatus, begin_statuses
 from cxr_hvd.errors import ContractError, CxrHvdError, PeerError
 from cxr_hvd.experiment.evaluate import read_results
-from cxr_hvd.training.budget import _read_counts
+from cxr_hvd.training.agreement import _read_counts
 from cxr_hvd.training.checkpoint.checkpoint import _read_steps
 from cxr_hvd.training.validation import _read_auroc
 

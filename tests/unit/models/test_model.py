@@ -1,10 +1,10 @@
-"""The layout of what goes through the network, and what leaving empty channels out changes: nothing."""
+"""The networks: their first weights, the strides of what goes through, and empty channels left out."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from cxr_hvd.models.build import as_channels_last, build_model
+from cxr_hvd.models.build import as_channels_last, build_model, tensor_specs
 from cxr_hvd.training.engine import forward
 
 SIZE = 64
@@ -72,3 +72,38 @@ def test_channels_left_out_are_channels_of_zeros(model: nn.Module, num_images: i
         found.append((logits.detach(), gradient[:, :num_images].clone()))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+
+
+def test_the_small_network_has_the_blocks_of_the_large_one_and_few_parameters() -> None:
+    small, large = (build_model(name, 14, seed=0) for name in ("tiny", "densenet121"))
+    assert 15_000 < sum(parameter.numel() for parameter in small.parameters()) < 25_000
+    blocks = [list(dict.fromkeys(spec.block for spec in tensor_specs(model))) for model in (small, large)]
+    assert blocks[0] == blocks[1]
+    assert small(torch.rand(2, 3, 32, 32)).shape == (2, 14)
+
+
+def test_leaving_out_empty_channels_is_exact_in_output_and_gradient() -> None:
+    model = build_model("densenet121", 14, seed=0)
+    model.eval()  # running statistics: comparable whatever the batch
+    full = torch.zeros(2, 20, 64, 64)
+    full[:, :3] = torch.rand(2, 3, 64, 64)
+    gradients, outputs = [], []
+    for images in (full, full[:, :3]):
+        model.zero_grad()
+        output = model(images)
+        output.sum().backward()
+        outputs.append(output.detach())
+        gradients.append(model.get_submodule("features.conv0").weight.grad.clone())  # type: ignore[operator, union-attr]
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(gradients[0], gradients[1])
+    assert bool((gradients[0][:, 3:] == 0).all())
+
+
+def test_the_first_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(123)
+    one = build_model("densenet121", 14, seed=5).state_dict()
+    torch.manual_seed(456)
+    same = build_model("densenet121", 14, seed=5).state_dict()
+    other = build_model("densenet121", 14, seed=6).state_dict()
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["classifier.weight"], other["classifier.weight"])

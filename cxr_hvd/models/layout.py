@@ -1,0 +1,88 @@
+"""The tensors of each network by name and shape, without torch.
+
+Owns the sizes of the networks, and which block a tensor belongs to. `build` makes networks of these sizes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cxr_hvd.partial.plan import Kind, TensorSpec
+from cxr_hvd.study.study_file import MAX_IMAGES
+
+
+@dataclass(frozen=True)
+class DenseNetSizes:
+    """The sizes of a DenseNet (Huang et al., CVPR 2017).
+
+    Attributes:
+        growth_rate: channels that each layer adds.
+        layers_per_block: layers of each dense block.
+        num_init_features: channels after the first convolution.
+        bn_size: channels of a layer's bottleneck, in growth rates.
+    """
+
+    growth_rate: int
+    layers_per_block: tuple[int, ...]
+    num_init_features: int
+    bn_size: int
+
+
+DENSENETS = {
+    "densenet121": DenseNetSizes(32, (6, 12, 24, 16), num_init_features=64, bn_size=4),
+    "tiny": DenseNetSizes(8, (1, 1, 1, 1), num_init_features=12, bn_size=2),
+}
+
+
+def block_of(tensor_name: str) -> str:
+    """Return a DenseNet tensor's block: `stem`, `denseblock1` to 4, `transition1` to 3, `head`."""
+    parts = tensor_name.split(".")
+    if parts[0] == "classifier" or parts[1] == "norm5":
+        return "head"
+    return "stem" if parts[1] in ("conv0", "norm0") else parts[1]
+
+
+def tensor_specs(name: str, num_labels: int) -> list[TensorSpec]:
+    """List all parameters and buffers of the network of this name, in its own order. Pure.
+
+    Args:
+        name: one of `DENSENETS`.
+        num_labels: outputs of the network.
+    """
+    shapes = dict(_weight_shapes(DENSENETS[name], num_labels))
+    parameters, buffers = [], []
+    for module, shape in shapes.items():
+        has_bias = len(shape) < 4  # all convolutions go without
+        for parameter in ("weight", "bias") if has_bias else ("weight",):
+            parameter_shape = shape if parameter == "weight" else shape[:1]
+            parameters.append(_spec(f"{module}.{parameter}", Kind.PARAMETER, parameter_shape, "float32"))
+        if len(shape) == 1:
+            means = (f"{module}.running_mean", f"{module}.running_var")
+            buffers += [_spec(mean, Kind.STATISTIC, shape, "float32") for mean in means]
+            buffers.append(_spec(f"{module}.num_batches_tracked", Kind.COUNTER, (), "int64"))
+    return parameters + buffers
+
+
+def _spec(name: str, kind: Kind, shape: tuple[int, ...], dtype: str) -> TensorSpec:
+    return TensorSpec(name, block_of(name), kind, shape, dtype)
+
+
+def _weight_shapes(sizes: DenseNetSizes, num_labels: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield each module with its weight's shape: 4 sizes of a convolution, 1 of a norm, 2 of the classifier."""
+    num_features, num_bottleneck = sizes.num_init_features, sizes.bn_size * sizes.growth_rate
+    yield "features.conv0", (num_features, MAX_IMAGES, 7, 7)
+    yield "features.norm0", (num_features,)
+    for number, num_layers in enumerate(sizes.layers_per_block, 1):
+        for layer_number in range(1, num_layers + 1):
+            layer = f"features.denseblock{number}.denselayer{layer_number}"
+            yield f"{layer}.norm1", (num_features,)
+            yield f"{layer}.conv1", (num_bottleneck, num_features, 1, 1)
+            yield f"{layer}.norm2", (num_bottleneck,)
+            yield f"{layer}.conv2", (sizes.growth_rate, num_bottleneck, 3, 3)
+            num_features += sizes.growth_rate
+        if number < len(sizes.layers_per_block):
+            transition = f"features.transition{number}"
+            yield f"{transition}.norm", (num_features,)
+            yield f"{transition}.conv", (num_features // 2, num_features, 1, 1)
+            num_features //= 2
+    yield "features.norm5", (num_features,)
+    yield "classifier", (num_labels, num_features)
