@@ -48,13 +48,13 @@ def phantom(
     Hospitals of one layout and two seeds differ in their patients alone. Each shift adds a difference of one kind.
     """
     from preprocess.parallel import ranks as run
-    from preprocess.phantom import phantom as drawing
-    from preprocess.phantom.shift import Shift
+    from preprocess.phantom.hospital import Shift
+    from preprocess.phantom.phantom import write_phantom
 
     if run.is_under_launcher():
         raise UsageError("phantom uses all cores by itself: run it without mpirun")
     shift = Shift(label=label_shift, acquisition=acquisition_shift, concept=concept_shift)
-    num_images = drawing.write_phantom(out, layout, studies, seed, shift)
+    num_images = write_phantom(out, layout, studies, seed, shift)
     made = f"{studies:,} synthetic studies, {num_images:,} images"
     say(f"{out}: {made}, in the layout of {layout}{shift.described()}")
 

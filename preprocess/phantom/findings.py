@@ -1,14 +1,13 @@
-"""Synthetic chest films, part two: the findings, each a pattern that can be seen and learned.
+"""Draw the findings: each is a pattern that can be seen and learned.
 
-One finding looks the same at every site; what differs between sites is acquisition and prevalence
-(`phantom_style`). Effects are large, so that a small model learns something within a hundred steps.
+A finding looks the same at every site; what differs between sites stands in hospital.py. Effects are large, so
+that a small model learns something within a hundred steps.
 """
 
 import numpy as np
 
 from cxr_hvd.study.labels import LABELS
-from preprocess.phantom.anatomy import Body, draw_frontal, draw_lateral, rib_curves, stroke_rib
-from preprocess.phantom.brush import (
+from preprocess.phantom.anatomy import (
     HEIGHT_PX,
     WIDTH_PX,
     Film,
@@ -16,19 +15,23 @@ from preprocess.phantom.brush import (
     blank_film,
     blurred,
     clouds,
+    draw_healthy_frontal,
+    draw_healthy_lateral,
     ellipse,
     mirrored,
+    rib_curves,
     stroke,
+    stroke_rib,
 )
-
-# Findings that are opacities of the lung: a study with one of them has "Lung Opacity" too.
-OPACITIES = frozenset({"Lung Lesion", "Edema", "Consolidation", "Pneumonia", "Atelectasis"})
+from preprocess.phantom.hospital import OPACITIES, Body
 
 _X = np.linspace(0, 1, WIDTH_PX, dtype=np.float32)[None, :]
 _Y = np.linspace(0, 1, HEIGHT_PX, dtype=np.float32)[:, None]
 
 
-def frontal(rng: np.random.Generator, places: np.random.Generator, body: Body, findings: frozenset[str]) -> Film:
+def draw_frontal(
+    rng: np.random.Generator, places: np.random.Generator, body: Body, findings: frozenset[str]
+) -> Film:
     """Draw a frontal film (H, W) of a body with the named findings.
 
     `places` decides sides, places and extent of the findings, and should start alike for all films of a study;
@@ -37,7 +40,7 @@ def frontal(rng: np.random.Generator, places: np.random.Generator, body: Body, f
     unknown = findings - set(LABELS)
     if unknown:
         raise ValueError(f"no such finding: {sorted(unknown)}")
-    parts = draw_frontal(
+    parts = draw_healthy_frontal(
         rng,
         body,
         heart=places.uniform(1.5, 1.75) if "Cardiomegaly" in findings else 1.0,
@@ -73,9 +76,11 @@ def frontal(rng: np.random.Generator, places: np.random.Generator, body: Body, f
     return np.maximum(density, blurred(over, 0.6))
 
 
-def lateral(rng: np.random.Generator, places: np.random.Generator, body: Body, findings: frozenset[str]) -> Film:
+def draw_lateral(
+    rng: np.random.Generator, places: np.random.Generator, body: Body, findings: frozenset[str]
+) -> Film:
     """Draw a film from the side (H, W) of a body with those of the findings that show there."""
-    density, lung = draw_lateral(rng, body, heart=1.6 if "Cardiomegaly" in findings else 1.0)
+    density, lung = draw_healthy_lateral(rng, body, heart=1.6 if "Cardiomegaly" in findings else 1.0)
     over, opacity = blank_film(), blank_film()
     if "Pleural Effusion" in findings:
         level = body.lung_bottom - 0.10 - 0.10 * _X
@@ -101,7 +106,7 @@ def _place(rng: np.random.Generator, side: int, low: float, high: float) -> tupl
 
 
 def _pneumothorax(rng: np.random.Generator, body: Body, side: int, over: Film) -> Film:
-    """Air outside the collapsed lung: the mask of a rim that is darker and without vessels; its edge is drawn."""
+    """Return the mask of the air outside a collapsed lung, darker and without vessels; draw the lung's edge."""
     inward = rng.uniform(0.10, 0.14)
     outer = 0.5 - body.lung_width - 0.05
     edge = [
@@ -115,7 +120,7 @@ def _pneumothorax(rng: np.random.Generator, body: Body, side: int, over: Film) -
 
 
 def _break_ribs(rng: np.random.Generator, ribs: Film, body: Body, side: int, over: Film) -> None:
-    """Three neighbouring ribs with a gap and a step in their outer third, and callus around it."""
+    """Give three neighbouring ribs a gap and a step in their outer third, and callus around it."""
     curves = rib_curves(body)
     first = int(rng.integers(3, 6))
     for curve in curves[first : first + 3]:
@@ -129,7 +134,7 @@ def _break_ribs(rng: np.random.Generator, ribs: Film, body: Body, side: int, ove
 
 
 def _edema(rng: np.random.Generator) -> Film:
-    """Haze around both hila, like a butterfly, and short lines at the bases."""
+    """Draw haze around both hila, like a butterfly, and short lines at the bases."""
     haze = ellipse(0.33, 0.44, 0.15, 0.20, 11.0) + ellipse(0.67, 0.44, 0.15, 0.20, 11.0)
     lines = blank_film()
     for _ in range(14):
@@ -140,7 +145,7 @@ def _edema(rng: np.random.Generator) -> Film:
 
 
 def _consolidation(rng: np.random.Generator, side: int) -> Film:
-    """A dense wedge of the upper or middle lung with a straight lower border and dark airways in it."""
+    """Draw a dense wedge of the upper or middle lung with a straight lower border and dark airways in it."""
     y = rng.uniform(0.40, 0.50)
     wedge = [(0.44, y), (0.40, y - 0.20), (0.26, y - 0.24), (0.14, y - 0.10), (0.12, y), (0.28, y + 0.005)]
     airways = blank_film()
@@ -151,7 +156,7 @@ def _consolidation(rng: np.random.Generator, side: int) -> Film:
 
 
 def _pneumonia(rng: np.random.Generator, side: int) -> Film:
-    """Many soft blots that run together in the lower half of one lung."""
+    """Draw many soft blots that run together in the lower half of one lung."""
     blots = blank_film()
     for _ in range(11):
         x, y = rng.uniform(0.15, 0.38), rng.uniform(0.48, 0.74)
@@ -161,7 +166,7 @@ def _pneumonia(rng: np.random.Generator, side: int) -> Film:
 
 
 def _atelectasis(rng: np.random.Generator, body: Body) -> Film:
-    """Three plates, straight, slanting, bright, above each dome of the diaphragm."""
+    """Draw three straight, slanting, bright plates above each dome of the diaphragm."""
     plates = blank_film()
     for step in range(3):
         y = body.lung_bottom - 0.09 - 0.055 * step
@@ -172,7 +177,7 @@ def _atelectasis(rng: np.random.Generator, body: Body) -> Film:
 
 
 def _thick_pleura(body: Body) -> Film:
-    """Bright rims along the side walls and caps over the tops of both lungs."""
+    """Draw bright rims along the side walls and caps over the tops of both lungs."""
     outer = 0.5 - body.lung_width - 0.045
     rims = blank_film()
     rim = [
@@ -187,7 +192,7 @@ def _thick_pleura(body: Body) -> Film:
 
 
 def _effusion(rng: np.random.Generator, body: Body, side: int) -> Film:
-    """Fluid at the base of one lung: level inside, climbing the outer wall."""
+    """Draw fluid at the base of one lung: level inside, climbing the outer wall."""
     level = body.lung_bottom - rng.uniform(0.12, 0.20)
     out = (0.45 - _X if side == 0 else _X - 0.55) / 0.35
     surface = level - 0.16 * np.clip(out, 0, 1.2) ** 3
@@ -195,7 +200,7 @@ def _effusion(rng: np.random.Generator, body: Body, side: int) -> Film:
 
 
 def _devices(rng: np.random.Generator, over: Film) -> None:
-    """A pacemaker with leads, a tube in the trachea, a central line, and electrodes on the skin."""
+    """Draw a pacemaker with leads, a tube in the trachea, a central line, and electrodes on the skin."""
     x, y = rng.uniform(0.74, 0.80), rng.uniform(0.20, 0.25)
     over[:] = np.maximum(over, 1.15 * ellipse(x, y, 0.055, 0.042, 0.6))
     stroke(over, [(x, y), (0.62, 0.22), (0.47, 0.32), (0.46, 0.55), (0.56, 0.70)], 2, 1.1)

@@ -20,22 +20,23 @@ from sklearn.metrics import roc_auc_score
 from cxr_hvd.errors import UsageError
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.study_file import View
-from preprocess.phantom import findings as phantom_findings
-from preprocess.phantom.anatomy import Body
-from preprocess.phantom.exposure import expose
-from preprocess.phantom.phantom import write_phantom
-from preprocess.phantom.shift import (
+from preprocess.phantom.findings import draw_frontal
+from preprocess.phantom.hospital import (
     COMMON,
     CONFUSED,
     RARE,
     RISING,
+    STYLES,
+    Body,
     Shift,
+    SiteStyle,
+    Study,
+    draw_studies,
     shift_acquisition,
     shift_concept,
     shift_labels,
 )
-from preprocess.phantom.studies import Study, draw_studies
-from preprocess.phantom.style import STYLES, SiteStyle
+from preprocess.phantom.phantom import expose, write_phantom
 from preprocess.records import SourceOptions
 from preprocess.sources import SOURCES
 from tests.helpers.commands import preprocess_here
@@ -94,7 +95,7 @@ def test_phantoms_have_studies_of_many_images() -> None:
 def test_every_finding_changes_the_film_where_it_should(finding: str) -> None:
     body = Body.drawn(np.random.default_rng(1))
     healthy, ill = (
-        phantom_findings.frontal(np.random.default_rng(2), np.random.default_rng(3), body, frozenset(found))
+        draw_frontal(np.random.default_rng(2), np.random.default_rng(3), body, frozenset(found))
         for found in ({"No Finding"}, {finding})
     )
     changed = (np.abs(ill - healthy) > 0.08).mean()
@@ -109,7 +110,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected no folder or an empty one"):
         write_phantom(tmp_path / "full", "chexpert", 1, 0)
     with pytest.raises(ValueError, match="no such finding"):
-        phantom_findings.frontal(
+        draw_frontal(
             np.random.default_rng(0),
             np.random.default_rng(0),
             Body.drawn(np.random.default_rng(0)),
