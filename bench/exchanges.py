@@ -28,7 +28,7 @@ from cxr_hvd.models.build import build_model, tensor_specs
 from cxr_hvd.partial.averager import EXCHANGES, Averager
 from cxr_hvd.partial.plan import Scope, SharingPlan, build_plan
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import MAX_IMAGES
+from cxr_hvd.study.layout import MAX_IMAGES
 from cxr_hvd.training.engine import Engine, forward
 from cxr_hvd.training.loss import MultiLabelLoss
 from lab.two_sites import own_traffic

@@ -27,7 +27,8 @@ from bench.report import Figure, describe_machine, ratios, table, turns, write_r
 from cxr_hvd.config.schema import Augmentation, Labels
 from cxr_hvd.data.loader import Shuffle, StudySet, train_batches
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import MAX_IMAGES, Split, StudyFile, StudyFileHeader, StudyRow, View
+from cxr_hvd.study.layout import MAX_IMAGES, Split, StudyFileHeader, StudyRow, View
+from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.study.study_writer import StudyFileWriter
 
 SIDE, BATCH, NUM_STUDIES = 256, 16, 256

@@ -24,7 +24,8 @@ from PIL import Image
 
 from bench.report import Figure, describe_machine, in_turn, table, write_report
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import StudyFile, View
+from cxr_hvd.study.layout import View
+from cxr_hvd.study.study_file import StudyFile
 from preprocess.phantom.phantom import write_phantom
 from preprocess.pixels import load as pixels
 from preprocess.plan import IMAGE_SIZE

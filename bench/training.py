@@ -20,7 +20,7 @@ from pathlib import Path
 from bench import loader
 from bench.averaging import HOROVODS_FUSION, job, said
 from bench.report import Figure, describe_machine, ratios, table, write_report
-from cxr_hvd.study.study_file import Split
+from cxr_hvd.study.layout import Split
 from lab.launch import LAUNCHERS, PROJECT, environment
 from lab.study_files import write_study_file
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import Split, StudyFileHeader, StudyRow, View
+from cxr_hvd.study.layout import Split, StudyFileHeader, StudyRow, View
 from cxr_hvd.study.study_writer import StudyFileWriter
 
 SIZE = 64

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import Split
+from cxr_hvd.study.layout import Split
 from preprocess.records import StudyRecord
 from preprocess.selection import Selection
 

@@ -229,7 +229,7 @@ def _job(
     max_unlabelled: str = "10%",
     pixels: str | None = None,
 ) -> "Job":
-    from cxr_hvd.study.study_file import Split
+    from cxr_hvd.study.layout import Split
     from preprocess import identifiers
     from preprocess.pixels.load import PIXELS
     from preprocess.plan import Job

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cxr_hvd.errors import DataError
-from cxr_hvd.study.study_file import Split, StudyFile
+from cxr_hvd.study.layout import Split
+from cxr_hvd.study.study_file import StudyFile
 from preprocess.inspect.summary import one_shade_digests
 
 _MAX_ROWS = 40

@@ -14,7 +14,7 @@ from pathlib import Path
 from cxr_hvd import __version__
 from cxr_hvd.errors import DataError, UsageError
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import Split, StudyFileHeader
+from cxr_hvd.study.layout import Split, StudyFileHeader
 from preprocess.balance import Balance, label_balance
 from preprocess.drawn import repeat_drawn
 from preprocess.parallel import merge as write

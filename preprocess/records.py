@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from cxr_hvd.errors import DataError
-from cxr_hvd.study.study_file import Split, View
+from cxr_hvd.study.layout import Split, View
 
 MAX_UNLABELLED = 0.1
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cxr_hvd.errors import DataError, UsageError
-from cxr_hvd.study.study_file import Split
+from cxr_hvd.study.layout import Split
 from preprocess.records import StudyRecord
 
 # Train, validate, test, where neither counts nor the source's own split say otherwise.

@@ -316,7 +316,7 @@ def evaluate(
 ) -> None:
     """Judge each site's network on its own studies: AUROC and accuracy, label by label."""
     from cxr_hvd.experiment import evaluate as evaluation
-    from cxr_hvd.study.study_file import Split
+    from cxr_hvd.study.layout import Split
     from cxr_hvd.training.display import console_for
 
     if split.upper() not in Split.__members__:

@@ -26,7 +26,8 @@ from cxr_hvd.data.augment_gpu import move_images, place_images, stack_changes
 from cxr_hvd.data.memory import Pages, PinnedBuffer, to_device
 from cxr_hvd.data.prefetch import Task, prefetch_batches, prefetch_to_device
 from cxr_hvd.study.labels import LabelPolicy
-from cxr_hvd.study.study_file import Split, StudyFile
+from cxr_hvd.study.layout import Split
+from cxr_hvd.study.study_file import StudyFile
 
 CPU = torch.device("cpu")
 MAX_AUTO_THREADS = 8

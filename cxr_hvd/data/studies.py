@@ -8,7 +8,8 @@ from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.schema import Config
 from cxr_hvd.data.loader import Shuffle, StudySet
 from cxr_hvd.errors import ConfigError, StudyFileError
-from cxr_hvd.study.study_file import Split, StudyFile
+from cxr_hvd.study.layout import Split
+from cxr_hvd.study.study_file import StudyFile
 
 MERGED = 0xB
 

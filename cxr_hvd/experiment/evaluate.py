@@ -27,7 +27,8 @@ from cxr_hvd.stats.bootstrap import bootstrap, draw
 from cxr_hvd.stats.metrics import FREQUENT, MIN_OF_CLASS, choose_thresholds, compute_metrics
 from cxr_hvd.stats.sample import Sample
 from cxr_hvd.stats.weighted import Auroc, Metric, columns_with, macro_auroc, mean_accuracy
-from cxr_hvd.study.study_file import Split, StudyFile
+from cxr_hvd.study.layout import Split
+from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.terminal import cleaned
 from cxr_hvd.training.checkpoint.checkpoint import load_judged_weights
 from cxr_hvd.training.run_folder import LATEST, RunFolder, sites_in

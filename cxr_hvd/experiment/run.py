@@ -36,7 +36,8 @@ from cxr_hvd.files import write_text
 from cxr_hvd.launch.launchers import path_word
 from cxr_hvd.launch.outcome import DONE, STOPPED, USAGE
 from cxr_hvd.launch.supervise import supervise
-from cxr_hvd.study.study_file import Split, StudyFile
+from cxr_hvd.study.layout import Split
+from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.training.budget import budget_of
 from cxr_hvd.training.run_folder import LATEST, RunFolder, disk_errors, sites_in
 from cxr_hvd.yaml_text import dump_yaml

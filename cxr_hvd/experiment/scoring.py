@@ -28,7 +28,8 @@ from cxr_hvd.experiment.scores import AVERAGED, COMMON, NAME, Origin, Scores, Tr
 from cxr_hvd.files import begin_folder, folder_beside
 from cxr_hvd.models.build import build_model, tensor_specs
 from cxr_hvd.partial.plan import Scope
-from cxr_hvd.study.study_file import Split, StudyFile
+from cxr_hvd.study.layout import Split
+from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.training.checkpoint.checkpoint import load_judged_weights
 from cxr_hvd.training.run_folder import RunFolder, disk_errors, sites_in
 from cxr_hvd.training.sharing import plan_sharing

@@ -8,7 +8,8 @@ import numpy as np
 
 from cxr_hvd.errors import CxrHvdError
 from cxr_hvd.experiment.scores import Origin
-from cxr_hvd.study.study_file import Split, StudyFile
+from cxr_hvd.study.layout import Split
+from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.training.run_folder import RunFolder
 
 

@@ -15,7 +15,7 @@ from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.config.schema import Config
 from cxr_hvd.experiment.evaluate import evaluate
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import Split, StudyFileHeader, StudyRow, View
+from cxr_hvd.study.layout import Split, StudyFileHeader, StudyRow, View
 from cxr_hvd.study.study_writer import StudyFileWriter
 from cxr_hvd.training.display import console_for
 from cxr_hvd.training.run_folder import RunFolder

@@ -10,7 +10,7 @@ from torch.nn import functional
 from cxr_hvd.models.densenet import DenseNet
 from cxr_hvd.models.layout import DENSENETS, DenseNetSizes, block_of
 from cxr_hvd.partial.plan import Kind, TensorSpec
-from cxr_hvd.study.study_file import MAX_IMAGES
+from cxr_hvd.study.layout import MAX_IMAGES
 
 
 class OccupiedConv2d(nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Writing a study file, once, from its first study to its `complete`."""
+"""Write a study file once, from its first study to its `complete`."""
 
 import os
 from collections.abc import Sequence
@@ -12,14 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_hvd.errors import StudyFileError
-from cxr_hvd.files import create_private, sync
-from cxr_hvd.study.study_file import (
+from cxr_hvd.study.layout import (
     MAX_IMAGES,
     SCHEMA,
-    TABLES,
     Split,
     StudyFileHeader,
     StudyRow,
+    StudyTables,
     View,
     content_digest,
     image_digest,
@@ -47,14 +46,14 @@ class StudyFileWriter:
         self._views = np.zeros((max_studies, MAX_IMAGES), dtype=np.uint8)
         self._labels = np.zeros((max_studies, len(header.label_names)), dtype=np.float32)
         self._splits = np.zeros(max_studies, dtype=np.uint8)
-        self._ids: dict[str, list[str]] = {"study_id": [], "patient_id": []}
+        self._study_ids: list[str] = []
+        self._patient_ids: list[str] = []
         self._digests = bytearray()
         os.close(create_private(path))
         self._file = h5py.File(path, "w")
-        images = self._file.create_dataset(
+        self._images = self._file.create_dataset(
             "images", shape, np.uint8, maxshape=shape, chunks=(1, 1, size, size), fillvalue=0
         )
-        self._images = images
 
     def append(self, row: StudyRow, images_NHW: NDArray[np.uint8], digests: Sequence[bytes] | None = None) -> None:
         """Write the next study: its images (n, H, W), one for each of its views.
@@ -73,8 +72,8 @@ class StudyFileWriter:
         self._views[index, :num] = row.views
         self._labels[index] = row.labels
         self._splits[index] = row.split
-        self._ids["study_id"].append(row.study_id)
-        self._ids["patient_id"].append(row.patient_id)
+        self._study_ids.append(row.study_id)
+        self._patient_ids.append(row.patient_id)
         self._digests += b"".join(digests)
         self._count += 1
 
@@ -85,14 +84,16 @@ class StudyFileWriter:
             raise StudyFileError(f"{self._file.filename}: a study file holds 1 or more studies")
         if num < len(self._num_images):
             self._images.resize(num, axis=0)
-        tables: dict[str, NDArray[Any]] = {
-            "num_images": self._num_images[:num],
-            "views": self._views[:num],
-            "labels": self._labels[:num],
-            **{name: np.array(ids, dtype=object) for name, ids in self._ids.items()},
-            "split": self._splits[:num],
-            "digests": np.frombuffer(self._digests, dtype=np.uint8).reshape(-1, 32),
-        }
+        study_ids, patient_ids = (np.array(ids, dtype=object) for ids in (self._study_ids, self._patient_ids))
+        tables = StudyTables(
+            num_images=self._num_images[:num],
+            views=self._views[:num],
+            labels=self._labels[:num],
+            study_id=study_ids,
+            patient_id=patient_ids,
+            split=self._splits[:num],
+            digests=np.frombuffer(self._digests, dtype=np.uint8).reshape(-1, 32),
+        )
         return _complete(self._file, self._header, tables)
 
     def abandon(self) -> None:
@@ -101,10 +102,10 @@ class StudyFileWriter:
             self._file.close()
 
 
-def _complete(file: h5py.File, header: StudyFileHeader, tables: dict[str, NDArray[Any]]) -> str:
+def _complete(file: h5py.File, header: StudyFileHeader, tables: StudyTables) -> str:
     """Write tables and attributes, `complete` last, close the file and wait until all is on the disk."""
-    for name in TABLES:
-        file.create_dataset(name, data=_stored(name, tables[name]))
+    for name, table in tables.by_name().items():
+        file.create_dataset(name, data=_stored(name, table))
     attributes: dict[str, Any] = {"schema": SCHEMA, "max_images": MAX_IMAGES, **vars(header)}
     attributes["label_names"] = list(header.label_names)
     digest = content_digest(header, tables)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from cxr_hvd.config.schema import Config
 from cxr_hvd.errors import CxrHvdError
-from cxr_hvd.study.study_file import Split, StudyFile
+from cxr_hvd.study.layout import Split
+from cxr_hvd.study.study_file import StudyFile
 
 
 @dataclass(frozen=True)

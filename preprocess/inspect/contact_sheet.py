@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from cxr_hvd.study.study_file import Split, StudyFile, View
+from cxr_hvd.study.layout import Split, View
+from cxr_hvd.study.study_file import StudyFile
 
 TILES_PER_SPLIT = 12
 _TILE_PX = 160

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_hvd.study.study_file import Split, StudyFile, View, image_digest
+from cxr_hvd.study.layout import Split, View, image_digest
+from cxr_hvd.study.study_file import StudyFile
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_hvd.errors import StudyFileError
-from cxr_hvd.files import create_private, part_beside
-from cxr_hvd.study.study_file import image_digest
+from cxr_hvd.study.layout import image_digest
 from preprocess.records import BadImageError, ImageRecord, StudyRecord
 
 # 2 MiB of pages: 20 ms of work on small files and 0.4 s on large ones, which bounds how long ranks wait for

@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 
 from cxr_hvd.errors import DataError, StudyFileError, UsageError
-from cxr_hvd.study.study_file import Split, StudyFileHeader, StudyRow
+from cxr_hvd.study.layout import Split, StudyFileHeader, StudyRow
 from cxr_hvd.study.study_writer import StudyFileWriter
 from preprocess.parallel.blocks import read_block
 from preprocess.parallel.work import WorkFolder, not_written

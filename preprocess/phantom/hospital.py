@@ -19,7 +19,7 @@ import numpy as np
 
 from cxr_hvd.errors import UsageError
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import Split
+from cxr_hvd.study.layout import Split
 
 # Findings that are opacities of the lung: a study with one of them has "Lung Opacity" too.
 OPACITIES = frozenset({"Lung Lesion", "Edema", "Consolidation", "Pneumonia", "Atelectasis"})

@@ -20,7 +20,7 @@ import numpy as np
 
 from cxr_hvd.errors import UsageError, nearest
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import Split
+from cxr_hvd.study.layout import Split
 from preprocess.phantom.anatomy import HEIGHT_PX, WIDTH_PX, Film, blurred
 from preprocess.phantom.findings import draw_frontal, draw_lateral
 from preprocess.phantom.hospital import (

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from cxr_hvd.errors import DataError
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import MAX_IMAGES, Split
+from cxr_hvd.study.layout import MAX_IMAGES, Split
 from preprocess.records import MAX_UNLABELLED, ImageRecord, StudyListing, StudyRecord
 
 Labels = tuple[float, ...]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cxr_hvd.errors import ConfigError, DataError, UsageError
-from cxr_hvd.study.study_file import Split, View
+from cxr_hvd.study.layout import Split, View
 from preprocess.records import ImageRecord, SourceOptions, StudyListing
 from preprocess.sources import meanings
 from preprocess.sources.columns import Columns, Table, find_columns, load_columns

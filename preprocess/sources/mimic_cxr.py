@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cxr_hvd.errors import DataError
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import Split, View
+from cxr_hvd.study.layout import Split, View
 from preprocess.pixels import dicom
 from preprocess.records import ImageRecord, SourceOptions, StudyListing
 from preprocess.sources.folder import ImageFolder

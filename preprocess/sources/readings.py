@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cxr_hvd.errors import DataError
 from cxr_hvd.study.labels import ABSENT, BLANK, LABELS, PRESENT, UNCERTAIN
-from cxr_hvd.study.study_file import Split
+from cxr_hvd.study.layout import Split
 from preprocess.records import ImageRecord
 from preprocess.sources.gathering import Gathering, Labels, differing_label
 

@@ -15,7 +15,7 @@ from cxr_hvd.errors import StudyFileError, UsageError
 from cxr_hvd.experiment.run import plan_experiment
 from cxr_hvd.experiment.scores import NAME, read_scores
 from cxr_hvd.experiment.variants import choose_variants
-from cxr_hvd.study.study_file import Split
+from cxr_hvd.study.layout import Split
 from lab.launch import BIN, PROJECT, Finished, environment, launch, need_horovod, run
 from lab.study_files import write_study_file
 

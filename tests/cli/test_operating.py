@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from cxr_hvd.study.study_file import Split
+from cxr_hvd.study.layout import Split
 from lab.launch import BIN, PROJECT, Finished, launch, need_horovod, run
 from lab.study_files import write_study_file
 from tests.helpers.commands import cxr_here

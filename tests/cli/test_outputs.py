@@ -14,7 +14,7 @@ from cxr_hvd.errors import CheckpointError, CxrHvdError, UsageError
 from cxr_hvd.experiment.run import open_folder, plan_experiment
 from cxr_hvd.experiment.variants import choose_variants
 from cxr_hvd.report.page import build_page, check_folder
-from cxr_hvd.study.study_file import Split
+from cxr_hvd.study.layout import Split
 from cxr_hvd.training.run_folder import RunFolder
 from lab.launch import Finished
 from lab.study_files import write_study_file

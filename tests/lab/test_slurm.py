@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from cxr_hvd.study.study_file import Split, StudyFile
+from cxr_hvd.study.layout import Split
+from cxr_hvd.study.study_file import StudyFile
 from lab.launch import BIN, PROJECT, Finished, need_horovod, run
 from lab.slurm import NODES, PACKAGES, PROGRAMS, Slurm, private_slurm, wait_for_nodes
 from lab.study_files import write_study_file

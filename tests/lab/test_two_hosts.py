@@ -21,7 +21,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import Split, StudyRow, View
+from cxr_hvd.study.layout import Split, StudyRow, View
 from cxr_hvd.study.study_writer import StudyFileWriter
 from lab.launch import BIN, PROJECT, Finished, launch, need_horovod
 from lab.packets import captured

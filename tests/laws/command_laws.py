@@ -14,7 +14,7 @@ from cxr_hvd.comm.communicator import HorovodComm
 from cxr_hvd.config.schema import Config
 from cxr_hvd.errors import ConfigError, ContractError, PeerError, StudyFileError
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import Split
+from cxr_hvd.study.layout import Split
 from cxr_hvd.training.train import train
 from lab.study_files import write_study_file
 from tests.laws.exchange_laws import common_folder

@@ -20,7 +20,7 @@ from cxr_hvd.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from cxr_hvd.ledger.audit import audit
 from cxr_hvd.ledger.reader import load_folders
 from cxr_hvd.partial.plan import Scope
-from cxr_hvd.study.study_file import Split
+from cxr_hvd.study.layout import Split
 from cxr_hvd.training import stopping
 from cxr_hvd.training.engine import Engine
 from cxr_hvd.training.train import LaunchOptions, train

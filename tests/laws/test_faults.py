@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr_hvd.study.study_file import Split
+from cxr_hvd.study.layout import Split
 from lab.launch import BIN, LAUNCHERS, PROJECT, Finished, Hung, environment, has_ended, launch, need_horovod, run
 from lab.study_files import write_study_file
 

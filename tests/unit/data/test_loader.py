@@ -30,7 +30,8 @@ from cxr_hvd.data.memory import Pages, PinnedBuffer
 from cxr_hvd.data.prefetch import prefetch_batches, prefetch_to_device
 from cxr_hvd.errors import CxrHvdError, StudyFileError, UsageError
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import Split, StudyFile
+from cxr_hvd.study.layout import Split
+from cxr_hvd.study.study_file import StudyFile
 from lab.study_files import SIZE, write_study_file
 
 STRENGTH = Augmentation(noise=0.1, cutout=0.4)

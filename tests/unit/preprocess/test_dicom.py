@@ -16,7 +16,8 @@ from pydicom import Dataset, uid
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-from cxr_hvd.study.study_file import StudyFile, View
+from cxr_hvd.study.layout import View
+from cxr_hvd.study.study_file import StudyFile
 from preprocess.pixels import load as pixels
 from preprocess.pixels import rasters
 from preprocess.pixels.dicom import _quiet, decode_mimic, decode_voi, view_position

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cxr_hvd.errors import CxrHvdError
-from cxr_hvd.study.study_file import View
+from cxr_hvd.study.layout import View
 from preprocess.pixels import load as pixels
 from preprocess.records import BadImageError, ImageRecord, SourceOptions
 from preprocess.sources import SOURCES

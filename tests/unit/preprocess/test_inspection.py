@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from cxr_hvd.errors import DataError, StudyFileError
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import Split, StudyFile, StudyRow, View
+from cxr_hvd.study.layout import Split, StudyRow, View
+from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.study.study_writer import StudyFileWriter
 from lab.study_files import SIZE, header, write_study_file
 from preprocess.compare import Place, compare

@@ -13,7 +13,7 @@ import pytest
 
 from cxr_hvd.errors import ConfigError, CxrHvdError, DataError, UsageError
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import Split, View
+from cxr_hvd.study.layout import Split, View
 from preprocess.pixels import load as pixels
 from preprocess.records import ImageRecord, SourceOptions, StudyListing, StudyRecord
 from preprocess.sources import draft, manifest

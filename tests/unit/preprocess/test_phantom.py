@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from cxr_hvd.errors import UsageError
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import View
+from cxr_hvd.study.layout import View
 from preprocess.phantom.findings import draw_frontal
 from preprocess.phantom.hospital import (
     COMMON,

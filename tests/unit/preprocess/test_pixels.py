@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cxr_hvd.study.study_file import View
+from cxr_hvd.study.layout import View
 from preprocess.pixels import load as pixels
 from preprocess.pixels import rasters
 from preprocess.records import BadImageError, ImageRecord

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cxr_hvd.errors import DataError, UsageError
-from cxr_hvd.study.study_file import Split, View
+from cxr_hvd.study.layout import Split, View
 from preprocess.drawn import drawn_path, repeat_drawn, write_drawn
 from preprocess.identifiers import keyed_hash
 from preprocess.parallel.blocks import IMAGES_PER_BLOCK, plan_blocks

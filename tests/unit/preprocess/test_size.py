@@ -18,7 +18,8 @@ PROBE = """
 import sys
 from pathlib import Path
 import numpy as np
-from cxr_hvd.study.study_file import StudyFile, image_digest
+from cxr_hvd.study.layout import image_digest
+from cxr_hvd.study.study_file import StudyFile
 from preprocess.parallel import blocks
 from preprocess.pixels import load as pixels
 from preprocess.parallel import merge as write

@@ -9,7 +9,7 @@ import pytest
 
 from cxr_hvd.errors import DataError
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import Split, View
+from cxr_hvd.study.layout import Split, View
 from preprocess.records import SourceOptions, StudyListing
 from preprocess.sources import SOURCES, chexpert, mimic_cxr
 from tests.helpers.synthetic import NAME, Rows, write_chexpert, write_csv, write_dicom, write_jpeg, write_mimic_cxr

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cxr_hvd.errors import CxrHvdError, DataError
-from cxr_hvd.study.study_file import Split
+from cxr_hvd.study.layout import Split
 from preprocess.drawn import repeat_drawn
 from preprocess.identifiers import kept, load_key
 from preprocess.records import SourceOptions, StudyListing

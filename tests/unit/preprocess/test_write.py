@@ -8,7 +8,8 @@ import pytest
 
 from cxr_hvd.errors import DataError, StudyFileError, UsageError
 from cxr_hvd.secret import create_key
-from cxr_hvd.study.study_file import Split, StudyFile, View
+from cxr_hvd.study.layout import Split, View
+from cxr_hvd.study.study_file import StudyFile
 from lab.study_files import header
 from preprocess import identifiers
 from preprocess.parallel import merge as write

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from cxr_hvd.errors import StudyFileError
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import MAX_IMAGES, Split, StudyFile, StudyRow, View
+from cxr_hvd.study.layout import MAX_IMAGES, Split, StudyRow, View
+from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.study.study_writer import StudyFileWriter
 from lab.study_files import header, write_study_file
 from preprocess.parallel.progress import Silence
@@ -232,7 +233,7 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
 
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "north.h5")
-    with pytest.raises(StudyFileError, match="found a FIFO"):
+    with pytest.raises(StudyFileError, match="found a folder, a FIFO or a device"):
         StudyFile(tmp_path / "north.h5")
 
 

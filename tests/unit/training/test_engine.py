@@ -20,7 +20,7 @@ from cxr_hvd.config.file import parse_config
 from cxr_hvd.config.schema import Config
 from cxr_hvd.errors import CheckpointError, ConfigError, Stopped
 from cxr_hvd.models.build import build_model
-from cxr_hvd.study.study_file import Split
+from cxr_hvd.study.layout import Split
 from cxr_hvd.training.checkpoint.checkpoint import load_judged_weights, load_weights
 from cxr_hvd.training.run_folder import cut_rows
 from cxr_hvd.training.status import suspects

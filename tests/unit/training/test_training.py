@@ -17,7 +17,8 @@ from cxr_hvd.data.loader import Shuffle, StudySet, plain_batches, train_batches
 from cxr_hvd.errors import CheckpointError, StudyFileError
 from cxr_hvd.models.build import build_model
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.study_file import Split, StudyFile
+from cxr_hvd.study.layout import Split
+from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.training.checkpoint.checkpoint import load_judged_weights
 from cxr_hvd.training.loss import MultiLabelLoss
 from cxr_hvd.training.run_folder import RunFolder

@@ -15,7 +15,8 @@ from cxr_hvd.config.file import parse_config
 from cxr_hvd.config.schema import Config
 from cxr_hvd.data.loader import StudySet
 from cxr_hvd.models.build import OccupiedConv2d
-from cxr_hvd.study.study_file import Split, StudyFile
+from cxr_hvd.study.layout import Split
+from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.training.display import TrainingDisplay
 from cxr_hvd.training.validation import Verdict, predict
 from lab.study_files import write_study_file
