@@ -1,7 +1,7 @@
 """The table of machines that batch scripts are written for: `machines.yaml` beside this file.
 
-A row says which scheduler a machine has, what starts ranks there, and which settings a script begins with. Adding
-a machine is adding a row.
+A row names a machine's scheduler, the launchers that start ranks there, and default options of a job. A new
+machine is a new row.
 """
 
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ TABLE = Path(__file__).with_name("machines.yaml")
 
 @dataclass(frozen=True)
 class Machine:
-    """One row.
+    """A row of the table.
 
     Attributes:
-        name: how `--machine` calls it.
+        name: the value of `--machine`.
         scheduler: slurm, pbs, lsf, flux or ssh.
-        launchers: what may start ranks, the preferred one first.
+        launchers: the launchers that may start ranks; the first is the default.
         tried: where such scripts were run, in words.
-        source, read: the public page that the row was taken from, and when; empty for no centre in particular.
-        directives: lines of the scheduler, with settings in braces.
+        source, read: the public page that the row was taken from, and the date; empty for no particular centre.
+        directives: further lines for the scheduler, with job options in braces.
         environment: variables that ranks need, each with its value and the reason.
-        defaults: settings of a job, by name, as `--set` would give them.
+        defaults: job options by name, written as in `--set`.
     """
 
     name: str
@@ -60,10 +60,10 @@ def choose_machine(name: str) -> Machine:
 
 
 def _machine(name: str, row: dict[str, Any]) -> Machine:
-    own = {each.name for each in fields(Machine)}
-    said = {key: value for key, value in row.items() if key in own}
-    said["launchers"] = tuple(row["launchers"])
-    said["directives"] = tuple(row.get("directives", ()))
-    said["environment"] = {key: (value, why) for key, (value, why) in row.get("environment", {}).items()}
-    defaults = {key: value for key, value in row.items() if key not in own}
-    return Machine(name=name, defaults=defaults, **said)
+    columns = {column.name for column in fields(Machine)}
+    values = {key: value for key, value in row.items() if key in columns}
+    values["launchers"] = tuple(row["launchers"])
+    values["directives"] = tuple(row.get("directives", ()))
+    values["environment"] = {key: (value, why) for key, (value, why) in row.get("environment", {}).items()}
+    defaults = {key: value for key, value in row.items() if key not in columns}
+    return Machine(name=name, defaults=defaults, **values)

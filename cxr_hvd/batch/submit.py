@@ -1,4 +1,4 @@
-"""Hands a batch script to the scheduler that it was written for."""
+"""Submit a batch script to the scheduler that it is written for."""
 
 import shutil
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 from cxr_hvd.errors import CxrHvdError, UsageError
 from cxr_hvd.launch.launchers import path_word
 
-# What a script's directives begin with, and what takes the script.
+# Prefix of the directives: the command that submits the script.
 SCHEDULERS = {"#SBATCH": ["sbatch"], "#PBS": ["qsub"], "#BSUB": ["bsub"], "#flux:": ["flux", "batch"]}
 NO_SCHEDULER = ["bash"]
 FROM_INPUT = ("bsub",)
@@ -15,7 +15,7 @@ LIMIT_S = 60.0
 
 
 def command_for(script: str) -> list[str]:
-    """Return the words that submit a script, judged by its directives; a script without any is run. Pure."""
+    """Return the command that submits a script, by its directives; `bash` where it has none. Pure."""
     for line in script.splitlines():
         for mark, words in SCHEDULERS.items():
             if line.startswith(mark):
@@ -24,7 +24,7 @@ def command_for(script: str) -> list[str]:
 
 
 def submit(path: Path) -> int:
-    """Submit a script to the local scheduler, or run it where it is written for none; return the exit code.
+    """Submit a script to the local scheduler, or run it where it has no directives; return the exit code.
 
     Raises:
         UsageError: there is no such script, or its scheduler is not here.

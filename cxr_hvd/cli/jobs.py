@@ -13,13 +13,11 @@ from cxr_hvd.console import Console
 from cxr_hvd.files import check_output, write_text
 from cxr_hvd.terminal import say
 
-jobs_app = typer.Typer(
-    help="Batch scripts for this machine's scheduler: write one, hand it in.", no_args_is_help=True
-)
+jobs_app = typer.Typer(help="Write batch scripts for a scheduler, and submit them.", no_args_is_help=True)
 
 
 class Recipe(StrEnum):
-    """What a script does."""
+    """The kinds of batch scripts."""
 
     TRAIN = "train"
     EXPERIMENT = "experiment"
@@ -32,46 +30,46 @@ class Recipe(StrEnum):
     r"--set 'hosts=chexpert=node\[1-2] mimic=node\[3-4]'"
 )
 def render(
-    recipe: Annotated[Recipe, typer.Argument(help="What the script does.")] = Recipe.TRAIN,
-    machine: Annotated[str, typer.Option("--machine", help="A row of the table: see jobs machines.")] = "slurm",
+    recipe: Annotated[Recipe, typer.Argument(help="Kind of script.")] = Recipe.TRAIN,
+    machine: Annotated[str, typer.Option("--machine", help="A machine of `jobs machines`.")] = "slurm",
     config: Annotated[
-        Path, typer.Option("--config", help="Whose sites and ranks the job is for; train and experiment.")
+        Path, typer.Option("--config", help="Config with the sites and ranks; for train and experiment.")
     ] = Path("jobs/configs/D.yaml"),
-    settings: Annotated[
+    assignments: Annotated[
         list[str] | None,
-        typer.Option("--set", help="nodes=4, account=abc, ... May be repeated; see jobs settings."),
+        typer.Option("--set", help="nodes=4, account=abc, ... May be repeated; see `jobs settings`."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="The script; printed if left out.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier script.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="File to write; printed if left out.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
-    """Fill in a batch script: what is done, on which machine, with which ranks at which site."""
+    """Write a batch script for a recipe, a machine and the ranks of a config."""
     from cxr_hvd.batch.machines import choose_machine
-    from cxr_hvd.batch.options import read_settings
+    from cxr_hvd.batch.options import read_job_options
     from cxr_hvd.batch.scripts import render as render_script
     from cxr_hvd.config.file import load_config
 
-    chosen = choose_machine(machine)
-    # An institution preprocesses by itself: no config says what takes part.
+    row = choose_machine(machine)
+    # A site preprocesses alone, without a config.
     sites = load_config(config, []).sites if recipe != Recipe.PREPROCESS else {}
     ranks_per_site = {name: site.ranks for name, site in sites.items()}
-    read = read_settings(recipe.value, chosen, settings or [], ranks_per_site)
+    job = read_job_options(recipe.value, row, assignments or [], ranks_per_site)
     path = str(out) if out else f"jobs/{machine}/{recipe.value}.sh"
     command = shlex.join(["cxr-hvd", *sys.argv[1:]])
-    script = render_script(recipe.value, chosen, read, ranks_per_site, config, command, path)
+    script = render_script(recipe.value, row, job, ranks_per_site, config, command, path)
     if out is None:
         print(script, end="")
         return
     check_output(out, overwrite)
     write_text(out, script, mode=0o700)
-    say(f"{out}: {chosen.tried}")
+    say(f"{out}: {row.tried}")
 
 
 @jobs_app.command(epilog="Example: cxr-hvd jobs submit train.sh")
-def submit(script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="As `jobs render` makes.")]) -> None:
-    """Hand a script to the scheduler that it is for: sbatch, qsub, bsub or flux; run it where it is for none."""
-    from cxr_hvd.batch.submit import submit as hand_in
+def submit(script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="Made by `jobs render`.")]) -> None:
+    """Submit a script with sbatch, qsub, bsub or flux; without a scheduler, run it."""
+    from cxr_hvd.batch.submit import submit as submit_script
 
-    raise typer.Exit(hand_in(script))
+    raise typer.Exit(submit_script(script))
 
 
 @jobs_app.command(epilog="Example: cxr-hvd jobs machines")
@@ -80,19 +78,19 @@ def machines() -> None:
     from cxr_hvd.batch.machines import load_machines
 
     table = Table("machine", "scheduler", "starts ranks by", "tried")
-    for each in load_machines().values():
-        table.add_row(each.name, each.scheduler, ", ".join(each.launchers), each.tried)
+    for row in load_machines().values():
+        table.add_row(row.name, row.scheduler, ", ".join(row.launchers), row.tried)
     Console().print(table)
 
 
 @jobs_app.command("settings", epilog="Example: cxr-hvd jobs settings")
 def list_settings() -> None:
-    """List what --set may say, with the defaults."""
+    """List the options of --set, with their defaults."""
     from dataclasses import fields
 
-    from cxr_hvd.batch.options import Settings
+    from cxr_hvd.batch.options import JobOptions
 
-    table = Table("setting", "default", "what it is")
-    for each in fields(Settings):
-        table.add_row(each.name, str(each.default), each.metadata["meaning"])
+    table = Table("option", "default", "meaning")
+    for option in fields(JobOptions):
+        table.add_row(option.name, str(option.default), option.metadata["meaning"])
     Console().print(table)

@@ -14,9 +14,9 @@
 
 set -euo pipefail
 cd "${PBS_O_WORKDIR:-.}"
-exec >>"cxr-experiment.log" 2>&1    # all jobs of a chain into one log, as they run
+exec >>"cxr-experiment.log" 2>&1    # one log for all jobs of a chain
 
-# ---- what is run; change it here, or render it anew
+# ---- what is run: change it here, or render the script again
 CONFIG=jobs/configs/D.yaml
 RUN=runs/experiment
 SEEDS=5
@@ -24,28 +24,28 @@ SEEDS=5
 # ---- environment
 # shellcheck source=/dev/null
 source .venv/bin/activate
-export OMP_NUM_THREADS=16    # one thread of torch for each core of the rank
-export PYTHONUNBUFFERED=1    # the log says what happens when it happens
-export OMPI_MCA_mpi_warn_on_fork=0    # the version of git is asked once
+export OMP_NUM_THREADS=16    # torch: one thread for each core of the rank
+export PYTHONUNBUFFERED=1    # log lines appear at once
+export OMPI_MCA_mpi_warn_on_fork=0    # the only fork is git, once, at the start
 
-# ---- ranks: 2 nodes x 1, 16 cores each; chexpert 1, mimic 1, dealt out in this order
+# ---- ranks: 2 nodes x 1, 16 cores each; chexpert 1, mimic 1, assigned in this order
 launcher=(mpiexec -np 2
-    --map-by ppr:1:node:pe=16 --bind-to core    # a rank keeps its cores
-    --tag-output    # which rank said it
+    --map-by ppr:1:node:pe=16 --bind-to core    # bind each rank to its cores
+    --tag-output    # mark each line with its rank
 )
 
-# ---- work, and what comes after it
+# ---- the work, and whether the job queues itself again
 say() { printf '%s cxr-experiment: %s\n' "$(date '+%F %T')" "$*"; }
 
-# Before the walltime is over, or when another job needs the nodes.
+# Called before the time limit, or when another job needs the nodes.
 # shellcheck disable=SC2317,SC2329  # called by trap
-ask() { say "has to go: the ranks are asked for a checkpoint"; kill -USR1 "$work" 2>/dev/null || true; }
+ask() { say "asked to stop: the ranks write a checkpoint"; kill -USR1 "$work" 2>/dev/null || true; }
 
-# Whether anybody still wants this job, once it has stopped: not after it was cancelled.
+# After a stop: a cancelled job is not wanted any more.
 wanted=yes
 is_wanted() { [ -n "$wanted" ]; }
 
-# What has been reached: a job that gets no further must not queue itself for ever.
+# A digest of the progress on disk: a job without progress must not queue itself for ever.
 reached() {
     local run
     run=$(realpath -m -- "$RUN")
@@ -59,7 +59,7 @@ cxr-hvd experiment --seeds="$SEEDS" --config="$CONFIG" --out="$RUN" \
 work=$!
 trap ask USR1
 trap 'wanted=; ask' TERM INT
-# A signal ends `wait`, not the work.
+# A signal ends `wait`, but not the work.
 while kill -0 "$work" 2>/dev/null; do wait "$work" || true; done
 status=0
 wait "$work" || status=$?
@@ -70,13 +70,13 @@ if [ "$status" -eq 0 ]; then
     exit
 fi
 if ! is_wanted; then
-    say "ended with $status, and is not queued again; the same job goes on where it stood"
+    say "ended with $status, and is not queued again; the same job continues where it stopped"
     exit "$status"
 fi
-# 75 is a stop on request. Another failure may be that of a node: worth a new start if this one got further.
+# 75 is a stop on request. Any other failure may be a node's: queue again if there was progress.
 if [ "$(reached)" = "$before" ]; then
-    say "ended with $status and not one step further than before: see the lines above; 75 wants a longer walltime"
+    say "ended with $status and without progress: see the lines above; after 75, set a longer walltime"
     exit 1
 fi
-say "ended with $status; goes on in a further job"
+say "ended with $status; continues in a new job"
 qsub jobs/pbs/experiment.sh

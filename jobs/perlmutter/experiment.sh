@@ -22,7 +22,7 @@
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 
-# ---- what is run; change it here, or render it anew
+# ---- what is run: change it here, or render the script again
 CONFIG=jobs/configs/D.yaml
 RUN=runs/experiment
 SEEDS=5
@@ -31,29 +31,29 @@ SEEDS=5
 module load PrgEnv-gnu cudatoolkit cray-mpich python
 # shellcheck source=/dev/null
 source .venv/bin/activate
-export OMP_NUM_THREADS=16    # one thread of torch for each core of the rank
-export PYTHONUNBUFFERED=1    # the log says what happens when it happens
-export NCCL_DEBUG=WARN    # say so if the GPUs' own network is not found
+export OMP_NUM_THREADS=16    # torch: one thread for each core of the rank
+export PYTHONUNBUFFERED=1    # log lines appear at once
+export NCCL_DEBUG=WARN    # warn if NCCL does not find the GPUs' network
 export MPICH_GPU_SUPPORT_ENABLED="0"    # weights travel by NCCL; MPI itself sees host memory alone
 export NCCL_SOCKET_IFNAME="hsn"    # the Slingshot ports
 
-# ---- ranks: 1 node x 2, 16 cores each; chexpert 1, mimic 1, dealt out in this order
-launcher=(srun --mpi=cray_shasta    # what MPI and srun tell each other when ranks start
+# ---- ranks: 1 node x 2, 16 cores each; chexpert 1, mimic 1, assigned in this order
+launcher=(srun --mpi=cray_shasta    # how srun and MPI exchange data at the start
     --ntasks=2 --ntasks-per-node=2
-    --cpus-per-task=16    # said again: srun does not take it from the job
-    --cpu-bind=cores    # a rank keeps its cores and the memory beside them
-    --gpus-per-node=4 --gpu-bind=none    # a rank takes the GPU of its place on the node; NCCL has to see all
-    --kill-on-bad-exit=1    # one rank fails: all end at once
+    --cpus-per-task=16    # repeated here: srun does not inherit it from the job
+    --cpu-bind=cores    # bind each rank to its cores and their memory
+    --gpus-per-node=4 --gpu-bind=none    # a rank takes the GPU of its local rank; NCCL needs to see all GPUs
+    --kill-on-bad-exit=1    # when one rank fails, end all
 )
 
-# ---- work, and what comes after it
+# ---- the work, and whether the job queues itself again
 say() { printf '%s cxr-experiment: %s\n' "$(date '+%F %T')" "$*"; }
 
-# Before the walltime is over, or when another job needs the nodes.
+# Called before the time limit, or when another job needs the nodes.
 # shellcheck disable=SC2317,SC2329  # called by trap
-ask() { say "has to go: the ranks are asked for a checkpoint"; kill -USR1 "$work" 2>/dev/null || true; }
+ask() { say "asked to stop: the ranks write a checkpoint"; kill -USR1 "$work" 2>/dev/null || true; }
 
-# Whether anybody still wants this job, once it has stopped: not after it was cancelled.
+# After a stop: a cancelled job is not wanted any more.
 is_wanted() {
     case $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) in
         RUNNING | SIGNALING) ;;
@@ -61,7 +61,7 @@ is_wanted() {
     esac
 }
 
-# What has been reached: a job that gets no further must not queue itself for ever.
+# A digest of the progress on disk: a job without progress must not queue itself for ever.
 reached() {
     local run
     run=$(realpath -m -- "$RUN")
@@ -74,7 +74,7 @@ cxr-hvd experiment --seeds="$SEEDS" --config="$CONFIG" --out="$RUN" \
     --launcher="${launcher[*]}" -- A B C D &
 work=$!
 trap ask USR1 TERM INT
-# A signal ends `wait`, not the work.
+# A signal ends `wait`, but not the work.
 while kill -0 "$work" 2>/dev/null; do wait "$work" || true; done
 status=0
 wait "$work" || status=$?
@@ -85,13 +85,13 @@ if [ "$status" -eq 0 ]; then
     exit
 fi
 if ! is_wanted; then
-    say "ended with $status, and is not queued again; the same job goes on where it stood"
+    say "ended with $status, and is not queued again; the same job continues where it stopped"
     exit "$status"
 fi
-# 75 is a stop on request. Another failure may be that of a node: worth a new start if this one got further.
+# 75 is a stop on request. Any other failure may be a node's: queue again if there was progress.
 if [ "$(reached)" = "$before" ]; then
-    say "ended with $status and not one step further than before: see the lines above; 75 wants a longer walltime"
+    say "ended with $status and without progress: see the lines above; after 75, set a longer walltime"
     exit 1
 fi
-say "ended with $status; goes on in a further job"
+say "ended with $status; continues in a new job"
 scontrol requeue "$SLURM_JOB_ID"

@@ -18,7 +18,7 @@
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 
-# ---- what is run; change it here, or render it anew
+# ---- what is run: change it here, or render the script again
 SOURCE=chexpert
 ROOT=/data/chexpert
 OUT=chexpert.h5
@@ -27,26 +27,26 @@ SITE=chexpert
 # ---- environment
 # shellcheck source=/dev/null
 source .venv/bin/activate
-export OMP_NUM_THREADS=1    # one thread of torch for each core of the rank
-export PYTHONUNBUFFERED=1    # the log says what happens when it happens
-export HDF5_USE_FILE_LOCKING=BEST_EFFORT    # shared file systems may have no locks
+export OMP_NUM_THREADS=1    # torch: one thread for each core of the rank
+export PYTHONUNBUFFERED=1    # log lines appear at once
+export HDF5_USE_FILE_LOCKING=BEST_EFFORT    # shared file systems may not support locks
 
 # ---- ranks: 1 node x 8, 2 cores each
-launcher=(srun --mpi=pmix    # what MPI and srun tell each other when ranks start
+launcher=(srun --mpi=pmix    # how srun and MPI exchange data at the start
     --ntasks=8 --ntasks-per-node=8
-    --cpus-per-task=2    # said again: srun does not take it from the job
-    --cpu-bind=cores    # a rank keeps its cores and the memory beside them
-    --kill-on-bad-exit=1    # one rank fails: all end at once
+    --cpus-per-task=2    # repeated here: srun does not inherit it from the job
+    --cpu-bind=cores    # bind each rank to its cores and their memory
+    --kill-on-bad-exit=1    # when one rank fails, end all
 )
 
-# ---- work, and what comes after it
+# ---- the work, and whether the job queues itself again
 say() { printf '%s cxr-preprocess: %s\n' "$(date '+%F %T')" "$*"; }
 
-# Before the walltime is over, or when another job needs the nodes.
+# Called before the time limit, or when another job needs the nodes.
 # shellcheck disable=SC2317,SC2329  # called by trap
-ask() { say "has to go: what is written is kept"; kill -TERM "$work" 2>/dev/null || true; }
+ask() { say "asked to stop: written blocks are kept"; kill -TERM "$work" 2>/dev/null || true; }
 
-# Whether anybody still wants this job, once it has stopped: not after it was cancelled.
+# After a stop: a cancelled job is not wanted any more.
 is_wanted() {
     case $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) in
         RUNNING | SIGNALING) ;;
@@ -54,7 +54,7 @@ is_wanted() {
     esac
 }
 
-# What has been reached: a job that gets no further must not queue itself for ever.
+# A digest of the progress on disk: a job without progress must not queue itself for ever.
 reached() {
     local out
     out=$(realpath -m -- "$OUT")
@@ -66,7 +66,7 @@ say "start on $(hostname)"
 "${launcher[@]}" cxr-preprocess -- "$SOURCE" --out="$OUT" --site="$SITE" -- "$ROOT" &
 work=$!
 trap ask USR1 TERM INT
-# A signal ends `wait`, not the work.
+# A signal ends `wait`, but not the work.
 while kill -0 "$work" 2>/dev/null; do wait "$work" || true; done
 status=0
 wait "$work" || status=$?
@@ -77,13 +77,13 @@ if [ "$status" -eq 0 ]; then
     exit
 fi
 if ! is_wanted; then
-    say "ended with $status, and is not queued again; the same job goes on where it stood"
+    say "ended with $status, and is not queued again; the same job continues where it stopped"
     exit "$status"
 fi
-# 75 is a stop on request. Another failure may be that of a node: worth a new start if this one got further.
+# 75 is a stop on request. Any other failure may be a node's: queue again if there was progress.
 if [ "$(reached)" = "$before" ]; then
-    say "ended with $status and not one step further than before: see the lines above; 75 wants a longer walltime"
+    say "ended with $status and without progress: see the lines above; after 75, set a longer walltime"
     exit 1
 fi
-say "ended with $status; goes on in a further job"
+say "ended with $status; continues in a new job"
 scontrol requeue "$SLURM_JOB_ID"

@@ -159,7 +159,9 @@ def test_a_job_whose_walltime_ends_queues_itself_again_and_ends_with_the_same_we
     assert case.slurm.finish(job, ENDS_WITHIN_S) == "COMPLETED", case.slurm.log(job)
     said = case.slurm.log(job)
     assert int(case.slurm.about(job)["Restarts"]) >= 1
-    assert "the ranks are asked for a checkpoint" in said and "ended with 75; goes on in a further job" in said
+    assert (
+        "asked to stop: the ranks write a checkpoint" in said and "ended with 75; continues in a new job" in said
+    )
     assert f"trained {NUM_STEPS} steps" in said and "done" in said.splitlines()[-1]
     assert case.weights("walltime") == undisturbed
 
@@ -209,7 +211,7 @@ def test_a_job_that_gets_no_further_does_not_queue_itself_for_ever(case: Case) -
     script.write_text(script.read_text().replace("cxr-hvd train", f"{case.slurm.jobs}/ends_with_75 cxr-hvd train"))
     job = case.submit(script)
     assert case.slurm.finish(job, STARTS_WITHIN_S) == "FAILED"
-    assert "not one step further" in case.slurm.log(job)
+    assert "without progress" in case.slurm.log(job)
 
 
 def test_sites_are_found_by_host_and_each_node_gets_its_own_file_alone(case: Case, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Batch scripts: the shipped ones are what the command writes, shells read them, and wrong sizes are refused."""
+"""Batch scripts: shipped ones equal what the command writes, shells accept all, wrong sizes are refused."""
 
 import os
 import re
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from cxr_hvd.batch.launch_command import LAUNCHERS
 from cxr_hvd.batch.machines import Machine, choose_machine, load_machines
-from cxr_hvd.batch.options import RECIPES, read_settings
-from cxr_hvd.batch.scripts import LAUNCHERS, render
+from cxr_hvd.batch.options import RECIPES, read_job_options
+from cxr_hvd.batch.scripts import render
 from cxr_hvd.batch.submit import command_for, submit
 from cxr_hvd.errors import ConfigError, UsageError
 from cxr_hvd.launch.site_hosts import named_site, read_site_hosts
@@ -19,15 +20,17 @@ from lab.launch import BIN, PROJECT, run
 
 MACHINES = load_machines()
 SITES = {"chexpert": 1, "mimic": 1}
-SHIPPED = [(machine, recipe) for machine in MACHINES for recipe in RECIPES]
+SHIPPED = [(machine, recipe) for machine in ("slurm", "pbs", "perlmutter") for recipe in RECIPES]
 
 
-def script(machine: str = "slurm", *said: str, recipe: str = "train", sites: dict[str, int] | None = None) -> str:
+def script(
+    machine: str = "slurm", *assignments: str, recipe: str = "train", sites: dict[str, int] | None = None
+) -> str:
     chosen, ranks = choose_machine(machine), {} if recipe == "preprocess" else sites or SITES
-    settings = read_settings(recipe, chosen, said, ranks)
+    job = read_job_options(recipe, chosen, assignments, ranks)
     path = f"jobs/{machine}/{recipe}.sh"
     command = f"cxr-hvd jobs render {recipe} --machine {machine} --out {path}"
-    return render(recipe, chosen, settings, ranks, Path("jobs/configs/D.yaml"), command, path)
+    return render(recipe, chosen, job, ranks, Path("jobs/configs/D.yaml"), command, path)
 
 
 @pytest.mark.parametrize(("machine", "recipe"), SHIPPED)
@@ -35,7 +38,7 @@ def test_the_shipped_script_is_what_the_command_writes(machine: str, recipe: str
     assert (PROJECT / "jobs" / machine / f"{recipe}.sh").read_text() == script(machine, recipe=recipe)
 
 
-def test_nothing_is_shipped_that_the_table_does_not_have() -> None:
+def test_three_machines_are_shipped() -> None:
     shipped = {(path.parent.name, path.stem) for path in PROJECT.glob("jobs/*/*.sh")}
     assert shipped == set(SHIPPED)
 
@@ -54,17 +57,17 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("said", [(machine,) for machine in MACHINES] + VARIANTS, ids=" ".join)
+@pytest.mark.parametrize("words", [(machine,) for machine in MACHINES] + VARIANTS, ids=" ".join)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_shells_read_every_script_and_shellcheck_finds_nothing(
-    said: tuple[str, ...], recipe: str, tmp_path: Path
+    words: tuple[str, ...], recipe: str, tmp_path: Path
 ) -> None:
-    if recipe != "train" and any(word in said for word in ("binding=groups", "binding=applications")):
+    if recipe != "train" and any(word in words for word in ("binding=groups", "binding=applications")):
         with pytest.raises(UsageError, match="for train alone"):
-            script(*said, recipe=recipe)
+            script(*words, recipe=recipe)
         return
     path = tmp_path / "job.sh"
-    path.write_text(script(*said, recipe=recipe))
+    path.write_text(script(*words, recipe=recipe))
     subprocess.run(["bash", "-n", str(path)], check=True)
     shellcheck = shutil.which("shellcheck", path=str(BIN)) or shutil.which("shellcheck")
     if shellcheck is None:
@@ -85,8 +88,8 @@ def test_the_shells_of_this_project_are_clean() -> None:
 def test_words_with_blanks_and_quotes_stay_one_word() -> None:
     hostile = "run=runs/it's mine; touch /tmp/pwned $(id)"
     line = next(line for line in script("pbs", hostile).splitlines() if line.startswith("RUN="))
-    told = subprocess.run(["bash", "-c", f'{line}; printf %s "$RUN"'], capture_output=True, text=True, check=True)
-    assert told.stdout == hostile.partition("=")[2]
+    done = subprocess.run(["bash", "-c", f'{line}; printf %s "$RUN"'], capture_output=True, text=True, check=True)
+    assert done.stdout == hostile.partition("=")[2]
 
 
 HOSTILE = [
@@ -135,12 +138,12 @@ def test_no_value_of_a_user_is_an_option_or_the_shells(
     assert sorted(path.name for path in folder.iterdir()) == ["job.sh", "kept"]
     by = "cxr-hvd" if recipe == "experiment" else "srun"
     words = (tmp_path / f"{by}.words").read_text().split("\0")[:-1]
-    asked = {
+    expected = {
         "train": [f"--run={value}", "--resume", "auto", f"--stage={value}", "--", value],
         "experiment": [f"--out={value}", words[-6], "--", "A", "B", "C", "D"],
         "preprocess": [f"--out={value}", f"--site={value}", "--", value],
     }[recipe]
-    assert words[-len(asked) :] == asked
+    assert words[-len(expected) :] == expected
 
 
 @pytest.mark.parametrize("key", NAMED)
@@ -161,15 +164,15 @@ def test_options_are_words_that_the_shell_does_not_read() -> None:
 
 @pytest.mark.parametrize("place", ["config", "path", "command"])
 def test_no_name_leaves_the_comment_at_a_scripts_head(place: str) -> None:
-    settings = read_settings("train", MACHINES["slurm"], [], SITES)
+    job = read_job_options("train", MACHINES["slurm"], [], SITES)
     texts = {"config": Path("D.yaml"), "command": "cxr-hvd jobs render", "path": "train.sh"}
     for end in ("\n", "\r", "\u2028", "\x1b[2J", "\udcff"):
         hostile = f"x{end}touch pwned"
         with pytest.raises(UsageError, match="printable") as caught:
             changed = {**texts, place: Path(hostile) if place == "config" else hostile}
-            render("train", MACHINES["slurm"], settings, SITES, **changed)  # type: ignore[arg-type]
+            render("train", MACHINES["slurm"], job, SITES, **changed)  # type: ignore[arg-type]
         assert str(caught.value).isascii()
-    assert "qsub ./-x.sh" in render("train", MACHINES["pbs"], settings, SITES, Path("D.yaml"), "cxr-hvd", "-x.sh")
+    assert "qsub ./-x.sh" in render("train", MACHINES["pbs"], job, SITES, Path("D.yaml"), "cxr-hvd", "-x.sh")
 
 
 def test_every_launcher_of_the_table_is_known() -> None:
@@ -204,7 +207,7 @@ def test_ranks_are_asked_before_the_walltime_is_over() -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "said", "expected"),
+    ("machine", "assignment", "expected"),
     [
         ("slurm", "nodse=2", "did you mean 'nodes'?"),
         ("slurm", "nodes", "expected key=value"),
@@ -223,9 +226,9 @@ def test_ranks_are_asked_before_the_walltime_is_over() -> None:
         ("pbs", "binding=groups", "Slurm's"),
     ],
 )
-def test_a_wrong_setting_is_one_line_that_says_what_to_do(machine: str, said: str, expected: str) -> None:
+def test_a_wrong_setting_is_one_line_that_says_what_to_do(machine: str, assignment: str, expected: str) -> None:
     with pytest.raises(UsageError) as caught:
-        script(machine, said)
+        script(machine, assignment)
     assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -236,14 +239,14 @@ def test_a_node_belongs_to_one_site() -> None:
 
 def test_the_command_writes_a_script_or_one_line(tmp_path: Path) -> None:
     out = tmp_path / "train.sh"
-    told = run(
+    done = run(
         [str(BIN / "cxr-hvd"), "jobs", "render", "--machine", "slurm", "--set", "nodes=2", "--out", str(out)]
     )
-    assert told.exit_code == 0 and "#SBATCH --nodes=2" in out.read_text() and out.stat().st_mode & 0o100
-    told = run([str(BIN / "cxr-hvd"), "jobs", "render", "--machine", "slrum"])
-    assert told.exit_code == 2 and told.lines("did you mean 'slurm'?") and len(told.output.splitlines()) == 1
-    told = run([str(BIN / "cxr-hvd"), "jobs", "submit", str(tmp_path / "none.sh")])
-    assert told.exit_code == 2 and len(told.output.splitlines()) == 1
+    assert done.exit_code == 0 and "#SBATCH --nodes=2" in out.read_text() and out.stat().st_mode & 0o100
+    done = run([str(BIN / "cxr-hvd"), "jobs", "render", "--machine", "slrum"])
+    assert done.exit_code == 2 and done.lines("did you mean 'slurm'?") and len(done.output.splitlines()) == 1
+    done = run([str(BIN / "cxr-hvd"), "jobs", "submit", str(tmp_path / "none.sh")])
+    assert done.exit_code == 2 and len(done.output.splitlines()) == 1
 
 
 # ---- handing in
@@ -317,5 +320,5 @@ def test_hosts_that_cannot_be_read_are_refused_in_one_line(text: str) -> None:
 
 def test_a_row_of_the_table_is_enough_for_a_new_machine() -> None:
     machine = Machine("ours", "slurm", ("mpirun",), "tried", defaults={"cores_per_node": "4", "queue": "short"})
-    settings = read_settings("train", machine, [], SITES)
-    assert settings.cores_per_node == 4 and settings.queue == "short" and settings.launcher == "mpirun"
+    job = read_job_options("train", machine, [], SITES)
+    assert job.cores_per_node == 4 and job.queue == "short" and job.launcher == "mpirun"
