@@ -6,7 +6,7 @@ DATA    ?=
 INSTALL ?=
 SOURCES := cxr_hvd preprocess bench lab tests
 
-.PHONY: help setup demo results test test-slow test-faults test-cluster test-image test-ci bench lint format constraints clean
+.PHONY: help setup demo results test test-slow test-faults test-cluster test-image test-ci test-night bench lint format constraints clean
 
 help:            ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -26,8 +26,8 @@ test: setup      ## run the tests that take seconds, in two processes; shows the
 test-slow: setup ## run the tests that take minutes
 	@python -m pytest -m slow tests
 
-test-faults: setup ## run the slow tests of runs that break, stop and go on
-	@python -m pytest -m slow tests/laws tests/cli
+test-faults: setup ## run the slow laws: runs that break, stop and resume
+	@python -m pytest -m slow tests/laws
 
 test-cluster: setup ## run batch scripts on a private Slurm, and jobs between two hosts; as root
 	@python -m pytest -m slow tests/lab/test_slurm.py tests/lab/test_two_hosts.py
@@ -36,8 +36,10 @@ test-image: setup ## build the container image and train inside; as root
 	@python -m pytest -m slow -rs -s tests/lab/test_image.py
 
 test-ci: setup   ## run the slow tests that continuous integration has time for
-	@python -m pytest -m "slow and not night" -rs --durations=25 tests/laws tests/cli tests/lab \
-	    tests/unit/doctor
+	@python -m pytest -m "slow and not night" -rs --durations=25 tests/laws tests/cli tests/lab tests/unit/doctor
+
+test-night: setup ## run the slow tests that continuous integration leaves out
+	@python -m pytest -m night -rs --durations=25 tests
 
 bench: setup     ## measure every part beside its peers; writes the tables in docs/performance.md
 	@python -m bench.preprocess --out docs/performance.md

@@ -311,6 +311,7 @@ def test_second_run_is_quick_and_changes_nothing() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.night
 @pytest.mark.timeout(3600)
 def test_whole_install_without_a_network(tmp_path: Path) -> None:
     # With the loopback interface, as every machine has it: Open MPI refuses to work without any.
