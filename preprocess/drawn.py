@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cxr_hvd.errors import DataError
+from cxr_hvd.files import replaced_file
 from cxr_hvd.study.layout import Split
 from preprocess.records import StudyRecord
 from preprocess.selection import Selection

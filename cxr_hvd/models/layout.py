@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cxr_hvd.partial.plan import Kind, TensorSpec
-from cxr_hvd.study.study_file import MAX_IMAGES
+from cxr_hvd.study.layout import MAX_IMAGES
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_hvd.errors import StudyFileError
-from cxr_hvd.reading import open_plain
+from cxr_hvd.files import open_plain
 from cxr_hvd.study.layout import SCHEMA, Split, image_digest
 from cxr_hvd.study.table_reader import TableReader
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_hvd.errors import StudyFileError
+from cxr_hvd.files import create_private, sync
 from cxr_hvd.study.layout import (
     MAX_IMAGES,
     SCHEMA,

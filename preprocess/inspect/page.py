@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cxr_hvd.errors import DataError
+from cxr_hvd.files import write_text
 from cxr_hvd.study.layout import Split
 from cxr_hvd.study.study_file import StudyFile
 from preprocess.inspect.contact_sheet import Tile, draw_tiles

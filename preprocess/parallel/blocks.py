@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_hvd.errors import StudyFileError
+from cxr_hvd.files import create_private, part_beside
 from cxr_hvd.study.layout import image_digest
 from preprocess.records import BadImageError, ImageRecord, StudyRecord
 
