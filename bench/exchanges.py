@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bench.report import turns
 from cxr_hvd.comm.communicator import Communicator, Wait, start_comm
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.comm.watchdog import Watchdog
 from cxr_hvd.config.schema import PRESETS, Training
@@ -156,7 +157,9 @@ class EngineStep(Step):
 
     def __init__(self, model: nn.Module, letter: str, comm: Communicator, topology: Topology) -> None:
         plan = build_plan(tensor_specs(model), PRIVATE[letter])
-        averager = EXCHANGES["weights"](model, plan, comm, topology, [1 / topology.num_sites] * topology.num_sites)
+        averager = EXCHANGES["weights"](
+            model, plan, Job(comm, topology), [1 / topology.num_sites] * topology.num_sites
+        )
         settings = Training(learning_rate=1e-5, schedule="constant", precision="bf16")
         self.engine = Engine(model, averager, comm, topology, settings, 1_000_000_000, plan)
         super().__init__(model)
@@ -208,7 +211,7 @@ def build_averager(
         exchange=exchange,
         wire=wire,  # type: ignore[arg-type]
     )
-    return EXCHANGES[exchange](model, plan, comm, topology, [0.5, 0.5]), plan
+    return EXCHANGES[exchange](model, plan, Job(comm, topology), [0.5, 0.5]), plan
 
 
 def build_step(name: str, comm: Communicator, topology: Topology) -> Step:

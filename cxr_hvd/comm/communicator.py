@@ -261,7 +261,7 @@ def start_comm(stall_limit_s: float = STALL_LIMIT_S, has_timeline: bool = False)
     return HorovodComm(stall_limit_s, has_timeline) if is_parallel(os.environ) else LocalComm(stall_limit_s)
 
 
-def gather(comm: Communicator, tensor: Tensor, purpose: str) -> Tensor:
+def allgather(comm: Communicator, tensor: Tensor, purpose: str) -> Tensor:
     """Return (num_ranks, *shape): every rank's tensor. Collective: all ranks. Blocking."""
     return comm.begin_allgather(tensor, purpose)()
 
@@ -269,11 +269,13 @@ def gather(comm: Communicator, tensor: Tensor, purpose: str) -> Tensor:
 def allgather_text(comm: Communicator, text: str, purpose: str, name_of: NameOf = name_rank) -> list[str]:
     """Return every rank's text, in rank order, as UTF-8 bytes of bounded length. Collective: all ranks."""
     payload = text.encode()
-    offered = gather(comm, torch.tensor([len(payload)], dtype=torch.int64), f"{purpose}.length").flatten().tolist()
+    offered = (
+        allgather(comm, torch.tensor([len(payload)], dtype=torch.int64), f"{purpose}.length").flatten().tolist()
+    )
     lengths = read_answers(offered, lambda num: int(check_number(num, 0, MAX_TEXT_BYTES)), purpose, name_of)
     padded = torch.zeros(max(1, *lengths), dtype=torch.uint8)
     padded[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8) if payload else 0
-    rows = gather(comm, padded, f"{purpose}.text")
+    rows = allgather(comm, padded, f"{purpose}.text")
     texts = [bytes(row[:length].tolist()) for row, length in zip(rows, lengths, strict=True)]
     return read_answers(texts, bytes.decode, purpose, name_of)
 
@@ -292,7 +294,7 @@ def together(comm: Communicator, doing: str) -> Iterator[None]:
         yield
     except CxrHvdError as error:
         failure = error
-    codes = gather(comm, torch.tensor([failure.exit_code if failure else 0]), f"verdict.{doing}").flatten()
+    codes = allgather(comm, torch.tensor([failure.exit_code if failure else 0]), f"verdict.{doing}").flatten()
     if failure is not None:
         failure.is_agreed = True
         raise failure

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cxr_hvd.comm.answers import read_answers
-from cxr_hvd.comm.communicator import Communicator, allgather_text, gather
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.errors import ContractError
 from cxr_hvd.terminal import shown
@@ -23,19 +23,17 @@ from cxr_hvd.terminal import shown
 MAX_SHOWN = 60
 
 
-def gather_digests(comm: Communicator, items: Mapping[str, str]) -> Tensor:
+def gather_digests(job: Job, items: Mapping[str, str]) -> Tensor:
     """Return (num_ranks, 32) uint8: the SHA-256 of what every rank states. Collective: every rank. Blocking."""
     digest = hashlib.sha256(_statement(items).encode()).digest()
-    return gather(comm, torch.frombuffer(bytearray(digest), dtype=torch.uint8), "contract.digest")
+    return job.allgather(torch.frombuffer(bytearray(digest), dtype=torch.uint8), "contract.digest")
 
 
 def _statement(items: Mapping[str, str]) -> str:
     return json.dumps(dict(items), sort_keys=True)
 
 
-def check_contract(
-    comm: Communicator, topology: Topology, items: Mapping[str, str], digests: Tensor | None = None
-) -> None:
+def check_contract(job: Job, items: Mapping[str, str], digests: Tensor | None = None) -> None:
     """Compare what every rank states.
 
     Collective: every rank, before any tensor of the model moves. Blocking.
@@ -46,12 +44,12 @@ def check_contract(
     Raises:
         ContractError: on every rank alike, naming the first item that differs, sites and values.
     """
-    digests = gather_digests(comm, items) if digests is None else digests
+    digests = gather_digests(job, items) if digests is None else digests
     if bool((digests == digests[0]).all()):
         return
-    texts = allgather_text(comm, _statement(items), "contract.statement", topology.name_of)
-    statements = read_answers(texts, read_statement, "contract.statement", topology.name_of)
-    error = ContractError(first_difference(topology, statements))
+    texts = job.allgather_text(_statement(items), "contract.statement")
+    statements = read_answers(texts, read_statement, "contract.statement", job.name_of)
+    error = ContractError(first_difference(job.topology, statements))
     error.is_agreed = True
     raise error
 

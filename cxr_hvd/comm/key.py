@@ -13,8 +13,8 @@ import secrets
 import torch
 from torch import Tensor
 
-from cxr_hvd.comm.answers import check_number, read_answers
-from cxr_hvd.comm.communicator import Communicator, gather
+from cxr_hvd.comm.answers import check_number
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.errors import ContractError
 
@@ -22,7 +22,7 @@ NUM_BYTES = 32
 CONTEXT = b"cxr_hvd key proof 2"
 
 
-def prove_key(comm: Communicator, topology: Topology, key: bytes | None, digests: Tensor) -> None:
+def prove_key(job: Job, key: bytes | None, digests: Tensor) -> None:
     """Make sure that all ranks hold the same key, or all none.
 
     Collective: every rank. Blocking.
@@ -33,24 +33,23 @@ def prove_key(comm: Communicator, topology: Topology, key: bytes | None, digests
     Raises:
         ContractError: on every rank alike, naming the ranks that have no key or another one.
     """
-    has_key = gather(comm, torch.tensor([key is not None], dtype=torch.uint8), "key.held").flatten()
+    has_key = job.allgather(torch.tensor([key is not None], dtype=torch.uint8), "key.held").flatten()
     if not bool(has_key.any()):
         return
     if not bool(has_key.all()):
-        _refuse(topology, (has_key == 0).nonzero().flatten(), "started without --key, others with it")
-    nonces = gather(comm, _tensor(secrets.token_bytes(NUM_BYTES)), "key.nonce")
-    tags = [_tensor(_proof(key or b"", nonces, digests, rank)) for rank in range(comm.num_ranks)]
-    shown = gather(comm, tags[comm.rank], "key.proof")
+        _refuse(job.topology, (has_key == 0).nonzero().flatten(), "started without --key, others with it")
+    nonces = job.allgather(_tensor(secrets.token_bytes(NUM_BYTES)), "key.nonce")
+    tags = [_tensor(_proof(key or b"", nonces, digests, rank)) for rank in range(job.num_ranks)]
+    shown = job.allgather(tags[job.rank], "key.proof")
     alike = sum(hmac.compare_digest(_bytes(tag), _bytes(row)) for tag, row in zip(tags, shown, strict=True))
     # A rank can judge the others by its own key only: all say how many they believe, and all stop alike.
-    answers = gather(comm, torch.tensor([alike]), "key.believed").flatten().tolist()
-    counts = read_answers(
-        answers, lambda num: check_number(num, 0, comm.num_ranks), "key.believed", topology.name_of
+    counts = job.allgather_numbers(
+        torch.tensor([alike]), "key.believed", lambda numbers: check_number(numbers[0], 0, job.num_ranks)
     )
     believed = torch.tensor(counts)
-    if bool((believed < comm.num_ranks).any()):
+    if bool((believed < job.num_ranks).any()):
         few = believed < believed.max() if bool((believed != believed[0]).any()) else believed > 0
-        _refuse(topology, few.nonzero().flatten(), "does not hold the key of the others")
+        _refuse(job.topology, few.nonzero().flatten(), "does not hold the key of the others")
 
 
 def _proof(key: bytes, nonces: Tensor, digests: Tensor, rank: int) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from cxr_hvd.comm.answers import check_number, read_answers
-from cxr_hvd.comm.communicator import Communicator, gather, together
+from cxr_hvd.comm.communicator import Communicator, allgather, together
 from cxr_hvd.errors import ConfigError, nearest
 from cxr_hvd.launch.site_hosts import check_num_ranks, named_site
 
@@ -91,7 +91,7 @@ def bind(
     with together(comm, "reading CXR_SITE and CXR_SITE_HOSTS"):
         own_site = named_site(environment)
         said = NOT_SAID if not own_site else _index_of(own_site, names)
-    answers = gather(comm, torch.tensor([said]), "site.index").flatten().tolist()
+    answers = allgather(comm, torch.tensor([said]), "site.index").flatten().tolist()
     said_by_rank = read_answers(
         answers, lambda index: int(check_number(index, NOT_SAID, len(names) - 1)), "site.index"
     )

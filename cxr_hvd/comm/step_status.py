@@ -10,8 +10,9 @@ from math import isfinite
 
 import torch
 
-from cxr_hvd.comm.answers import NameOf, name_rank, read_answers
-from cxr_hvd.comm.communicator import Communicator, Wait
+from cxr_hvd.comm.answers import read_answers
+from cxr_hvd.comm.communicator import Wait
+from cxr_hvd.comm.job import Job
 
 
 class StopReason(IntEnum):
@@ -55,10 +56,10 @@ class StepStatus:
         return isfinite(self.loss) and isfinite(self.shared_norm) and self.is_private_finite
 
 
-def begin_statuses(comm: Communicator, own: StepStatus, name_of: NameOf = name_rank) -> Wait[list[StepStatus]]:
-    """Begin to give every rank's pulse to every rank, in rank order. Collective: all ranks, once a step."""
-    wait = comm.begin_allgather(torch.tensor(astuple(own), dtype=torch.float64), "pulse")
-    return lambda: read_answers(wait().tolist(), _read, "pulse", name_of)
+def begin_statuses(job: Job, status: StepStatus) -> Wait[list[StepStatus]]:
+    """Begin to give every rank's status to every rank, in rank order. Collective: all ranks, once a step."""
+    wait = job.comm.begin_allgather(torch.tensor(astuple(status), dtype=torch.float64), "pulse")
+    return lambda: read_answers(wait().tolist(), _read, "pulse", job.name_of)
 
 
 def _read(row: list[float]) -> StepStatus:

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from cxr_hvd.comm.communicator import Communicator, Wait
+from cxr_hvd.comm.communicator import Wait
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.partial.buffers import GradientBucket, SharedMean, SiteMean, flatten_blocks, split_like
 from cxr_hvd.partial.plan import Kind, Scope, SharingPlan
@@ -71,23 +72,16 @@ class WeightsExchange:
     Creating one moves the model's tensors into flat buffers: views taken earlier go stale.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        plan: SharingPlan,
-        comm: Communicator,
-        topology: Topology,
-        site_weights: Sequence[float],
-    ) -> None:
+    def __init__(self, model: nn.Module, plan: SharingPlan, job: Job, site_weights: Sequence[float]) -> None:
         self._plan = plan
-        self._comm = comm
+        self._comm = job.comm
         self._parameters = dict(model.named_parameters())
-        self._num_ranks_of_site = len(topology.ranks_of_site)
-        self._shared_factor = site_weights[topology.site_index] / self._num_ranks_of_site
-        self._scopes = averaged_scopes(topology)
+        self._num_ranks_of_site = job.num_ranks_of_site
+        self._shared_factor = site_weights[job.topology.site_index] / self._num_ranks_of_site
+        self._scopes = averaged_scopes(job.topology)
         buffers = {scope: flatten_blocks(model, plan, scope, STATE) for scope in self._scopes}
-        self._shared = SharedMean(buffers.get(Scope.SHARED, {}), "weights", wire_of(plan.wire, comm))
-        self._private = SiteMean(buffers.get(Scope.PRIVATE, {}), "", comm, self._num_ranks_of_site)
+        self._shared = SharedMean(buffers.get(Scope.SHARED, {}), "weights", wire_of(plan.wire, job.comm))
+        self._private = SiteMean(buffers.get(Scope.PRIVATE, {}), "", job.comm, self._num_ranks_of_site)
 
     def begin(self, step: int, num_known: int) -> None:
         """Nothing: weights are not there yet."""
@@ -141,29 +135,24 @@ class GradientsExchange:
     (decision 0006). Private gradients are their site's own, whatever the number of sites.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        plan: SharingPlan,
-        comm: Communicator,
-        topology: Topology,
-        site_weights: Sequence[float],
-    ) -> None:
-        self._comm = comm
-        self._num_ranks_of_site = len(topology.ranks_of_site)
-        self._site_weight = site_weights[topology.site_index]
-        self._wire = wire_of(plan.wire, comm)
+    def __init__(self, model: nn.Module, plan: SharingPlan, job: Job, site_weights: Sequence[float]) -> None:
+        self._comm = job.comm
+        self._num_ranks_of_site = job.num_ranks_of_site
+        self._site_weight = site_weights[job.topology.site_index]
+        self._wire = wire_of(plan.wire, job.comm)
         parameters = dict(model.named_parameters())
         self._plan = plan
         self._buckets: dict[Scope, dict[str, GradientBucket]] = {Scope.SHARED: {}, Scope.PRIVATE: {}}
         statistics = {}
-        for scope in averaged_scopes(topology):
+        for scope in averaged_scopes(job.topology):
             for block, specs in plan.blocks(scope, (Kind.PARAMETER,)).items():
                 own = [parameters[spec.name] for spec in specs]
                 self._buckets[scope][block] = GradientBucket(own, partial(self._send, scope, block))
             statistics[scope] = flatten_blocks(model, plan, scope, (Kind.STATISTIC,))
-        self._shared = SharedMean(statistics.get(Scope.SHARED, {}), "statistics", Wire32(comm))
-        self._private = SiteMean(statistics.get(Scope.PRIVATE, {}), "statistics.", comm, self._num_ranks_of_site)
+        self._shared = SharedMean(statistics.get(Scope.SHARED, {}), "statistics", Wire32(job.comm))
+        self._private = SiteMean(
+            statistics.get(Scope.PRIVATE, {}), "statistics.", job.comm, self._num_ranks_of_site
+        )
 
     def _send(self, scope: Scope, block: str, buffer: Tensor) -> Wait[None]:
         if scope is Scope.SHARED:

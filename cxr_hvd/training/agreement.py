@@ -11,8 +11,9 @@ import torch
 
 from cxr_hvd import __version__
 from cxr_hvd.comm.answers import check_number, read_answers
-from cxr_hvd.comm.communicator import Communicator, gather
+from cxr_hvd.comm.communicator import Communicator, allgather
 from cxr_hvd.comm.contract import check_contract, flat_items
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.schema import Config
 from cxr_hvd.data.studies import TrainingData
@@ -80,7 +81,7 @@ def agree_on_budget(config: Config, comm: Communicator, topology: Topology, data
         ConfigError: on every rank, where validations are to end the run and there is nothing to validate on.
     """
     own = torch.tensor([len(data.studies), len(data.validation_studies)])
-    counts = read_answers(gather(comm, own, "studies").tolist(), _read_counts, "studies", topology.name_of)
+    counts = read_answers(allgather(comm, own, "studies").tolist(), _read_counts, "studies", topology.name_of)
     of_site = [counts[topology.ranks_at(site)[0]] for site in range(topology.num_sites)]
     budget = budget_of(config, [train for train, _ in of_site], [validate for _, validate in of_site])
     if config.validation.patience and not any(budget.validation_studies_per_site):
@@ -112,10 +113,10 @@ def find_twins(file: StudyFile, comm: Communicator, topology: Topology) -> list[
     """
     if topology.num_sites == 1:
         return []
-    key = gather(comm, _as_tensor(secrets.token_bytes(DIGEST_BYTES)), "data.nonce")
+    key = allgather(comm, _as_tensor(secrets.token_bytes(DIGEST_BYTES)), "data.nonce")
     content = b"".join(sorted(digest.tobytes() for digest in file.digests))
     own = hmac.digest(key.contiguous().numpy().tobytes(), content, "sha256")
-    tags = gather(comm, _as_tensor(own), "data.tag")
+    tags = allgather(comm, _as_tensor(own), "data.tag")
     sites: dict[bytes, list[str]] = {}
     for site, name in enumerate(topology.site_names):
         sites.setdefault(bytes(tags[topology.ranks_at(site)[0]].tolist()), []).append(name)
@@ -131,7 +132,7 @@ def check_shared_weights(
 ) -> None:
     """Raise where sites resume from different shared weights; between averages they may. Collective: all."""
     if step % plan.every == 0:
-        check_contract(comm, topology, {f"shared weights after {step} steps": shared_digest(plan, model)})
+        check_contract(Job(comm, topology), {f"shared weights after {step} steps": shared_digest(plan, model)})
 
 
 def changed_settings(folder: RunFolder, config: Config) -> dict[str, tuple[str, str]]:

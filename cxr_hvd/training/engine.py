@@ -18,6 +18,7 @@ from torch.nn.utils import get_total_norm
 from torch.profiler import record_function
 
 from cxr_hvd.comm.communicator import Communicator
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.comm.step_status import StepStatus, StopReason, Writing, begin_statuses
 from cxr_hvd.config.schema import Training
@@ -214,7 +215,7 @@ class Engine:
         shared_norm, private_norm = norms
         own = StepStatus(loss, shared_norm, math.isfinite(private_norm), *self.ask(step))
         with waiting, record_function("pulse"):
-            return begin_statuses(self.comm, own, self.topology.name_of)()
+            return begin_statuses(Job(self.comm, self.topology), own)()
 
     def _update(self, pulses: Sequence[StepStatus], norms: tuple[float, float]) -> None:
         self.num_skipped_in_a_row = 0

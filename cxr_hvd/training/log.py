@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import torch
 
 from cxr_hvd import __version__
-from cxr_hvd.comm.communicator import Communicator, gather, together
+from cxr_hvd.comm.communicator import Communicator, allgather, together
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.schema import Config
 from cxr_hvd.data.studies import TrainingData
@@ -159,7 +159,7 @@ def open_ledger(folder: RunFolder, comm: Communicator, topology: Topology, first
 def witness_ledgers(comm: Communicator, topology: Topology) -> None:
     """Write the end of every rank's ledger into each, and close them. Collective: every rank."""
     own = torch.frombuffer(bytearray.fromhex(comm.ledger.head()), dtype=torch.uint8)
-    heads = gather(comm, own, "head.ledger")
+    heads = allgather(comm, own, "head.ledger")
     names = [
         head_name(topology.site_names[site], topology.ranks_at(site).index(rank))
         for rank, site in enumerate(topology.site_of_rank)

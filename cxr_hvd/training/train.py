@@ -15,8 +15,9 @@ from torch.profiler import record_function
 from cxr_hvd.comm.communicator import Communicator, together
 from cxr_hvd.comm.contract import check_contract, gather_digests
 from cxr_hvd.comm.device import binding_remark, choose_device, set_threads
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.key import prove_key
-from cxr_hvd.comm.sites import Topology, bind
+from cxr_hvd.comm.sites import bind
 from cxr_hvd.config.schema import Config
 from cxr_hvd.console import Console
 from cxr_hvd.data.loader import threads_for, train_batches
@@ -94,7 +95,7 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
         comm.watchdog.name = topology.name_of(topology.rank)
         set_threads(comm)
         with together(comm, "opening its study file"):
-            device = choose_device(config.training.device, comm)
+            job = Job(comm, topology, choose_device(config.training.device, comm))
             data = open_training_data(config, topology, staged_in(options.stage, comm))
             for file in data.files:
                 opened.callback(file.close)
@@ -104,9 +105,9 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
         with together(comm, "making the sharing plan"):
             plan = plan_sharing(config, tensor_specs(model))
         items = contract_items(config, plan, model, data)
-        digests = gather_digests(comm, items)
-        prove_key(comm, topology, options.key, digests)
-        check_contract(comm, topology, items, digests)
+        digests = gather_digests(job, items)
+        prove_key(job, options.key, digests)
+        check_contract(job, items, digests)
         budget = agree_on_budget(config, comm, topology, data)
         twins = find_twins(data.own_file, comm, topology)
         if topology.is_leader:
@@ -115,11 +116,13 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
                 console.print(twins_warning(names), highlight=False, soft_wrap=True)
             if remark := binding_remark(comm):
                 console.print(remark, highlight=False)
-        averager = build_averager(config, plan, model.to(device), comm, topology, budget)
+        averager = build_averager(config, plan, model.to(job.device), job, budget)
         with together(comm, "building its loss"):
             studies = data.studies
             loss = build_loss(config.loss, studies.label_names, studies.targets, studies.known)
-        engine = Engine(model, averager, comm, topology, config.training, budget.num_steps, plan, loss.to(device))
+        engine = Engine(
+            model, averager, comm, topology, config.training, budget.num_steps, plan, loss.to(job.device)
+        )
 
         # Each site's leader keeps the run folder; every rank goes on from the same step.
         folder = RunFolder(run, topology.site)
@@ -162,7 +165,7 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
             config.augmentation,
             num_threads,
             config.loader.prefetch,
-            device,
+            job.device,
         )
         is_over = milestones.go_on_from(first_step, validated)
         num_done = first_step if is_over else engine.run(batches, first_step, on_step)
@@ -225,15 +228,14 @@ def build_averager(
     config: Config,
     plan: SharingPlan,
     model: torch.nn.Module,
-    comm: Communicator,
-    topology: Topology,
+    job: Job,
     budget: Budget,
 ) -> Averager:
     """Weigh the sites and lay the model out for averaging."""
     weights = site_weights(config.sharing.weighting, budget.studies_per_site)
     if config.is_merged:  # every rank has an equal part of all studies, whatever its site
-        weights = [site.ranks / topology.num_ranks for site in config.sites.values()]
-    return EXCHANGES[plan.exchange](model, plan, comm, topology, weights)
+        weights = [site.ranks / job.num_ranks for site in config.sites.values()]
+    return EXCHANGES[plan.exchange](model, plan, job, weights)
 
 
 def open_run(

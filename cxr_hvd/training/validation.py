@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from cxr_hvd.comm.answers import check_number, read_answers
-from cxr_hvd.comm.communicator import Communicator, gather
+from cxr_hvd.comm.communicator import Communicator, allgather
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.schema import Config
 from cxr_hvd.data.loader import StudySet, plain_batches
@@ -115,7 +115,7 @@ class Validation:
         """Judge every site's network after so many steps. Collective: every rank. Blocking."""
         started = time.perf_counter()
         auroc, accuracy = self._judge_own()
-        answers = gather(self._comm, torch.tensor([auroc], dtype=torch.float64), "auroc").flatten().tolist()
+        answers = allgather(self._comm, torch.tensor([auroc], dtype=torch.float64), "auroc").flatten().tolist()
         of_rank = read_answers(answers, _read_auroc, "auroc", self._topology.name_of)
         first_ranks = [self._topology.ranks_at(site)[0] for site in range(self._topology.num_sites)]
         of_site = [None if math.isnan(of_rank[rank]) else of_rank[rank] for rank in first_ranks]

@@ -9,7 +9,8 @@ import sys
 
 import torch
 
-from cxr_hvd.comm.communicator import Communicator, gather, start_comm
+from cxr_hvd.comm.communicator import Communicator, allgather, start_comm
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.models.build import build_model, tensor_specs
 from cxr_hvd.partial.averager import EXCHANGES
@@ -24,12 +25,12 @@ def compare(exchange: str, wire: str, device: str, comm: Communicator, topology:
     """Return bytes by the ledger to bytes by the interface, of the step in which TCP sent the fewest twice."""
     model = build_model("densenet121", 14, seed=1)
     plan = build_plan(tensor_specs(model), (), exchange=exchange, wire=wire)  # type: ignore[arg-type]
-    averager = EXCHANGES[exchange](model, plan, comm, topology, [0.5, 0.5])
+    averager = EXCHANGES[exchange](model, plan, Job(comm, topology), [0.5, 0.5])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     images = torch.rand(2, 1, 32, 32)
     shares = []
     for step in range(UNCOUNTED + COUNTED):
-        gather(comm, torch.zeros(1), "pulse")
+        allgather(comm, torch.zeros(1), "pulse")
         counted, noted = own_traffic(device).sent_bytes, comm.ledger.sent_bytes()
         optimizer.zero_grad()
         loss = model(images).sum()
@@ -38,7 +39,7 @@ def compare(exchange: str, wire: str, device: str, comm: Communicator, topology:
         averager.before_update()
         optimizer.step()
         averager.after_update(step, False, optimizer)
-        gather(comm, torch.zeros(1), "pulse")
+        allgather(comm, torch.zeros(1), "pulse")
         shares.append((comm.ledger.sent_bytes() - noted) / (own_traffic(device).sent_bytes - counted))
     return max(shares[UNCOUNTED:])
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cxr_hvd.comm.communicator import HorovodComm, LocalComm, together
 from cxr_hvd.comm.contract import check_contract, gather_digests
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.key import prove_key
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.config.schema import Config, Training
@@ -333,7 +334,7 @@ def a_difference_in_any_item_is_named_on_every_rank_within_seconds(comm: Horovod
     data = open_training_data(config, topology)
     model = fresh_model()
     items = contract_items(config, plan_sharing(config, tensor_specs(model)), model, data)
-    check_contract(comm, topology, items)
+    check_contract(Job(comm, topology), items)
     wanted = ["label order", "config.seed", "config.sharing.every", "version of torch", "plan order"]
     assert not set(wanted) - set(items)
     assert any(name.startswith("pixel pipeline") for name in items)
@@ -343,10 +344,10 @@ def a_difference_in_any_item_is_named_on_every_rank_within_seconds(comm: Horovod
         started = time.monotonic()
         own = items | {name: "something else"} if comm.rank == 1 else items
         fails_with(
-            ContractError, f"the sites differ on {name}", lambda own=own: check_contract(comm, topology, own)
+            ContractError, f"the sites differ on {name}", lambda own=own: check_contract(Job(comm, topology), own)
         )
         without = {key: value for key, value in items.items() if key != name} if comm.rank == 0 else items
-        action: Callable[[], None] = lambda without=without: check_contract(comm, topology, without)  # noqa: E731
+        action: Callable[[], None] = lambda without=without: check_contract(Job(comm, topology), without)  # noqa: E731
         fails_with(ContractError, f"the sites differ on {name}", action)
         assert time.monotonic() - started < 10
     for site in data.files:
@@ -355,10 +356,10 @@ def a_difference_in_any_item_is_named_on_every_rank_within_seconds(comm: Horovod
 
 def ranks_prove_the_same_key_or_all_stop(comm: HorovodComm, folder: Path) -> None:
     topology = one_rank_a_site(comm)
-    digests = gather_digests(comm, {"a": "1"})
+    digests = gather_digests(Job(comm, topology), {"a": "1"})
 
     def prove(key: bytes | None, of: torch.Tensor = digests) -> None:
-        prove_key(comm, topology, key, of)
+        prove_key(Job(comm, topology), key, of)
 
     prove(None)
     prove(b"the same for all")

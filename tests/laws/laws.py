@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cxr_hvd.comm.communicator import HorovodComm, LocalComm, allgather_text, gather, together
+from cxr_hvd.comm.communicator import HorovodComm, LocalComm, allgather, allgather_text, together
 from cxr_hvd.comm.contract import check_contract
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.config.file import parse_config
 from cxr_hvd.config.schema import PRESETS, Config, Training
@@ -98,7 +99,7 @@ def averager_of(
     studies: list[int] | None = None,
 ) -> Averager:
     weights = site_weights("studies" if studies else "uniform", studies or [1] * topology.num_sites)
-    return EXCHANGES[plan.exchange](model, plan, comm, topology, weights)
+    return EXCHANGES[plan.exchange](model, plan, Job(comm, topology), weights)
 
 
 def average(averager: Averager, step: int = 0, is_last: bool = False) -> None:
@@ -363,7 +364,7 @@ def merged_training_deals_every_study_out_once_a_pass(comm: HorovodComm, folder:
     from cxr_hvd.data.studies import open_training_data
 
     config = config_for(folder, comm, experiment="B")
-    gather(comm, torch.zeros(1), "verdict.files are written")
+    allgather(comm, torch.zeros(1), "verdict.files are written")
     data = open_training_data(config, one_rank_a_site(comm))
     mine = [
         position for step in range(data.shuffle.steps_per_epoch) for position, _ in data.shuffle.batch_at(step)
@@ -391,10 +392,10 @@ def a_failure_on_one_rank_is_a_verdict_on_all(comm: HorovodComm, folder: Path) -
 def a_difference_is_named_with_sites_and_values_on_every_rank(comm: HorovodComm, folder: Path) -> None:
     topology = one_rank_a_site(comm)
     items = {"config.seed": "1", "label order": "a, b", "version of torch": "2.14.1"}
-    check_contract(comm, topology, items)
+    check_contract(Job(comm, topology), items)
     if comm.rank == 1:
         items["label order"] = "b, a"
-    action = lambda: check_contract(comm, topology, items)  # noqa: E731
+    action = lambda: check_contract(Job(comm, topology), items)  # noqa: E731
     fails_with(ContractError, "label order", action)
     fails_with(ContractError, "'b, a' at site site1, rank 1", action)
 
@@ -428,7 +429,7 @@ def texts_of_any_length_arrive_whole(comm: HorovodComm, folder: Path) -> None:
 
 
 def a_frozen_peer_does_not_stop_python(comm: HorovodComm, folder: Path) -> None:
-    pids = gather(comm, torch.tensor([os.getpid()]), "verdict.process ids").flatten().tolist()
+    pids = allgather(comm, torch.tensor([os.getpid()]), "verdict.process ids").flatten().tolist()
     if comm.rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
     if comm.rank == 0:
@@ -445,7 +446,7 @@ def a_frozen_peer_does_not_stop_python(comm: HorovodComm, folder: Path) -> None:
 
         thread = threading.Thread(target=tick_then_thaw)
         thread.start()
-    gather(comm, torch.zeros(1), "verdict.handed over while rank 1 is frozen")
+    allgather(comm, torch.zeros(1), "verdict.handed over while rank 1 is frozen")
     if comm.rank == 0:
         thread.join()
         assert max(later - earlier for earlier, later in pairwise(ticks)) < 1.0
@@ -457,4 +458,4 @@ def a_frozen_peer_does_not_stop_python(comm: HorovodComm, folder: Path) -> None:
 def rank_1_hangs(comm: HorovodComm, folder: Path) -> None:
     if comm.rank == 1:
         time.sleep(10_000)
-    gather(comm, torch.from_numpy(np.zeros(1, dtype=np.float32)), "verdict.waits for rank 1")
+    allgather(comm, torch.from_numpy(np.zeros(1, dtype=np.float32)), "verdict.waits for rank 1")

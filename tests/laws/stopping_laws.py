@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from cxr_hvd.comm.communicator import HorovodComm
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.step_status import StepStatus, StopReason, Writing, begin_statuses
 from cxr_hvd.config.file import parse_config
 from cxr_hvd.config.schema import Config
@@ -312,7 +313,7 @@ def patience_without_anything_to_judge_by_is_refused_by_all(comm: HorovodComm, f
 
 def every_rank_hears_every_pulse(comm: HorovodComm, folder: Path) -> None:
     own = StepStatus(0.5 + comm.rank, 2.0, comm.rank != 1, StopReason(comm.rank % 4), Writing.WRITTEN)
-    pulses = begin_statuses(comm, own)()
+    pulses = begin_statuses(Job(comm, one_rank_a_site(comm)), own)()
     assert pulses[comm.rank] == own
     assert [pulse.loss for pulse in pulses] == [0.5 + rank for rank in range(comm.num_ranks)]
     assert [pulse.is_finite for pulse in pulses] == [rank != 1 for rank in range(comm.num_ranks)]

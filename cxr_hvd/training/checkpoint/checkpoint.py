@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cxr_hvd.comm.answers import check_number, read_answers
-from cxr_hvd.comm.communicator import Communicator, gather, together
+from cxr_hvd.comm.communicator import Communicator, allgather, together
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.comm.step_status import StepStatus, Writing
 from cxr_hvd.errors import CheckpointError, CxrHvdError
@@ -202,7 +202,7 @@ def agree_on_step(folder: RunFolder, plan: SharingPlan, comm: Communicator, topo
     """
     own, damaged = _whole_steps(folder, plan, topology)
     padded = torch.tensor(own + [0] * (MOST_OFFERED - len(own)), dtype=torch.int64)
-    rows = gather(comm, padded, "steps.whole").tolist()
+    rows = allgather(comm, padded, "steps.whole").tolist()
     offered = read_answers(rows, _read_steps, "steps.whole", topology.name_of)
     common = set.intersection(*offered)
     if not common and any(offered):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cxr_hvd.comm.communicator import LocalComm, Wait, allgather_text, together
 from cxr_hvd.comm.contract import check_contract
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.key import prove_key
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.comm.step_status import StepStatus, begin_statuses
@@ -95,19 +96,19 @@ def test_a_length_that_cannot_be_is_refused_before_it_is_believed(length: int) -
 def test_a_statement_that_is_none_is_refused(statement: bytes) -> None:
     comm = Texts("contract.statement", statement, {"contract.digest": [7] * 32})
     assert "site south, rank 1: its answer in contract.statement" in refusal(
-        lambda: check_contract(comm, TOPOLOGY, {"a": "1"})
+        lambda: check_contract(Job(comm, TOPOLOGY), {"a": "1"})
     )
 
 
 def test_equal_statements_of_different_checksums_are_told() -> None:
-    said = refusal(lambda: check_contract(Scripted({"contract.digest": [7] * 32}), TOPOLOGY, {"a": "1"}))
+    said = refusal(lambda: check_contract(Job(Scripted({"contract.digest": [7] * 32}), TOPOLOGY), {"a": "1"}))
     assert "one runs another version" in said
 
 
 def test_another_site_s_words_in_the_contract_are_short_and_harmless() -> None:
     statement = json.dumps({"a": "1", "\x1b[2J\nAll is well" * 9999: "2"}).encode()
     comm = Texts("contract.statement", statement, {"contract.digest": [7] * 32})
-    said = refusal(lambda: check_contract(comm, TOPOLOGY, {"a": "1"}))
+    said = refusal(lambda: check_contract(Job(comm, TOPOLOGY), {"a": "1"}))
     assert "\x1b" not in said
     assert len(said) < 600
 
@@ -116,7 +117,7 @@ def test_another_site_s_words_in_the_contract_are_short_and_harmless() -> None:
 def test_any_five_numbers_are_a_pulse_or_one_line(row: list[float]) -> None:
     own = StepStatus(0.5, 1.0, True)
     try:
-        begin_statuses(Scripted({"pulse": row}), own, TOPOLOGY.name_of)()
+        begin_statuses(Job(Scripted({"pulse": row}), TOPOLOGY), own)()
     except ContractError as error:
         assert str(error).startswith("site south, rank 1: its answer in pulse has not its form")
 
@@ -125,7 +126,7 @@ def test_any_five_numbers_are_a_pulse_or_one_line(row: list[float]) -> None:
     "row", [[1, 1, 1, 99, 0], [1, 1, 1, 0, -1], [1, 1, float("nan"), 0, 0], [1, 1, 1, 1.5, 0]]
 )
 def test_a_pulse_without_its_form_names_the_site(row: list[float]) -> None:
-    refusal(begin_statuses(Scripted({"pulse": row}), StepStatus(0.5, 1.0, True), TOPOLOGY.name_of))
+    refusal(begin_statuses(Job(Scripted({"pulse": row}), TOPOLOGY), StepStatus(0.5, 1.0, True)))
 
 
 @pytest.mark.parametrize("answer", [[0, 3], [-4, 0], [5, -1], [1 << 62, 0]])
@@ -157,7 +158,7 @@ def test_a_site_that_is_none_names_the_rank(index: int) -> None:
 
 def test_a_rank_that_claims_more_proofs_than_ranks_blames_itself_alone() -> None:
     comm = Scripted({"key.believed": [1 << 40]})
-    assert refusal(lambda: prove_key(comm, TOPOLOGY, KEY, torch.zeros(2, 32, dtype=torch.uint8))).startswith(
+    assert refusal(lambda: prove_key(Job(comm, TOPOLOGY), KEY, torch.zeros(2, 32, dtype=torch.uint8))).startswith(
         "site south, rank 1: its answer in key.believed"
     )
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from cxr_hvd.cli.app import app
 from cxr_hvd.comm.communicator import LocalComm, Wait
 from cxr_hvd.comm.contract import gather_digests
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.key import _proof, prove_key
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.errors import ContractError, UsageError
@@ -93,9 +94,10 @@ class Relayed(LocalComm):
 
 
 def test_a_proof_for_a_changed_job_is_refused() -> None:
-    comm, topology = Relayed(), Topology(0, ("north", "south"), (0, 1))
-    comm.digests = gather_digests(comm, {"a": "1"})
-    prove_key(comm, topology, b"k" * 32, comm.digests)
+    comm = Relayed()
+    job = Job(comm, Topology(0, ("north", "south"), (0, 1)))
+    comm.digests = gather_digests(job, {"a": "1"})
+    prove_key(job, b"k" * 32, comm.digests)
     comm.job = "changed"
     with pytest.raises(ContractError, match="does not hold the key"):
-        prove_key(comm, topology, b"k" * 32, comm.digests)
+        prove_key(job, b"k" * 32, comm.digests)

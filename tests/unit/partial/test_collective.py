@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cxr_hvd.comm.communicator import LocalComm, allgather_text, together
 from cxr_hvd.comm.contract import first_difference, flat_items
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import NOT_SAID, Topology, assign
 from cxr_hvd.config.schema import PRESETS
 from cxr_hvd.errors import ConfigError, DataError
@@ -182,7 +183,7 @@ def test_alone_averaging_changes_nothing() -> None:
     plan = build_plan(tensor_specs(model), ())
     alone = Topology(0, ("alone",), (0,))
     optimizer = torch.optim.SGD(model.parameters())
-    WeightsExchange(model, plan, LocalComm(), alone, [1.0]).after_update(0, False, optimizer)
+    WeightsExchange(model, plan, Job(LocalComm(), alone), [1.0]).after_update(0, False, optimizer)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -229,7 +230,7 @@ def test_an_infinite_gradient_is_seen_after_the_exchange_and_forgotten_after_it(
     ]
     plan = build_plan(specs, (), exchange="gradients", wire=wire)  # type: ignore[arg-type]
     # A job of two sites as its first rank sees it, with a second rank that sends zeros.
-    exchange = GradientsExchange(model, plan, LocalComm(), Topology(0, ("a", "b"), (0, 1)), [0.5, 0.5])
+    exchange = GradientsExchange(model, plan, Job(LocalComm(), Topology(0, ("a", "b"), (0, 1))), [0.5, 0.5])
 
     def step(images: torch.Tensor) -> list[torch.Tensor]:
         model.zero_grad(set_to_none=True)
