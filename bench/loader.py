@@ -25,7 +25,8 @@ from torchvision.transforms import v2
 
 from bench.report import Figure, describe_machine, ratios, table, turns, write_report
 from cxr_hvd.config.schema import Augmentation, Labels
-from cxr_hvd.data.loader import Shuffle, StudySet, train_batches
+from cxr_hvd.data.loader import train_batches
+from cxr_hvd.data.studies import Shuffle, StudySet
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import MAX_IMAGES, Split, StudyFileHeader, StudyRow, View
 from cxr_hvd.study.study_file import StudyFile

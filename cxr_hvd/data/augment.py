@@ -1,11 +1,12 @@
-"""From a study's stored images to the channels that the network sees.
+"""Augment a study's images on the CPU: from images as stored to the channels that the network sees.
 
 Every image is moved on its own, the order of the images is drawn anew, and the rest of the 20 channels stays
 zero, as in the published study. What is drawn (`draw_changes`) is kept apart from how it is applied
-(`apply_change`), so that either can be tested without the other; device_augment.py applies it on a GPU.
+(`apply_change`), so that either can be tested without the other; `augment_gpu` applies it on a GPU.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -67,7 +68,7 @@ def draw_changes(num_images: int, strength: Augmentation, size: int, rng: np.ran
     motions = [draw_motion(strength, size, rng) for _ in order]
     has_blemishes = strength.noise > 0 or strength.cutout > 0
     blemishes = [draw_blemish(strength, size, rng) if has_blemishes else CLEAN for _ in order]
-    return [Change(*each) for each in zip(order, motions, blemishes, strict=True)]
+    return [Change(*drawn) for drawn in zip(order, motions, blemishes, strict=True)]
 
 
 def draw_motion(strength: Augmentation, size: int, rng: np.random.Generator) -> Motion:
@@ -149,14 +150,11 @@ def scaled(image_HW: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return result
 
 
-def fill_augmented(
-    images_NHW: NDArray[np.uint8], strength: Augmentation, rng: np.random.Generator, out_MHW: NDArray[np.float32]
-) -> None:
-    """Fill the channels of one study: each image changed on its own, in a new order, then zeros."""
-    num_images, size = len(images_NHW), out_MHW.shape[-1]
-    for channel, change in enumerate(draw_changes(num_images, strength, size, rng)):
-        apply_change(scaled(images_NHW[change.position], size), change, out_MHW[channel])
-    out_MHW[num_images:] = 0.0
+def fill_augmented(images_NHW: NDArray[np.uint8], changes: Sequence[Change], out_MHW: NDArray[np.float32]) -> None:
+    """Fill the channels of one study: each image changed on its own, in the order of the changes, then zeros."""
+    for channel, change in enumerate(changes):
+        apply_change(scaled(images_NHW[change.position], out_MHW.shape[-1]), change, out_MHW[channel])
+    out_MHW[len(changes) :] = 0.0
 
 
 def fill_plain(images_NHW: NDArray[np.uint8], out_MHW: NDArray[np.float32]) -> None:

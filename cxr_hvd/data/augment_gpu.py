@@ -1,4 +1,4 @@
-"""What augment.py does to images, done by torch where they are: on a GPU, all images of a batch at once.
+"""Augment images with torch, on the device where they are: on a GPU, all images of a batch at once.
 
 The drawn changes are the same as on the CPU. What comes out differs by less than a gray of 255, as OpenCV rounds a
 moved image to whole grays and this does not. K counts the images of a batch, which lie one after another, without
@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from cxr_hvd.data.augment import Change, noise_table
-from cxr_hvd.data.memory import to_device
 
 
 @dataclass(frozen=True)
@@ -95,3 +94,8 @@ def place_images(images_KHW: Tensor, places_K: Tensor, shape: tuple[int, int]) -
 def _noise_table_on(device: torch.device, size: int) -> Tensor:
     # Not from pinned memory: such a copy has ended when it returns, for whichever stream asks for the table next.
     return torch.tensor(noise_table(size)).to(device)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a small tensor to a GPU without waiting; torch keeps its pinned copy until the GPU has read it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -1,33 +1,28 @@
-"""Which studies a rank trains on at which step, and the threads that have the next batches ready.
+"""Batches of studies, read and augmented by threads while the network trains on the ones before.
 
-The order of studies is a pure function of seed, site and step (`Shuffle.batch_at`): nothing needs to be saved
-to go on after a stop, and one rank with a batch of 2B sees what two ranks with B see. Sites of different size
-take the same number of steps; one that has run out starts a fresh shuffled pass (decision 0003).
-
-Threads, not processes: reading, checking, moving and converting images all release Python's lock, and a batch
-stays where it was made. What is drawn for a study is keyed by study and pass, so that a batch is the same whatever
-the number of threads.
+Each batch goes one way: threads read its studies, draw their changes and fill a buffer; the buffer becomes a batch
+on the device; several are under way at a time. Threads, not processes: reading, checking, moving and converting
+images all release Python's lock, and a batch stays where it was made. What is drawn for a study is keyed by study
+and pass, so that a batch is the same whatever the number of threads.
 """
 
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cxr_hvd.config.schema import Augmentation
-from cxr_hvd.data.augment import Change, draw_changes, fill_augmented, fill_plain, scaled
-from cxr_hvd.data.augment_gpu import move_images, place_images, stack_changes
-from cxr_hvd.data.memory import Pages, PinnedBuffer, to_device
+from cxr_hvd.data.augment import draw_changes
+from cxr_hvd.data.augment_gpu import to_device
+from cxr_hvd.data.buffers import BatchBuffer, CpuBuffer, GpuBuffer
 from cxr_hvd.data.prefetch import Task, prefetch_batches, prefetch_to_device
-from cxr_hvd.study.labels import LabelPolicy
-from cxr_hvd.study.layout import Split
-from cxr_hvd.study.study_file import StudyFile
+from cxr_hvd.data.studies import Shuffle, StudySet
 
 CPU = torch.device("cpu")
 MAX_AUTO_THREADS = 8
@@ -48,94 +43,8 @@ class Batch:
     known: Tensor
 
 
-class StudySet:
-    """The studies of one split, of one file or of several merged into one (experiment B).
-
-    An image is checked against its digest when it is first read, and in no later pass: checking takes a fifth of
-    the loader's time, and most of it where a GPU moves the images. What happens to the file after that goes
-    unnoticed until the next run, or `cxr-preprocess verify`.
-
-    Attributes:
-        label_names: names of the L labels, in order.
-        num_images: (N,) images of each study, 1 to 20.
-        targets, known: (N, L) as in `Batch`.
-    """
-
-    def __init__(self, files: Sequence[StudyFile], split: Split, policy: LabelPolicy) -> None:
-        self._files = files
-        indices = [file.indices(split) for file in files]
-        self._file_of = np.repeat(np.arange(len(files)), [len(each) for each in indices])
-        self._index_of = np.concatenate(indices)
-        self.label_names = files[0].header.label_names
-        own = list(zip(files, indices, strict=True))
-        self.num_images: NDArray[np.uint8] = np.concatenate([file.num_images[each] for file, each in own])
-        labels_NL = np.concatenate([file.labels[each] for file, each in own])
-        self.targets, self.known = policy.targets(labels_NL, self.label_names)
-        self._is_checked_N = np.zeros(len(self), dtype=bool)
-
-    def __len__(self) -> int:
-        return len(self._index_of)
-
-    def images(self, position: int) -> NDArray[np.uint8]:
-        """Read the images (n, H, W) of the study at a position of this set; check them, the first time.
-
-        Raises:
-            StudyFileError: the file cannot be read, or an image differs from its digest.
-        """
-        file, index = self._files[int(self._file_of[position])], int(self._index_of[position])
-        images_NHW = file.images(index)
-        if not self._is_checked_N[position]:
-            file.check_images(index, images_NHW)
-            self._is_checked_N[position] = True
-        return images_NHW
-
-    def labels(self, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return targets and known (B, L) of the studies at these positions."""
-        return torch.from_numpy(self.targets[positions]), torch.from_numpy(self.known[positions])
-
-
 @dataclass(frozen=True)
-class Shuffle:
-    """The endless shuffled sequence of a set's studies, dealt out to the ranks that share it.
-
-    Attributes:
-        num_studies: size of the set.
-        batch_size: studies of one rank in one step.
-        num_ranks, rank: how many ranks share the set, and which of them this is.
-        key: seeds of the sequence; equal for ranks that share it.
-    """
-
-    num_studies: int
-    batch_size: int
-    num_ranks: int
-    rank: int
-    key: tuple[int, ...]
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps in which every study is seen at least once."""
-        return -(-self.num_studies // (self.batch_size * self.num_ranks))
-
-    def batch_at(self, step: int) -> list[tuple[int, int]]:
-        """Return (position, pass) of each study in this rank's batch of a step."""
-        first = (step * self.num_ranks + self.rank) * self.batch_size
-        places = [divmod(place, self.num_studies) for place in range(first, first + self.batch_size)]
-        orders = {
-            number: _order(self.key, number, self.num_studies) for number in {number for number, _ in places}
-        }
-        return [(int(orders[number][place]), number) for number, place in places]
-
-
-@lru_cache(maxsize=4)
-def _order(key: tuple[int, ...], number: int, num_studies: int) -> NDArray[np.int64]:
-    """Return the order of a pass; kept, as drawing it for every step would cost milliseconds at a large site."""
-    order_N: NDArray[np.int64] = np.random.default_rng([*key, number]).permutation(num_studies)
-    order_N.setflags(write=False)
-    return order_N
-
-
-@dataclass(frozen=True)
-class Wanted:
+class StudyRequest:
     """A study that a batch is to show.
 
     Attributes:
@@ -163,26 +72,25 @@ def train_batches(
     strength: Augmentation,
     threads: int = 1,
     prefetch: int = 2,
-    device: torch.device | None = None,
+    device: torch.device = CPU,
 ) -> Generator[Batch, None, None]:
     """Yield this rank's augmented batch of each step.
 
     Args:
         threads: that fill studies; how many changes nothing of what is in a batch.
         prefetch: batches that are made ahead.
-        device: where batches are to be; on a GPU, images are augmented there. None is the CPU.
+        device: where batches are to be; on a GPU, images are augmented there.
 
     Raises:
         StudyFileError: at the batch that it belongs to, where an image cannot be read or differs from its digest.
     """
     # Keyed by study and pass: what is drawn does not depend on the batch's size or on any thread.
-    plans = (
-        [Wanted(position, (*shuffle.key, number, position)) for position, number in shuffle.batch_at(step)]
+    requests = (
+        [StudyRequest(position, (*shuffle.key, number, position)) for position, number in shuffle.batch_at(step)]
         for step in steps
     )
-    most = shuffle.batch_size * int(studies.num_images.max(initial=1))
-    make = batches_on_gpu if device is not None and device.type == "cuda" else batches_on_cpu
-    return make(studies, plans, most, image_size, strength, threads, prefetch, device or CPU)
+    buffers = build_buffers(studies, shuffle.batch_size, image_size, prefetch, device)
+    return make_batches(studies, requests, buffers, image_size, strength, threads, prefetch, device)
 
 
 def plain_batches(
@@ -192,109 +100,73 @@ def plain_batches(
     image_size: int,
     threads: int = 1,
     prefetch: int = 2,
-    device: torch.device | None = None,
+    device: torch.device = CPU,
 ) -> Generator[Batch, None, None]:
     """Yield the studies at these positions in order, as stored, for evaluation; the last batch may be smaller.
 
     Arguments and errors are those of `train_batches`.
     """
     starts = range(0, len(positions), batch_size)
-    plans = ([Wanted(position) for position in positions[start : start + batch_size]] for start in starts)
-    most = batch_size * int(studies.num_images.max(initial=1))
-    make = batches_on_gpu if device is not None and device.type == "cuda" else batches_on_cpu
-    return make(studies, plans, most, image_size, Augmentation(), threads, prefetch, device or CPU)
+    requests = ([StudyRequest(position) for position in positions[start : start + batch_size]] for start in starts)
+    buffers = build_buffers(studies, batch_size, image_size, prefetch, device)
+    return make_batches(studies, requests, buffers, image_size, Augmentation(), threads, prefetch, device)
 
 
-def batches_on_cpu(
-    studies: StudySet,
-    plans: Iterable[Sequence[Wanted]],
-    most_images: int,
-    image_size: int,
-    strength: Augmentation,
-    threads: int,
-    prefetch: int,
-    device: torch.device,
-) -> Generator[Batch, None, None]:
-    """Yield each plan's batch; its images are written straight to where they stay."""
-    ring = deque(Pages(most_images, image_size) for _ in range(prefetch + 1))
-
-    def begin(plan: Sequence[Wanted]) -> tuple[Batch, list[Task]]:
-        positions = [wanted.position for wanted in plan]
-        num_channels = int(studies.num_images[positions].max())
-        pages = ring[0]  # given out longest ago
-        ring.rotate(-1)
-
-        def fill(row: int, wanted: Wanted) -> None:
-            images_NHW = studies.images(wanted.position)
-            out_NHW = pages.claim(row, num_channels, len(images_NHW))
-            if wanted.key is None:
-                fill_plain(images_NHW, out_NHW)
-            else:
-                fill_augmented(images_NHW, strength, np.random.default_rng(wanted.key), out_NHW)
-
-        images_BMHW = torch.from_numpy(pages.batch(len(plan), num_channels))
-        batch = Batch(images_BMHW, *studies.labels(positions))
-        return batch, [partial(fill, row, wanted) for row, wanted in enumerate(plan)]
-
-    return prefetch_batches(begin, plans, threads, prefetch)
+def build_buffers(
+    studies: StudySet, batch_size: int, image_size: int, prefetch: int, device: torch.device
+) -> list[BatchBuffer]:
+    """Build one buffer for each batch that is under way at a time."""
+    max_images = batch_size * int(studies.num_images.max(initial=1))
+    if device.type == "cuda":
+        # One more than on the CPU: a buffer is claimed while the last copy out of the one before it may still run.
+        return [GpuBuffer(max_images, image_size, device) for _ in range(prefetch + 2)]
+    return [CpuBuffer(max_images, image_size) for _ in range(prefetch + 1)]
 
 
 @dataclass(frozen=True)
-class _Gathered:
-    """A batch in pinned memory: K images as stored, and the changes to be made to them, study by study."""
+class _FilledBatch:
+    """A batch that threads have filled, on its way to the device."""
 
-    buffer: PinnedBuffer
-    images_KHW: Tensor
-    plan: Sequence[Wanted]
-    counts: list[int]
-    changes: list[list[Change]]
+    buffer: BatchBuffer
+    targets: Tensor
+    known: Tensor
 
 
-def batches_on_gpu(
+def make_batches(
     studies: StudySet,
-    plans: Iterable[Sequence[Wanted]],
-    most_images: int,
+    requests: Iterable[Sequence[StudyRequest]],
+    buffers: Sequence[BatchBuffer],
     image_size: int,
     strength: Augmentation,
     threads: int,
     prefetch: int,
     device: torch.device,
 ) -> Generator[Batch, None, None]:
-    """Yield each plan's batch; the threads gather its images, the device moves them."""
-    # One more than on the CPU: a buffer is claimed while the last copy out of the one before it may still run.
-    ring = deque(PinnedBuffer(most_images * image_size**2, device) for _ in range(prefetch + 2))
+    """Yield a batch for each list of requests: filled by threads, augmented on the CPU or the GPU, prefetched."""
+    ring = deque(buffers)
 
-    def begin(plan: Sequence[Wanted]) -> tuple[_Gathered, list[Task]]:
-        counts = studies.num_images[[wanted.position for wanted in plan]].tolist()
+    def begin(batch: Sequence[StudyRequest]) -> tuple[_FilledBatch, list[Task]]:
+        positions = [request.position for request in batch]
+        buffer = ring[0]  # given out longest ago
         ring.rotate(-1)
-        images_KHW = ring[-1].claim(sum(counts), image_size)
-        gathered = _Gathered(ring[-1], images_KHW, plan, counts, [[] for _ in plan])
-        views = images_KHW.numpy()
-        firsts = np.cumsum([0, *counts]).tolist()
+        buffer.claim(studies.num_images[positions].tolist())
 
-        def gather(row: int, wanted: Wanted) -> None:
-            images_NHW = studies.images(wanted.position)
-            order: Sequence[int] = range(len(images_NHW))
-            if wanted.key is not None:
-                rng = np.random.default_rng(wanted.key)
-                gathered.changes[row] = draw_changes(len(images_NHW), strength, image_size, rng)
-                order = [change.position for change in gathered.changes[row]]
-            for out_HW, position in zip(views[firsts[row] : firsts[row + 1]], order, strict=True):
-                out_HW[:] = scaled(images_NHW[position], image_size)
+        def fill(row: int, request: StudyRequest) -> None:
+            images_NHW = studies.images(request.position)
+            changes = None
+            if request.key is not None:
+                rng = np.random.default_rng(request.key)
+                changes = draw_changes(len(images_NHW), strength, image_size, rng)
+            buffer.fill(row, images_NHW, changes)
 
-        return gathered, [partial(gather, row, wanted) for row, wanted in enumerate(plan)]
+        filled = _FilledBatch(buffer, *studies.labels(positions))
+        return filled, [partial(fill, row, request) for row, request in enumerate(batch)]
 
-    def send(gathered: _Gathered) -> tuple[Tensor, ...]:
-        images_KHW = gathered.buffer.send(gathered.images_KHW)
-        changes = [change for of_study in gathered.changes for change in of_study]
-        moved_KHW = move_images(images_KHW, stack_changes(changes, device)) if changes else images_KHW / 255
-        shape = (len(gathered.plan), max(gathered.counts))
-        places = [
-            row * shape[1] + channel for row, count in enumerate(gathered.counts) for channel in range(count)
-        ]
-        images_BMHW = place_images(moved_KHW, to_device(torch.tensor(places), device), shape)
-        labels = studies.labels([wanted.position for wanted in gathered.plan])
-        return images_BMHW, *[to_device(each, device) for each in labels]
+    def send(filled: _FilledBatch) -> tuple[Tensor, ...]:
+        images_BMHW = filled.buffer.to_batch()
+        return images_BMHW, to_device(filled.targets, device), to_device(filled.known, device)
 
-    for tensors in prefetch_to_device(prefetch_batches(begin, plans, threads, prefetch), send, device):
-        yield Batch(*tensors)
+    filled_batches = prefetch_batches(begin, requests, threads, prefetch)
+    with closing(prefetch_to_device(filled_batches, send, device)) as batches:
+        for tensors in batches:
+            yield Batch(*tensors)

@@ -1,7 +1,7 @@
-"""What is made ready before it is asked for: by threads, and on a GPU by a stream of its own."""
+"""Prefetch batches with threads, and copy them to the GPU on a side stream."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from threading import Event
@@ -11,23 +11,27 @@ import torch
 from torch import Tensor
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Filled = TypeVar("Filled")
 Task = Callable[[], None]
 
 
 def prefetch_batches(
-    begin: Callable[[Item], tuple[Made, list[Task]]], items: Iterable[Item], threads: int, prefetch: int
-) -> Generator[Made, None, None]:
-    """Yield what `begin(item)` made for each item in order, once the tasks that it gave are done.
+    begin: Callable[[Item], tuple[Filled, list[Task]]], items: Iterable[Item], threads: int, prefetch: int
+) -> Generator[Filled, None, None]:
+    """Yield a batch for each item in order, once its tasks are done.
 
     Args:
-        begin: runs in the caller's thread, up to `prefetch` items ahead; its tasks run in other threads.
+        begin: returns an item's batch and the tasks that fill it. It runs in the caller's thread, up to `prefetch`
+            items ahead; the tasks run in other threads.
+        items: what the batches are made of.
+        threads: how many run tasks.
+        prefetch: batches that are made ahead.
 
     Raises:
         Exception: whatever a task raised, at the item that it belongs to.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
-    waiting: deque[tuple[Made, list[Future[None]]]] = deque()
+    waiting: deque[tuple[Filled, list[Future[None]]]] = deque()
     is_stopped = Event()
 
     def work(tasks: Sequence[Task]) -> None:
@@ -36,22 +40,22 @@ def prefetch_batches(
                 return
             task()
 
-    def next_made() -> Made:
-        made, parts = waiting.popleft()
+    def next_batch() -> Filled:
+        batch, parts = waiting.popleft()
         for part in parts:
             part.result()
-        return made
+        return batch
 
     try:
         for item in items:
-            made, tasks = begin(item)
+            batch, tasks = begin(item)
             # As many parts as threads: each further one wakes two threads up, at the cost of half an image.
             parts = [tasks[number::threads] for number in range(min(threads, len(tasks)))]
-            waiting.append((made, [pool.submit(work, part) for part in parts]))
+            waiting.append((batch, [pool.submit(work, part) for part in parts]))
             if len(waiting) > prefetch:
-                yield next_made()
+                yield next_batch()
         while waiting:
-            yield next_made()
+            yield next_batch()
     finally:
         # Who stops early waits for the tasks that run, not for those that are to come.
         is_stopped.set()
@@ -59,33 +63,34 @@ def prefetch_batches(
 
 
 def prefetch_to_device(
-    hosts: Generator[Made, None, None], send: Callable[[Made], tuple[Tensor, ...]], device: torch.device
-) -> Iterator[tuple[Tensor, ...]]:
-    """Yield what `send` makes of each item; on a GPU one item ahead, on a stream beside the one that computes.
+    batches: Generator[Filled, None, None], send: Callable[[Filled], tuple[Tensor, ...]], device: torch.device
+) -> Generator[tuple[Tensor, ...], None, None]:
+    """Yield each batch on the device; a GPU gets it one batch ahead, on a stream beside the one that computes.
 
     Args:
-        hosts: closed at the end, whatever ends it.
-        send: starts an item's copies and computations on the current stream and returns its results.
+        batches: filled in the host's memory; closed at the end, whatever ends it.
+        send: starts a batch's copies and computations on the current stream, and returns its tensors.
+        device: where they are to be.
     """
-    with closing(hosts):  # else the threads would go on until it is collected
+    with closing(batches):  # else the threads would go on until it is collected
         if device.type != "cuda":
-            yield from map(send, hosts)
+            yield from map(send, batches)
             return
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         ahead: deque[tuple[tuple[Tensor, ...], torch.cuda.Event]] = deque()
-        for host in hosts:
+        for batch in batches:
             with torch.cuda.stream(stream):
-                ahead.append((send(host), stream.record_event()))
+                ahead.append((send(batch), stream.record_event()))
             if len(ahead) > 1:
                 yield _received(*ahead.popleft(), device)
         while ahead:
             yield _received(*ahead.popleft(), device)
 
 
-def _received(tensors: tuple[Tensor, ...], made: torch.cuda.Event, device: torch.device) -> tuple[Tensor, ...]:
+def _received(tensors: tuple[Tensor, ...], is_sent: torch.cuda.Event, device: torch.device) -> tuple[Tensor, ...]:
     """Let the stream that computes wait for the tensors, and keep their memory until it is done with them."""
     compute = torch.cuda.current_stream(device)
-    compute.wait_event(made)
+    compute.wait_event(is_sent)
     for tensor in tensors:
         # Their memory belongs to the other stream, which would use it again as soon as they are dropped here.
         tensor.record_stream(compute)

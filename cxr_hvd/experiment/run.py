@@ -134,7 +134,7 @@ def plan_experiment(
         with StudyFile(file_path) as file:
             data_sha256[name] = file.digest
             pipeline_of_file[file.path] = file.header.pixels
-    check_pixel_pipelines(pipeline_of_file, common)
+    check_pixel_pipelines(pipeline_of_file, common.pixel_pipelines)
     apart = common.model_copy(update={"experiment": "C"})
     steps_per_epoch = budget_of(apart, studies).steps_per_epoch
     configs = {variant.name: configure(path, settings, variant, steps_per_epoch) for variant in variants}

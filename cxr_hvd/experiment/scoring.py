@@ -21,8 +21,8 @@ from safetensors.numpy import load_file, save_file
 from cxr_hvd.comm.communicator import Communicator, together
 from cxr_hvd.comm.device import choose_device, set_threads
 from cxr_hvd.config.schema import SITE_PATTERN, Config
-from cxr_hvd.data.loader import StudySet, threads_for
-from cxr_hvd.data.studies import check_pixel_pipelines
+from cxr_hvd.data.loader import threads_for
+from cxr_hvd.data.studies import StudySet, check_pixel_pipelines
 from cxr_hvd.errors import CheckpointError, UsageError
 from cxr_hvd.experiment.scores import AVERAGED, COMMON, NAME, Origin, Scores, Truth, config_digest, write_scores
 from cxr_hvd.files import begin_folder, folder_beside
@@ -139,7 +139,7 @@ def open_whole(run: Path, settings: tuple[str, ...], outside: Mapping[str, Path]
     label_names = {file.header.label_names for file in files.values()}
     if len(label_names) > 1:
         raise CheckpointError(f"{run}: the study files differ in the order of labels; write them alike")
-    check_pixel_pipelines({file.path: file.header.pixels for file in files.values()}, first)
+    check_pixel_pipelines({file.path: file.header.pixels for file in files.values()}, first.pixel_pipelines)
     policy = first.labels.policy(label_names.pop())
     studies = {(name, split): StudySet([files[name]], split, policy) for name in files for split in SPLITS}
     return OpenRun(first, {name: RunFolder(run, name) for name in first.sites}, tuple(outside), files, studies)

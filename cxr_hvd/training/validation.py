@@ -24,7 +24,8 @@ from cxr_hvd.comm.answers import check_number, read_answers
 from cxr_hvd.comm.communicator import Communicator, allgather
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.schema import Config
-from cxr_hvd.data.loader import StudySet, plain_batches
+from cxr_hvd.data.loader import plain_batches
+from cxr_hvd.data.studies import StudySet
 from cxr_hvd.stats.metrics import compute_metrics
 from cxr_hvd.training.engine import Engine, forward
 

@@ -17,11 +17,15 @@ from cxr_hvd.data.augment import (
     apply_motion,
     draw_blemish,
     draw_changes,
+    draw_motion,
     fill_augmented,
+    fill_plain,
     noise_table,
 )
 from cxr_hvd.data.augment_gpu import move_images, place_images, stack_changes
 
+SIZE = 64
+NONE = Augmentation(flip=0, rotation_deg=0, scale=0, shift=0, brightness=0, contrast=0)
 CPU = torch.device("cpu")
 STRONG = Augmentation(rotation_deg=60, scale=0.4, shift=0.3, brightness=0.4, contrast=0.4, noise=0.2, cutout=0.5)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -59,7 +63,8 @@ def test_without_noise_and_cutout_a_study_is_its_motions_bit_for_bit(
 ) -> None:
     strength = STRONG.model_copy(update={"noise": 0.0, "cutout": 0.0})
     stored, out = images(num_images, size, seed % 7), np.empty((num_images, size, size), dtype=np.float32)
-    fill_augmented(stored, strength, np.random.default_rng(seed), out)
+    changes = draw_changes(len(stored), strength, size, np.random.default_rng(seed))
+    fill_augmented(stored, changes, out)
     assert np.array_equal(out, moved_by_the_book(stored, strength, seed))
 
 
@@ -85,7 +90,8 @@ def test_noise_and_cutout_change_nothing_of_order_and_motion(seed: int, num_imag
 @given(seed=SEEDS)
 def test_an_image_changes_as_if_it_were_alone(seed: int) -> None:
     stored, out = images(4, 64), np.empty((6, 64, 64), dtype=np.float32)
-    fill_augmented(stored, STRONG, np.random.default_rng(seed), out)
+    changes = draw_changes(len(stored), STRONG, 64, np.random.default_rng(seed))
+    fill_augmented(stored, changes, out)
     for channel, change in enumerate(draw_changes(4, STRONG, 64, np.random.default_rng(seed))):
         alone = np.empty((64, 64), dtype=np.float32)
         apply_change(stored[change.position], change, alone)
@@ -140,7 +146,8 @@ def test_noise_is_normal_with_the_strength_that_was_drawn() -> None:
 
 def test_what_is_spoiled_stays_within_black_and_white() -> None:
     out = np.empty((5, 64, 64), dtype=np.float32)
-    fill_augmented(images(5, 64), STRONG.model_copy(update={"noise": 1.0}), np.random.default_rng(0), out)
+    changes = draw_changes(5, STRONG.model_copy(update={"noise": 1.0}), 64, np.random.default_rng(0))
+    fill_augmented(images(5, 64), changes, out)
     assert out.min() == 0 and out.max() == 1
     assert not noise_table(64).flags.writeable
 
@@ -188,3 +195,42 @@ def test_images_come_to_their_places_and_all_else_is_exactly_zero() -> None:
     out = place_images(moved, torch.tensor([0, 3, 4, 5]), (2, 3))
     assert torch.equal(out.view(6, 8, 8)[[0, 3, 4, 5]], moved)
     assert not out.view(6, 8, 8)[[1, 2]].any()
+
+
+def test_no_augmentation_is_the_image_itself() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
+    out = np.empty((SIZE, SIZE), dtype=np.float32)
+    apply_motion(image, draw_motion(NONE, SIZE, np.random.default_rng(1)), out)
+    np.testing.assert_allclose(out, image / np.float32(255), atol=1e-6)
+
+
+def test_a_sure_flip_mirrors_left_and_right() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
+    out = np.empty((SIZE, SIZE), dtype=np.float32)
+    apply_motion(image, draw_motion(NONE.model_copy(update={"flip": 1.0}), SIZE, np.random.default_rng(1)), out)
+    np.testing.assert_allclose(out, image[:, ::-1] / np.float32(255), atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), num_images=st.integers(1, 6))
+def test_images_move_each_on_their_own_and_the_rest_stays_zero(seed: int, num_images: int) -> None:
+    stored = np.full((num_images, SIZE, SIZE), 128, dtype=np.uint8)
+    out = np.full((8, 32, 32), np.nan, dtype=np.float32)
+    fill_augmented(stored, draw_changes(num_images, Augmentation(), 32, np.random.default_rng(seed)), out)
+    assert not np.isnan(out).any()
+    assert out.min() >= 0 and out.max() <= 1
+    assert not out[num_images:].any()
+    assert len({channel.tobytes() for channel in out[:num_images]}) == num_images
+
+
+def test_without_motion_only_the_order_of_the_images_is_drawn() -> None:
+    stored = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE), dtype=np.uint8)
+    plain, orders = np.empty((5, SIZE, SIZE), dtype=np.float32), set()
+    fill_plain(stored, plain)
+    for seed in range(20):
+        out = np.empty_like(plain)
+        fill_augmented(stored, draw_changes(5, NONE, SIZE, np.random.default_rng(seed)), out)
+        places = [int(np.abs(plain - channel).sum(axis=(1, 2)).argmin()) for channel in out]
+        assert sorted(places) == list(range(5))
+        orders.add(tuple(places))
+    assert len(orders) > 10

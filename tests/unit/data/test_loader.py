@@ -3,32 +3,24 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import nullcontext
+from collections.abc import Generator
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from cxr_hvd.config.file import load_config
 from cxr_hvd.config.schema import Augmentation, Labels
-from cxr_hvd.data.batch_sheet import TILE_PX, show_batch, write_batch_sheet
+from cxr_hvd.data.buffers import GpuBuffer
 from cxr_hvd.data.loader import (
     Batch,
-    Shuffle,
-    StudySet,
-    Wanted,
-    batches_on_gpu,
+    StudyRequest,
+    make_batches,
     plain_batches,
     threads_for,
     train_batches,
 )
-from cxr_hvd.data.memory import Pages, PinnedBuffer
-from cxr_hvd.data.prefetch import prefetch_batches, prefetch_to_device
-from cxr_hvd.errors import CxrHvdError, StudyFileError, UsageError
+from cxr_hvd.data.studies import Shuffle, StudySet
+from cxr_hvd.errors import StudyFileError
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import Split
 from cxr_hvd.study.study_file import StudyFile
@@ -119,26 +111,40 @@ def test_a_set_without_studies_has_no_batches(path: Path) -> None:
     assert list(plain_batches(empty, [], 4, 32, threads=2)) == []
 
 
-# ---- memory
-
-
 def test_memory_is_used_again(studies: StudySet) -> None:
     for prefetch in (1, 3):
         batches = train_batches(studies, Shuffle(23, 4, 1, 0, (1,)), range(30), 32, STRENGTH, 2, prefetch)
         assert len({batch.images.data_ptr() for batch in batches}) == prefetch + 1
 
 
-def test_pages_are_zero_wherever_no_image_is() -> None:
-    rng, pages = np.random.default_rng(0), Pages(24, 4)
-    for _ in range(200):
-        num_channels = int(rng.integers(1, 7))
-        counts = rng.integers(1, num_channels + 1, 24 // num_channels).tolist()
-        for row in rng.permutation(len(counts)).tolist():
-            pages.claim(row, num_channels, counts[row])[:] = 1.0
-        batch = pages.batch(len(counts), num_channels)
-        for row, num_images in enumerate(counts):
-            assert (batch[row, :num_images] == 1).all()
-            assert not batch[row, num_images:].any()
+def test_plain_batches_are_the_file(studies: StudySet) -> None:
+    positions = [4, 0, 22]
+    [batch] = list(plain_batches(studies, positions, 8, SIZE))
+    for row, position in enumerate(positions):
+        stored = torch.from_numpy(studies.images(position)) / 255
+        torch.testing.assert_close(batch.images[row, : len(stored)], stored)
+        assert not batch.images[row, len(stored) :].any()
+
+
+@pytest.mark.parametrize("size", [SIZE, 32])
+def test_what_is_gathered_for_a_gpu_becomes_the_same_batch(studies: StudySet, size: int) -> None:
+    shuffle = Shuffle(23, 4, 1, 0, (1, 2))
+    requests = [
+        [StudyRequest(position, (1, 2, number, position)) for position, number in shuffle.batch_at(s)]
+        for s in range(9)
+    ]
+    expected = kept(train_batches(studies, shuffle, range(9), size, STRENGTH))
+    buffers = [GpuBuffer(16, size, CPU) for _ in range(4)]
+    found = kept(make_batches(studies, requests, buffers, size, STRENGTH, 3, 2, CPU))
+    for one, other in zip(expected, found, strict=True):
+        assert one.images.shape == other.images.shape
+        assert float((one.images - other.images).abs().max()) < (1.1 * 0.5 + 0.1) / 255
+        is_empty = ~one.images.flatten(2).any(2)
+        assert not other.images[is_empty].any()
+        assert torch.equal(one.targets, other.targets) and torch.equal(one.known, other.known)
+    [plain] = kept(make_batches(studies, [[StudyRequest(4), StudyRequest(0)]], buffers, size, STRENGTH, 1, 1, CPU))
+    [expected_plain] = kept(plain_batches(studies, [4, 0], 2, size))
+    torch.testing.assert_close(plain.images, expected_plain.images)
 
 
 # ---- errors and ends
@@ -207,124 +213,6 @@ def test_an_error_of_the_one_who_asks_ends_the_threads(studies: StudySet) -> Non
     assert not loader_threads()
 
 
-def test_threads_share_the_studies_of_a_batch() -> None:
-    both_here = threading.Barrier(2, timeout=20)
-    tasks: list[Callable[[], object]] = [both_here.wait, both_here.wait]
-    assert list(prefetch_batches(lambda item: (item, tasks), [7], threads=2, prefetch=1)) == [7]  # type: ignore[arg-type, return-value]
-
-
 def test_auto_leaves_a_core_to_the_rank() -> None:
     assert [threads_for("auto", cores) for cores in (1, 2, 3, 9, 64)] == [1, 1, 2, 8, 8]
     assert threads_for(3, 1) == 3
-
-
-# ---- the way to a GPU, as far as a CPU can go it
-
-
-@pytest.mark.parametrize("size", [SIZE, 32])
-def test_what_is_gathered_for_a_gpu_becomes_the_same_batch(studies: StudySet, size: int) -> None:
-    shuffle = Shuffle(23, 4, 1, 0, (1, 2))
-    plans = [
-        [Wanted(position, (1, 2, number, position)) for position, number in shuffle.batch_at(s)] for s in range(9)
-    ]
-    expected = kept(train_batches(studies, shuffle, range(9), size, STRENGTH))
-    found = kept(batches_on_gpu(studies, plans, 16, size, STRENGTH, 3, 2, CPU))
-    for one, other in zip(expected, found, strict=True):
-        assert one.images.shape == other.images.shape
-        assert float((one.images - other.images).abs().max()) < (1.1 * 0.5 + 0.1) / 255
-        is_empty = ~one.images.flatten(2).any(2)
-        assert not other.images[is_empty].any()
-        assert torch.equal(one.targets, other.targets) and torch.equal(one.known, other.known)
-    [plain] = kept(batches_on_gpu(studies, [[Wanted(4), Wanted(0)]], 8, size, STRENGTH, 1, 1, CPU))
-    [expected_plain] = kept(plain_batches(studies, [4, 0], 2, size))
-    torch.testing.assert_close(plain.images, expected_plain.images)
-
-
-def test_a_gpu_gets_the_next_batch_while_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-
-    def tensor(name: int) -> object:
-        return SimpleNamespace(record_stream=lambda stream: said.append(f"{stream.name} keeps {name}"))
-
-    def stream(name: str) -> object:
-        events = itertools.count()
-        return SimpleNamespace(
-            name=name,
-            record_event=lambda: next(events),
-            wait_event=lambda event: said.append(f"{name} waits for {event}"),
-        )
-
-    def hosts() -> Generator[int, None, None]:
-        try:
-            yield from range(9)
-        finally:
-            said.append("closed")
-
-    def send(host: int) -> tuple[torch.Tensor, ...]:
-        said.append(f"send {host}")
-        return (tensor(host),)  # type: ignore[return-value]
-
-    fake = SimpleNamespace(
-        Stream=lambda device: stream("copy"),
-        stream=lambda stream: nullcontext(),
-        current_stream=lambda device: stream("compute"),
-    )
-    monkeypatch.setattr(torch, "cuda", fake)
-    batches = prefetch_to_device(hosts(), send, torch.device("cuda"))
-    next(batches)
-    assert said == ["send 0", "send 1", "compute waits for 0", "compute keeps 0"]
-    next(batches)
-    assert said[4:] == ["send 2", "compute waits for 1", "compute keeps 1"]
-    batches.close()  # type: ignore[attr-defined]
-    assert said[-1] == "closed"
-
-
-def test_a_pinned_buffer_is_not_filled_before_the_gpu_has_read_it() -> None:
-    waited: list[str] = []
-    buffer = PinnedBuffer(64, CPU)
-    first = buffer.claim(2, 4)
-    buffer._read = SimpleNamespace(synchronize=lambda: waited.append("read"))  # type: ignore[assignment]
-    again = buffer.claim(1, 8)
-    assert waited == ["read"]
-    assert (first.shape, again.shape) == ((2, 4, 4), (1, 8, 8))
-    assert first.data_ptr() == again.data_ptr()
-
-
-# ---- the picture
-
-
-def test_the_sheet_shows_each_image_in_use_and_nothing_else(tmp_path: Path) -> None:
-    images = torch.zeros(2, 3, TILE_PX, TILE_PX)
-    images[0, 0], images[0, 1], images[1, 0] = 0.2, 0.4, 0.6
-    targets, known = torch.zeros(2, 14), torch.ones(2, 14, dtype=torch.bool)
-    write_batch_sheet(Batch(images, targets, known), tmp_path / "batch.png", LABELS)
-    with Image.open(tmp_path / "batch.png") as sheet:
-        grays = np.asarray(sheet.convert("RGB"))
-        assert not sheet.text  # type: ignore[attr-defined]
-    is_gray = (grays == grays[..., :1]).all(-1)
-    for gray, pixels in ((51, TILE_PX**2), (102, TILE_PX**2), (153, TILE_PX**2), (0, 0)):
-        assert ((grays[..., 0] == gray) & is_gray).sum() == pixels
-    before = grays.copy()
-    targets[0, 0], targets[1, 1], known[1, 1] = 1, 1, False
-    write_batch_sheet(Batch(images, targets, known), tmp_path / "batch.png", LABELS)
-    with Image.open(tmp_path / "batch.png") as sheet:
-        rows = np.flatnonzero((np.asarray(sheet.convert("RGB")) != before).any((1, 2)))
-    assert len(rows) and rows.max() - rows.min() < 20  # the known one changed a line, the unknown one nothing
-
-
-def test_show_batch_is_the_batch_of_a_step(path: Path, tmp_path: Path) -> None:
-    file = tmp_path / "run.yaml"
-    sites = f"{{north: {{data: {path}, ranks: 2}}, south: {{data: /nowhere.h5}}}}"
-    file.write_text(f"experiment: D\nsites: {sites}\nmodel: {{image_size: 32}}\ntraining: {{batch_size: 4}}\n")
-    config = load_config(file)
-    show_batch(config, "north", tmp_path / "shown.png", step=6)
-    studies = StudySet([StudyFile(path)], Split.TRAIN, POLICY)
-    shuffle = Shuffle(23, 4, 1, 0, (config.seed, int.from_bytes(b"north", "big")))
-    for batch in train_batches(studies, shuffle, [6], 32, config.augmentation):
-        write_batch_sheet(batch, tmp_path / "expected.png", LABELS, "north, step 6")
-    assert (tmp_path / "shown.png").read_bytes() == (tmp_path / "expected.png").read_bytes()
-    assert not loader_threads()
-    with pytest.raises(CxrHvdError, match="no site is called 'nort'"):
-        show_batch(config, "nort", tmp_path / "x.png")
-    with pytest.raises(UsageError, match="cannot write the picture"):
-        show_batch(config, "north", tmp_path / "missing" / "x.png")

@@ -44,6 +44,7 @@ def test_output_and_gradients_are_torchvisions_bit_for_bit() -> None:
     images = torch.randn(2, 3, 40, 40)
     for model in (ours, theirs):
         model(images).square().sum().backward()
-    theirs_by_name = dict(theirs.named_parameters())
-    assert all(torch.equal(each.grad, theirs_by_name[name].grad) for name, each in ours.named_parameters())
+    for parameter, reference in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert parameter.grad is not None and reference.grad is not None
+        assert torch.equal(parameter.grad, reference.grad)
     assert torch.equal(ours.eval()(images), theirs.eval()(images))

@@ -14,6 +14,14 @@ falling = st.sampled_from(["constant", "cosine", "step"])
 # ---- schedules
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 10, 1000])
+def test_schedules_stay_between_zero_and_one(name: str, num_steps: int) -> None:
+    factors = [SCHEDULES[name](step, num_steps) for step in range(num_steps)]
+    assert all(0 < factor <= 1 for factor in factors)
+    assert name == "constant" or factors[-1] <= max(factors)
+
+
 @settings(deadline=None)
 @given(names, st.integers(1, 300), st.integers(0, 400))
 def test_factors_stay_above_zero_and_at_most_one(name: str, num_steps: int, warmup_steps: int) -> None:

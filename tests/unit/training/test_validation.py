@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.file import parse_config
 from cxr_hvd.config.schema import Config
-from cxr_hvd.data.loader import StudySet
-from cxr_hvd.models.build import OccupiedConv2d
+from cxr_hvd.data.studies import StudySet
+from cxr_hvd.models.build import OccupiedConv2d, build_model
 from cxr_hvd.study.layout import Split
 from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.training.display import TrainingDisplay
@@ -30,18 +30,18 @@ def studies_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_study_file(tmp_path_factory.mktemp("studies") / "north.h5", NUM_STUDIES, splits=(Split.VALIDATE,))
 
 
-def config_of(path: Path, precision: str) -> Config:
+def config_of(path: Path, precision: str, batch_size: int = 8) -> Config:
     tree = {
         "experiment": "A",
         "sites": {"north": {"data": str(path)}},
         "model": {"image_size": 32},
-        "training": {"batch_size": 8, "precision": precision},
+        "training": {"batch_size": batch_size, "precision": precision},
     }
     return parse_config(tree, "test")
 
 
-def scores_of(model: nn.Module, path: Path, precision: str) -> NDArray[np.float32]:
-    config = config_of(path, precision)
+def scores_of(model: nn.Module, path: Path, precision: str, batch_size: int = 8) -> NDArray[np.float32]:
+    config = config_of(path, precision, batch_size)
     with StudyFile(path) as file:
         studies = StudySet([file], Split.VALIDATE, config.labels.policy(file.header.label_names))
         return predict(model, studies, range(len(studies)), config)
@@ -58,6 +58,12 @@ def test_scores_are_those_of_float32_whatever_the_precision_of_training(
     scores_NL = scores_of(model, studies_path, precision)
     assert np.array_equal(scores_NL, scores_of(model, studies_path, "fp32"))
     assert all(len(np.unique(column)) > 0.9 * NUM_STUDIES for column in scores_NL.T)
+
+
+def test_scores_do_not_depend_on_the_batch_they_came_in(studies_path: Path) -> None:
+    model = build_model("tiny", 14, seed=0)
+    few, many = (scores_of(model, studies_path, "fp32", batch_size) for batch_size in (2, 8))
+    np.testing.assert_allclose(few, many, atol=1e-5)
 
 
 def test_a_gpu_does_not_round_convolutions_while_it_judges_and_may_again_afterwards(studies_path: Path) -> None:
