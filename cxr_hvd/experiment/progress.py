@@ -1,6 +1,5 @@
 """How far an experiment is: one bar with the time left on a terminal, one line for each run elsewhere."""
 
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -10,10 +9,9 @@ from pathlib import Path
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from cxr_hvd.console import Console
-from cxr_hvd.files import read_plain
+from cxr_hvd.launch.rank_status import read_statuses
 
 LOOK_EVERY_S = 1.0
-MAX_STATUS_BYTES = 1 << 15
 TRAINING_SHARE = 0.9
 """Of a run's time; the rest is scoring."""
 
@@ -97,9 +95,4 @@ def progress_shown(num_runs: int, num_steps: int, console: Console) -> Iterator[
 
 def step_of(run: Path) -> int:
     """Return how many steps a run has done, as far as its ranks' status files tell."""
-    for path in sorted(run.glob("*/status-0.json")):
-        try:
-            return int(json.loads(read_plain(path, MAX_STATUS_BYTES))["step"] or 0)
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            continue
-    return 0
+    return next((status.step or 0 for status in read_statuses(run)), 0)

@@ -23,7 +23,7 @@ from cxr_hvd.errors import UsageError
 from cxr_hvd.launch.early import environment_of_ranks
 from cxr_hvd.launch.launchers import choose_launcher, is_rank, receiver, stop_signal
 from cxr_hvd.launch.orphan import SUPERVISOR
-from cxr_hvd.launch.outcome import DONE, STOPPED, USAGE, judge, newest_step, read_last_words
+from cxr_hvd.launch.outcome import DONE, STOPPED, USAGE, judge, newest_step, read_last_statuses
 from cxr_hvd.launch.processes import Process, descendants, end, read_process, send, wait_for_end
 from cxr_hvd.terminal import shown
 
@@ -58,7 +58,7 @@ def run_ranks(command: list[str], run: Path, num_ranks: int, grace_s: float = GR
     with requests_heard() as requests:
         began = time.time()
         code, was_asked = Start(words, True, environment=environment_of_ranks()).wait(requests, grace_s)
-        code = judge(code, read_last_words(run, began), was_asked)
+        code = judge(code, read_last_statuses(run, began), was_asked)
     if code not in (DONE, USAGE, STOPPED):
         # A rank that is killed says nothing, and a launcher that starts none is kept quiet, too.
         why = "where no line above says why, type the launcher's line yourself"
@@ -115,7 +115,7 @@ def supervise(
             began = time.time()
             start = Start([*words, *limit], has_launcher=len(words) > len(command), log=log)
             code, was_asked = start.wait(requests, grace_s)
-            code = judge(code, read_last_words(run, began), was_asked)
+            code = judge(code, read_last_statuses(run, began), was_asked)
             ended = f"the run ended with {code} {_reached(run)}"
             if code in (DONE, USAGE, STOPPED) or start.is_asked:
                 say(ended)

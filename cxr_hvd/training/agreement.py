@@ -20,7 +20,8 @@ from cxr_hvd.data.studies import TrainingData
 from cxr_hvd.errors import ConfigError
 from cxr_hvd.partial.plan import Scope, SharingPlan
 from cxr_hvd.study.study_file import StudyFile
-from cxr_hvd.training.budget import Budget, budget_of
+from cxr_hvd.training.budget import budget_of
+from cxr_hvd.training.records import Budget
 from cxr_hvd.training.run_folder import RunFolder
 
 COMPARED_VERSIONS = ("torch", "torchvision", "horovod", "numpy")

@@ -10,11 +10,11 @@ from typing import Any
 
 from cxr_hvd.comm.step_status import StopReason
 from cxr_hvd.config.schema import Config
-from cxr_hvd.training.budget import Budget
 from cxr_hvd.training.checkpoint.checkpoint import CheckpointWriter, snapshot_record, snapshot_tensors
 from cxr_hvd.training.engine import Engine, StepReport
+from cxr_hvd.training.records import Budget, Verdict
 from cxr_hvd.training.stopping import StopRequest
-from cxr_hvd.training.validation import History, Validation, Verdict
+from cxr_hvd.training.validation import History, Validation
 
 
 class BetweenSteps:

@@ -1,31 +1,12 @@
 """How long all ranks train: steps of an epoch and of a run, from the sizes of the sites. Needs no torch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from cxr_hvd.config.schema import Config
 from cxr_hvd.errors import CxrHvdError
 from cxr_hvd.study.layout import Split
 from cxr_hvd.study.study_file import StudyFile
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long all ranks train, and what that is for each site.
-
-    Attributes:
-        num_steps: steps of the whole run.
-        steps_per_epoch: steps of one epoch.
-        studies_per_site: training studies, in the order of the config's sites.
-        passes_per_epoch: how often a site sees each of its studies in one epoch.
-        validation_studies_per_site: studies on which each site judges its network while it trains.
-    """
-
-    num_steps: int
-    steps_per_epoch: int
-    studies_per_site: list[int]
-    passes_per_epoch: list[float]
-    validation_studies_per_site: list[int]
+from cxr_hvd.training.records import Budget
 
 
 def num_steps_before_launch(config: Config) -> int | None:

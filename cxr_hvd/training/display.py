@@ -18,10 +18,9 @@ from cxr_hvd.console import WIDTH, Console, open_console
 from cxr_hvd.launch.orphan import terminal_of_launcher
 from cxr_hvd.ledger.allowed import TRAFFIC
 from cxr_hvd.partial.plan import Scope, SharingPlan
-from cxr_hvd.training.budget import Budget
 from cxr_hvd.training.engine import StepReport
 from cxr_hvd.training.log import loss_of_site
-from cxr_hvd.training.validation import Verdict
+from cxr_hvd.training.records import Budget, Verdict
 
 LINE_EVERY_S = 5.0
 MEMORY = 0.9

@@ -1,13 +1,12 @@
-"""What a run writes down beside its checkpoints: what it is, its metrics, and the ledger of what left."""
+"""Write the records of a run beside its checkpoints: what it is, its metrics, and the ledger of what left."""
 
 import json
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import torch
 
@@ -18,14 +17,17 @@ from cxr_hvd.config.schema import Config
 from cxr_hvd.data.studies import TrainingData
 from cxr_hvd.ledger.writer import head_name, ledger_name, opening
 from cxr_hvd.partial.plan import SharingPlan
+from cxr_hvd.record import Record
 from cxr_hvd.training.agreement import COMPARED_VERSIONS, version_of
-from cxr_hvd.training.budget import Budget
 from cxr_hvd.training.engine import StepReport
+from cxr_hvd.training.records import Budget, RunEnvironment, StepRow, Verdict
 from cxr_hvd.training.run_folder import RunFolder, disk_errors
-from cxr_hvd.training.validation import Verdict
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+SHOWN_OF_STEP = ("learning_rate", "gradient_norm", "data_s", "compute_s", "averaging_s", "studies_per_s")
+"""Of a step's row, what TensorBoard shows beside the losses."""
 
 
 def record_run(folder: RunFolder, config: Config, plan: SharingPlan, data: TrainingData, budget: Budget) -> None:
@@ -41,16 +43,16 @@ def record_settings(folder: RunFolder, config: Config, data: TrainingData, budge
         resolved["sites"][name]["data"] = str(site.data.resolve())
     folder.write_record("config.yaml", resolved)
     packages = (*COMPARED_VERSIONS, "h5py", "mpi4py", "opencv-python-headless", "scikit-learn")
-    environment = {
-        "cxr_hvd": __version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "packages": {name: version_of(name) for name in packages},
-        "data": {file.header.site: file.digest for file in data.files},
-        "budget": asdict(budget),
-    }
-    folder.write_record("environment.json", environment)
+    environment = RunEnvironment(
+        cxr_hvd=__version__,
+        python=platform.python_version(),
+        machine=platform.machine(),
+        threads=torch.get_num_threads(),
+        packages={name: version_of(name) for name in packages},
+        data={file.header.site: file.digest for file in data.files},
+        budget=budget,
+    )
+    folder.write_record("environment.json", environment.model_dump())
 
 
 class Log:
@@ -79,30 +81,31 @@ class Log:
         """Note a step."""
         if not self._topology.is_site_leader:
             return
-        seconds = {name: getattr(report, name) for name in ("data_s", "compute_s", "averaging_s")}
-        row = {
-            "step": report.step,
-            "loss": _finite(report.loss),
-            "loss_of_site": {
-                name: _finite(loss) for name, loss in loss_of_site(self._topology, report.loss_of_rank).items()
-            },
-            "learning_rate": report.learning_rate,
-            "gradient_norm": _finite(report.gradient_norm),
-            "is_skipped": report.is_skipped,
-            **seconds,
-            "studies_per_s": self._num_studies / max(sum(seconds.values()), 1e-9),
-        }
+        losses = loss_of_site(self._topology, report.loss_of_rank)
+        row = StepRow(
+            step=report.step,
+            loss=_finite(report.loss),
+            loss_of_site={name: _finite(loss) for name, loss in losses.items()},
+            learning_rate=report.learning_rate,
+            gradient_norm=_finite(report.gradient_norm),
+            is_skipped=report.is_skipped,
+            data_s=report.data_s,
+            compute_s=report.compute_s,
+            averaging_s=report.averaging_s,
+            studies_per_s=self._num_studies / max(report.data_s + report.compute_s + report.averaging_s, 1e-9),
+        )
         _write_row(self._metrics, row)
-        losses = {f"loss/{name}": loss for name, loss in row.pop("loss_of_site").items()}
-        for name, value in {**losses, **row}.items():
-            if name not in ("step", "loss", "is_skipped") and value is not None:
+        values = {f"loss/{name}": loss for name, loss in row.loss_of_site.items()}
+        values |= {name: getattr(row, name) for name in SHOWN_OF_STEP}
+        for name, value in values.items():
+            if value is not None:
                 self._show(name, value, report.step)
 
     def verdict(self, verdict: Verdict) -> None:
         """Note a validation."""
         if not self._topology.is_site_leader:
             return
-        _write_row(self._verdicts, asdict(verdict))
+        _write_row(self._verdicts, verdict)
         for name in ("macro_auroc", "agreed_auroc", "mean_accuracy"):
             if getattr(verdict, name) is not None:
                 self._show(f"validation/{name}", getattr(verdict, name), verdict.step)
@@ -135,16 +138,16 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _write_row(file: TextIO, row: Mapping[str, Any]) -> None:
+def _write_row(file: TextIO, row: Record) -> None:
     with disk_errors(Path(file.name)):
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(row.model_dump()) + "\n")
         file.flush()
 
 
 def open_ledger(folder: RunFolder, comm: Communicator, topology: Topology, first_step: int) -> None:
     """Write what leaves this rank to its run folder from now on. Collective: every rank."""
     with together(comm, "opening its ledger"):
-        said = opening(
+        first_event = opening(
             topology.site,
             topology.rank,
             topology.num_ranks,
@@ -153,13 +156,13 @@ def open_ledger(folder: RunFolder, comm: Communicator, topology: Topology, first
             folder.path / "plan.json",
             first_step,
         )
-        comm.ledger.open(folder.path / ledger_name(topology.rank_in_site), said)
+        comm.ledger.open(folder.path / ledger_name(topology.rank_in_site), first_event)
 
 
 def witness_ledgers(comm: Communicator, topology: Topology) -> None:
     """Write the end of every rank's ledger into each, and close them. Collective: every rank."""
-    own = torch.frombuffer(bytearray.fromhex(comm.ledger.head()), dtype=torch.uint8)
-    heads = allgather(comm, own, "head.ledger")
+    head = torch.frombuffer(bytearray.fromhex(comm.ledger.head()), dtype=torch.uint8)
+    heads = allgather(comm, head, "head.ledger")
     names = [
         head_name(topology.site_names[site], topology.ranks_at(site).index(rank))
         for rank, site in enumerate(topology.site_of_rank)

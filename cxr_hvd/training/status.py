@@ -1,8 +1,4 @@
-"""What a rank does at the moment, in a small file for those who look on: `status-RANK.json` in its site's folder.
-
-Replaced about once a second while the rank lives, by the watchdog's thread, and once at the end. Who sees an old
-one whose last word is not an end knows that the rank was killed, frozen or cut off.
-"""
+"""A rank writes its own status while it trains, and reads those of others when it waits too long for them."""
 
 import json
 import os
@@ -10,19 +6,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from cxr_hvd.comm.communicator import Communicator
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.comm.watchdog import Doing
 from cxr_hvd.errors import CxrHvdError, Stopped
-from cxr_hvd.files import read_plain
+from cxr_hvd.launch.rank_status import FAILED, FINISHED, STOPPED, RankStatus, read_status, status_path
 from cxr_hvd.terminal import shown
 from cxr_hvd.training.run_folder import RunFolder
 
-SILENT_AFTER_S = 5.0
-MAX_BYTES = 4096
-FINISHED, STOPPED, FAILED = "finished", "stopped on request", "failed"
+MAX_NAMED = 4
+MAX_DOING = 80
 
 
 @contextmanager
@@ -30,7 +24,7 @@ def status_kept(folder: RunFolder, comm: Communicator, topology: Topology, num_s
     """Keep this rank's status file while the body runs, and write how it ended; name those who may hang."""
     status = StatusFile(folder.path, topology, num_steps)
     comm.watchdog.on_tick = status.tick
-    comm.watchdog.on_end = lambda said: status.end(f"{FAILED}: {said}", 1)
+    comm.watchdog.on_end = lambda line: status.end(f"{FAILED}: {line}", 1)
     comm.watchdog.suspects = lambda: suspects(folder.run, topology)
     try:
         yield
@@ -38,8 +32,8 @@ def status_kept(folder: RunFolder, comm: Communicator, topology: Topology, num_s
         status.end(STOPPED, stopped.exit_code)
         raise
     except BaseException as error:
-        said = str(error) if isinstance(error, CxrHvdError) else type(error).__name__
-        status.end(f"{FAILED}: {said}", error.exit_code if isinstance(error, CxrHvdError) else 1)
+        line = str(error) if isinstance(error, CxrHvdError) else type(error).__name__
+        status.end(f"{FAILED}: {line}", error.exit_code if isinstance(error, CxrHvdError) else 1)
         raise
     else:
         status.end(FINISHED, 0)
@@ -56,64 +50,71 @@ class StatusFile:
     """
 
     def __init__(self, folder: Path, topology: Topology, num_steps: int) -> None:
-        self._path = folder / f"status-{topology.rank_in_site}.json"
-        self._said = {"site": topology.site, "rank": topology.rank, "num_steps": num_steps}
+        self._path = status_path(folder, topology.rank_in_site)
+        self._site, self._rank, self._num_steps = topology.site, topology.rank, num_steps
         self._step: int | None = None
 
     def tick(self, doing: Doing) -> None:
         """Write what the rank does. A disk that cannot take it must not end a job: then nothing is written."""
         self._step = doing.step
-        self._write({"step": doing.step, "doing": doing.what, "since": doing.since})
+        self._write(doing.what, doing.since)
 
     def end(self, what: str, exit_code: int) -> None:
-        """Write how it ended: `FINISHED`, `STOPPED` or `FAILED: one line`, and the exit code."""
-        now = time.time()
-        self._write({"step": self._step, "doing": what[:1024], "since": now, "exit_code": exit_code})
+        """Write how the rank ended: `FINISHED`, `STOPPED` or `FAILED: one line`, and the exit code."""
+        self._write(what, time.time(), exit_code)
 
-    def _write(self, said: dict[str, Any]) -> None:
+    def _write(self, what: str, since: float, exit_code: int | None = None) -> None:
+        status = RankStatus(
+            site=self._site,
+            rank=self._rank,
+            num_steps=self._num_steps,
+            step=self._step,
+            doing=what,
+            since=since,
+            exit_code=exit_code,
+            time=time.time(),
+        )
         beside = self._path.with_name(f".{self._path.name}.part")
         try:
             # Not synced: it is of the moment. After a crash of the machine the rank is gone, too.
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
             with os.fdopen(os.open(beside, flags, 0o600), "w", encoding="utf-8") as file:
-                file.write(json.dumps(self._said | said | {"time": time.time()}) + "\n")
+                file.write(json.dumps(status.model_dump()) + "\n")
             beside.replace(self._path)
         except OSError:
             return
 
 
 def suspects(run: Path, topology: Topology) -> str:
-    """Say which ranks may be the ones that are waited for, as far as their files can be read from here.
+    """Say which ranks may be the ones that are waited for, as far as their statuses can be read from here.
 
-    With two ranks it is the other one. Otherwise those whose status is silent or who are at work of their own.
+    With two ranks it is the other one. Otherwise those that are silent or do not wait for others themselves.
     """
+    now = time.time()
     others = [rank for rank in range(topology.num_ranks) if rank != topology.rank]
-    told = {rank: _last_word(run, topology, rank) for rank in others}
-    suspected = [rank for rank in others if (said := told[rank]) and not _is_waiting(said)]
-    silent_sites = [rank for rank in others if told[rank] is None]
-    named = suspected or silent_sites or others
-    shown = ", ".join(topology.name_of(rank) + _said_of(told[rank]) for rank in named[:4])
-    more = f" or one of {len(named) - 4} more" if len(named) > 4 else ""
-    return f"{shown}{more} hangs, is frozen or is cut off"
+    statuses = {rank: _status_of(run, topology, rank) for rank in others}
+    suspected = [rank for rank, status in statuses.items() if status and not _is_waiting(status, now)]
+    unread = [rank for rank, status in statuses.items() if status is None]
+    named = suspected or unread or others
+    line = ", ".join(topology.name_of(rank) + _last_words(statuses[rank], now) for rank in named[:MAX_NAMED])
+    more = f" or one of {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
+    return f"{line}{more} hangs, is frozen or is cut off"
 
 
-def _last_word(run: Path, topology: Topology, rank: int) -> dict[str, Any] | None:
+def _status_of(run: Path, topology: Topology, rank: int) -> RankStatus | None:
     site = topology.site_of_rank[rank]
-    name = f"status-{topology.ranks_at(site).index(rank)}.json"
     try:
-        said = json.loads(read_plain(run / topology.site_names[site] / name, MAX_BYTES))
-        return {"doing": shown(said["doing"], 80), "step": shown(said["step"], 20), "time": float(said["time"])}
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return read_status(status_path(run / topology.site_names[site], topology.ranks_at(site).index(rank)))
+    except (OSError, ValueError):
         return None
 
 
-def _is_waiting(said: dict[str, Any]) -> bool:
-    is_silent = time.time() - said["time"] > SILENT_AFTER_S
-    return not is_silent and str(said["doing"]).startswith("waiting")
+def _is_waiting(status: RankStatus, now: float) -> bool:
+    return not status.is_silent(now) and status.doing.startswith("waiting")
 
 
-def _said_of(said: dict[str, Any] | None) -> str:
-    if said is None:
+def _last_words(status: RankStatus | None, now: float) -> str:
+    if status is None:
         return ""
-    ago = f", {time.time() - said['time']:.0f} s ago" if time.time() - said["time"] > SILENT_AFTER_S else ""
-    return f" (last word: {said['doing']}, step {said['step']}{ago})"
+    ago = f", {now - status.time:.0f} s ago" if status.is_silent(now) else ""
+    return f" (last word: {shown(status.doing, MAX_DOING)}, step {status.step}{ago})"

@@ -38,18 +38,18 @@ from cxr_hvd.training.agreement import (
     find_twins,
 )
 from cxr_hvd.training.between_steps import BetweenSteps
-from cxr_hvd.training.budget import Budget
 from cxr_hvd.training.checkpoint.checkpoint import CheckpointWriter, agree_on_step, load_checkpoint
 from cxr_hvd.training.display import TrainingDisplay, console_for, print_agreed, twins_warning
 from cxr_hvd.training.engine import Engine, StepReport
 from cxr_hvd.training.log import Log, open_ledger, record_run, record_settings, witness_ledgers
 from cxr_hvd.training.loss import build_loss
 from cxr_hvd.training.profiling import Profile
+from cxr_hvd.training.records import Budget, Verdict
 from cxr_hvd.training.run_folder import RunFolder, disk_errors
 from cxr_hvd.training.sharing import plan_sharing
 from cxr_hvd.training.status import status_kept
 from cxr_hvd.training.stopping import REASONS, StopRequest
-from cxr_hvd.training.validation import Validation, Verdict
+from cxr_hvd.training.validation import Validation
 
 Resume = Literal["never", "latest", "auto"]
 """Whether to go on from the newest checkpoint: `latest` wants one, `auto` starts anew where there is none."""

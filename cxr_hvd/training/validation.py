@@ -28,31 +28,9 @@ from cxr_hvd.data.loader import plain_batches
 from cxr_hvd.data.studies import StudySet
 from cxr_hvd.stats.metrics import compute_metrics
 from cxr_hvd.training.engine import Engine, forward
+from cxr_hvd.training.records import Verdict
 
 ROWS_AT_ONCE = 16_384  # 14 labels of 4 bytes: less than the megabyte that may be sent at once
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What one validation came to.
-
-    Attributes:
-        step: steps done before it.
-        macro_auroc: this site's mean AUROC over defined labels, 0 to 1; None where it has none.
-        mean_accuracy: this site's; None where it has no study.
-        agreed_auroc: the mean of the sites' AUROCs; None where no site has one.
-        is_best: whether none before was better by more than `min_delta`.
-        seconds: how long it took.
-        auroc_of_site: each site's mean AUROC over defined labels, by the site's name; None where it has none.
-    """
-
-    step: int
-    macro_auroc: float | None
-    mean_accuracy: float | None
-    agreed_auroc: float | None
-    is_best: bool
-    seconds: float
-    auroc_of_site: Mapping[str, float | None]
 
 
 @dataclass(frozen=True)

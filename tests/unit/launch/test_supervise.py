@@ -1,6 +1,5 @@
 """The supervisor: real programs that fail, stop and leave processes behind; and the rules it goes by."""
 
-import json
 import os
 import re
 import signal
@@ -26,8 +25,9 @@ from cxr_hvd.launch.launchers import (
     stop_signal,
 )
 from cxr_hvd.launch.orphan import SUPERVISOR, LauncherWatch, who_matters
-from cxr_hvd.launch.outcome import LastWord, judge, newest_step, read_last_words
+from cxr_hvd.launch.outcome import judge, newest_step, read_last_statuses
 from cxr_hvd.launch.processes import Process, ancestors, is_running, read_process
+from cxr_hvd.launch.rank_status import MAX_STATUS_BYTES, RankStatus
 from cxr_hvd.launch.supervise import HEARD, command_of_ranks, pause_before, supervise
 from lab.launch import has_ended, need_horovod
 
@@ -236,8 +236,9 @@ from pathlib import Path
 rank = os.environ["HOROVOD_RANK"]
 folder = Path(sys.argv[1], rank)
 folder.mkdir(exist_ok=True)
-said = {"doing": "stopped on request", "exit_code": 75, "time": time.time()}
-(folder / "status-0.json").write_text(json.dumps(said))
+now = time.time()
+status = {"rank": int(rank), "num_steps": 9, "step": 7, "doing": "stopped on request", "since": now}
+(folder / "status-0.json").write_text(json.dumps(status | {"exit_code": 75, "time": now}))
 (folder / "env").write_text(os.environ["OMPI_MCA_mpi_yield_when_idle"])
 while not Path(sys.argv[1], str(1 - int(rank)), "env").exists():
     time.sleep(0.01)
@@ -314,11 +315,15 @@ def test_pauses_double_up_to_ten_minutes(number: int) -> None:
     assert pause_before(number + 1) == min(600.0, 2 * pause_before(number))
 
 
-STOP, FAIL, BAD = LastWord("stopped on request", 75), LastWord("failed: x", 1), LastWord("failed: y", 2)
+def last_status(doing: str, exit_code: int) -> RankStatus:
+    return RankStatus(rank=0, num_steps=9, step=7, doing=doing, since=2e9, exit_code=exit_code, time=2e9)
+
+
+STOP, FAIL, BAD = last_status("stopped on request", 75), last_status("failed: x", 1), last_status("failed: y", 2)
 
 
 @pytest.mark.parametrize(
-    ("code", "words", "was_asked", "judged"),
+    ("code", "statuses", "was_asked", "judged"),
     [
         (1, [], False, 1),
         (1, [STOP, STOP], False, 75),
@@ -331,8 +336,8 @@ STOP, FAIL, BAD = LastWord("stopped on request", 75), LastWord("failed: x", 1), 
         (137, [], True, 137),
     ],
 )
-def test_verdicts(code: int, words: list[LastWord], was_asked: bool, judged: int) -> None:
-    assert judge(code, words, was_asked) == judged
+def test_verdicts(code: int, statuses: list[RankStatus], was_asked: bool, judged: int) -> None:
+    assert judge(code, statuses, was_asked) == judged
 
 
 @pytest.mark.parametrize(
@@ -343,23 +348,22 @@ def test_verdicts(code: int, words: list[LastWord], was_asked: bool, judged: int
         b"[" * 4000,
         b"\xff\xfe\x00",
         b'"stopped on request"',
-        b'{"doing": "stopped on request", "time": 2e9}',
-        b'{"doing": "stopped on request", "exit_code": true, "time": 2e9}',
-        b'{"doing": "stopped on request", "exit_code": "75", "time": 2e9}',
-        b'{"doing": "stopped on request", "exit_code": 75, "time": NaN}',
-        b'{"doing": "stopped on request", "exit_code": 75, "time": 1e9}',
-        b'{"doing": 7, "exit_code": 75, "time": 2e9}',
-        b'{"doing": "stopped on request", "exit_code": 75, "time": 2e9}' + b" " * 4096,
+        STOP.model_dump_json(exclude={"exit_code"}).encode(),
+        STOP.model_dump_json().replace("75", "true").encode(),
+        STOP.model_dump_json().replace("75", '"75"').encode(),
+        STOP.model_dump_json().replace('"time":2000000000.0', '"time":NaN').encode(),
+        STOP.model_copy(update={"time": 1e9}).model_dump_json().encode(),
+        STOP.model_dump_json().replace('"stopped on request"', "7").encode(),
+        STOP.model_dump_json().encode() + b" " * MAX_STATUS_BYTES,
     ],
 )
 def test_words_that_are_damaged_or_old_do_not_count(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "north").mkdir()
     (tmp_path / "north" / "status-0.json").write_bytes(content)
     os.mkfifo(tmp_path / "north" / "status-1.json")
-    assert read_last_words(tmp_path, since=1.5e9) == []
-    whole = {"doing": "stopped on request", "exit_code": 75, "time": 2e9, "step": 7}
-    (tmp_path / "north" / "status-2.json").write_text(json.dumps(whole))
-    assert read_last_words(tmp_path, since=1.5e9) == [STOP]
+    assert read_last_statuses(tmp_path, since=1.5e9) == []
+    (tmp_path / "north" / "status-2.json").write_text(STOP.model_dump_json())
+    assert read_last_statuses(tmp_path, since=1.5e9) == [STOP]
 
 
 def test_the_newest_step(tmp_path: Path) -> None:

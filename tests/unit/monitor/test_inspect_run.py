@@ -25,6 +25,7 @@ from cxr_hvd.comm.step_status import StepStatus
 from cxr_hvd.comm.watchdog import Doing
 from cxr_hvd.errors import CheckpointError, UsageError
 from cxr_hvd.files import finish_folder, folder_beside
+from cxr_hvd.launch.rank_status import FAILED, FINISHED, STOPPED
 from cxr_hvd.monitor import files as run_files
 from cxr_hvd.monitor import snapshot as run_snapshot
 from cxr_hvd.monitor.curves import draw_curves, running_mean, thinned, write_curves
@@ -34,9 +35,9 @@ from cxr_hvd.monitor.view import PACE_ROWS, RunView, newest_common, say_ranks, s
 from cxr_hvd.training.checkpoint.checkpoint import write_files
 from cxr_hvd.training.engine import StepReport
 from cxr_hvd.training.log import Log
+from cxr_hvd.training.records import Verdict
 from cxr_hvd.training.run_folder import RunFolder
-from cxr_hvd.training.status import FAILED, FINISHED, STOPPED, StatusFile
-from cxr_hvd.training.validation import Verdict
+from cxr_hvd.training.status import StatusFile
 
 NOW = 1_800_000_000.0
 RANKS = {"north": 1, "south": 2}
@@ -158,7 +159,7 @@ def test_what_training_writes_is_what_is_read(tmp_path: Path) -> None:
     for step, loss in enumerate((0.5, math.nan)):
         pulses = [StepStatus(loss, 1.0, True)]
         log.step(StepReport(step, pulses, loss, 1e-3, math.inf, bool(step), **spent))
-    log.verdict(Verdict(2, 0.7, None, 0.7, True, 12.0, {"north": 0.7}))
+    log.verdict(Verdict.model_validate(json.loads(validation_line(2, 0.7, mean_accuracy=None, is_best=True))))
     log.close()
     status = StatusFile(folder.path, topology, 10)
     status.tick(Doing("waiting for the other ranks in pulse", True, 2, time.time() - 60))

@@ -19,6 +19,7 @@ from cxr_hvd.comm.watchdog import Watchdog
 from cxr_hvd.config.file import parse_config
 from cxr_hvd.config.schema import Config
 from cxr_hvd.errors import CheckpointError, ConfigError, Stopped
+from cxr_hvd.launch.rank_status import RankStatus
 from cxr_hvd.models.build import build_model
 from cxr_hvd.study.layout import Split
 from cxr_hvd.training.checkpoint.checkpoint import load_judged_weights, load_weights
@@ -236,8 +237,9 @@ def test_those_are_suspected_whose_word_is_old_or_who_work(tmp_path: Path) -> No
 
     def say(site: str, doing: str, age_s: float) -> None:
         (tmp_path / site).mkdir(exist_ok=True)
-        said = {"doing": doing, "step": 7, "time": time.time() - age_s}
-        (tmp_path / site / "status-0.json").write_text(json.dumps(said))
+        written = time.time() - age_s
+        status = RankStatus(site=site, rank=1, num_steps=9, step=7, doing=doing, since=written, time=written)
+        (tmp_path / site / "status-0.json").write_text(status.model_dump_json())
 
     waiting = "waiting for the other ranks in pulse"
     say("south", waiting, 1)

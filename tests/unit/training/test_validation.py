@@ -18,7 +18,8 @@ from cxr_hvd.models.build import OccupiedConv2d, build_model
 from cxr_hvd.study.layout import Split
 from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.training.display import TrainingDisplay
-from cxr_hvd.training.validation import Verdict, predict
+from cxr_hvd.training.records import Verdict
+from cxr_hvd.training.validation import predict
 from lab.study_files import write_study_file
 
 NUM_STUDIES = 32
@@ -103,5 +104,14 @@ def test_the_line_of_a_validation_shows_every_site(
     text = StringIO()
     topology = Topology(0, ("north", "south"), (0, 1))
     display = TrainingDisplay(Console(file=text, width=200), topology, 0, 10, 8)
-    display.verdict(Verdict(5, aurocs["north"], 0.8, agreed, agreed is not None, 1.0, aurocs))
+    verdict = Verdict(
+        step=5,
+        macro_auroc=aurocs["north"],
+        mean_accuracy=0.8,
+        agreed_auroc=agreed,
+        is_best=agreed is not None,
+        seconds=1.0,
+        auroc_of_site=aurocs,
+    )
+    display.verdict(verdict)
     assert words in text.getvalue()
