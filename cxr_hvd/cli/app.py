@@ -315,7 +315,8 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Judge each site's network on its own studies: AUROC and accuracy, label by label."""
-    from cxr_hvd.experiment import evaluate as evaluation
+    from cxr_hvd.experiment.evaluate import evaluate as evaluate_run
+    from cxr_hvd.experiment.results_table import print_results
     from cxr_hvd.study.layout import Split
     from cxr_hvd.training.display import console_for
 
@@ -332,11 +333,11 @@ def evaluate(
                 say(f"{path}: compare with cxr-hvd report {run}")
         return
     with joined_job(PROGRAM, EVALUATION_LIMIT_S) as comm:
-        results = evaluation.evaluate(run, comm, Split[split.upper()], settings or [], site, checkpoint)
+        results = evaluate_run(run, comm, Split[split.upper()], settings or [], site, checkpoint)
         if comm.rank == 0 and as_json:
-            print(json.dumps(results))
+            print(json.dumps([result.model_dump(mode="json") for result in results]))
         elif comm.rank == 0:
-            evaluation.print_results(results, console_for(comm.num_ranks))
+            print_results(results, console_for(comm.num_ranks))
 
 
 @app.command(

@@ -11,9 +11,9 @@ from cxr_hvd.experiment.scored_runs import ScoredRuns
 from cxr_hvd.stats.bootstrap import Draws, draw, interval_of, resampled
 from cxr_hvd.stats.metrics import (
     MIN_OF_CLASS,
+    LabelMeans,
     LabelMetrics,
-    Means,
-    Metrics,
+    SplitMetrics,
     calibration_curve,
     choose_thresholds,
     compute_metrics,
@@ -55,7 +55,7 @@ def judge(runs: ScoredRuns, name: str, site: str, draws: Draws) -> dict[str, Any
 
 def means_of(
     sample: Sample,
-    of_seeds: Sequence[Means],
+    of_seeds: Sequence[LabelMeans],
     thresholds: Sequence[tuple[float | None, ...]],
     scores_SNL: Scores,
     draws: Draws,
@@ -81,7 +81,7 @@ def means_of(
 
 
 def judge_label(
-    column: int, of_seeds: Sequence[Metrics], sample: Sample, scores_SNL: Scores, draws: Draws
+    column: int, of_seeds: Sequence[SplitMetrics], sample: Sample, scores_SNL: Scores, draws: Draws
 ) -> dict[str, Any]:
     """Judge one label. With few present or absent studies its AUROC has no interval, and a note says so."""
     labels = [metrics.labels[column] for metrics in of_seeds]
@@ -144,7 +144,7 @@ def interval_json(found: Interval, table_SB: NDArray[np.float64]) -> dict[str, A
     }
 
 
-def over_seeds(of_seeds: Sequence[Means], value_of: Callable[[Means], float | None]) -> dict[str, Any]:
+def over_seeds(of_seeds: Sequence[LabelMeans], value_of: Callable[[LabelMeans], float | None]) -> dict[str, Any]:
     """Return the mean of a number over seeds, undefined where it is so for one."""
     notes = [metrics.note for metrics in of_seeds]
     return _mean([value_of(metrics) for metrics in of_seeds], notes)

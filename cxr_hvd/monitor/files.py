@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from cxr_hvd.config.schema import SiteName
 from cxr_hvd.errors import ConfigError
 from cxr_hvd.files import open_plain, read_plain
-from cxr_hvd.ledger.events import MAX_SAID, Count, Form, Name, first_of
+from cxr_hvd.ledger.events import MAX_SAID, Form, first_of
 from cxr_hvd.ledger.reader import Fault
 from cxr_hvd.terminal import shown
 from cxr_hvd.yaml_text import parse_yaml
@@ -93,52 +93,6 @@ class Status(Form):
     doing: Words
     since: UnixTime
     time: UnixTime
-
-
-class Results(Form):
-    """What `results.json` says of the site's network on a whole split."""
-
-    split: Words
-    step: Step
-    macro_auroc: Share | None
-    mean_accuracy: Share | None
-
-
-class JudgedLabel(Form):
-    """One label of a site's results, as far as they are shown."""
-
-    label: Name
-    num_studies: Count
-    num_present: Count
-    auroc: Share | None
-    accuracy: Share | None
-    all_negative_accuracy: Share | None
-
-
-class JudgedMeans(Form):
-    """Means over one set of labels, as far as they are shown."""
-
-    mean_over: list[Name]
-    macro_auroc: Share | None
-    mean_accuracy: Share | None
-    mean_all_negative_accuracy: Share | None
-    mean_accuracy_at_threshold: Share | None
-
-
-Interval = Annotated[list[Finite], Field(min_length=2, max_length=2)] | None
-
-
-class JudgedSite(JudgedMeans):
-    """A site's results as another rank hands them over, as far as they are shown."""
-
-    site: SiteName
-    experiment: Name
-    split: Name
-    step: Step
-    num_studies: Count
-    labels: list[JudgedLabel]
-    frequent: JudgedMeans
-    intervals: dict[Name, Interval | dict[Name, Interval]]
 
 
 F = TypeVar("F", bound=Form)

@@ -19,7 +19,6 @@ from cxr_hvd.monitor.files import (
     Environment,
     F,
     Metrics,
-    Results,
     RunConfig,
     Status,
     Validation,
@@ -27,6 +26,7 @@ from cxr_hvd.monitor.files import (
     read_form,
     read_lines,
 )
+from cxr_hvd.monitor.results_file import ResultsSummary
 from cxr_hvd.monitor.view import (
     Checkpoints,
     RankView,
@@ -131,7 +131,7 @@ def load_site(folder: Path, num_ranks: int, sites: Sequence[str], max_bytes: int
     ranks, faults = _load_ranks(folder, inside, num_ranks, now)
     metrics = read_lines(folder / "metrics.jsonl", Metrics, max_bytes)
     validations = read_lines(folder / "validation.jsonl", Validation, VALIDATION_BYTES)
-    results = read_form(folder / "results.json", Results)
+    results = read_form(folder / "results.json", ResultsSummary)
     checkpoints = load_checkpoints(folder / "checkpoints")
     found = (metrics.fault, validations.fault, results, checkpoints)
     if not sites and metrics.rows:
@@ -146,7 +146,7 @@ def load_site(folder: Path, num_ranks: int, sites: Sequence[str], max_bytes: int
         is_sampled=metrics.is_sampled,
         validations=tuple(without_undone(validations.rows)),
         checkpoints=checkpoints if isinstance(checkpoints, Checkpoints) else None,
-        results=results if isinstance(results, Results) else None,
+        results=results if isinstance(results, ResultsSummary) else None,
         faults=(*faults, *(each for each in found if isinstance(each, Fault))),
     )
 

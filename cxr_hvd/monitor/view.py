@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_hvd.ledger.reader import Fault
-from cxr_hvd.monitor.files import Metrics, Results, Status, Validation
+from cxr_hvd.monitor.files import Metrics, Status, Validation
+from cxr_hvd.monitor.results_file import ResultsSummary
 
 SILENT_AFTER_S = 15.0
 PACE_ROWS = 100
@@ -125,7 +126,7 @@ class SiteView:
     is_sampled: bool = False
     validations: tuple[Validation, ...] = ()
     checkpoints: Checkpoints | None = None
-    results: Results | None = None
+    results: ResultsSummary | None = None
     faults: tuple[Fault, ...] = ()
 
     @property

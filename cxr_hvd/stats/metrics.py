@@ -6,11 +6,13 @@ are absent most of the time. How certain any of it is: `stats/sample.py`.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from cxr_hvd.stats.sample import Scores
 
 THRESHOLD = 0.5
 MIN_OF_CLASS = 10
@@ -20,8 +22,6 @@ FREQUENT = f"with {MIN_OF_CLASS} present and {MIN_OF_CLASS} absent or more"
 
 SPECIFICITY = 0.9
 NUM_BINS = 10
-
-Scores = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class LabelMetrics:
 
 
 @dataclass(frozen=True)
-class Means:
+class LabelMeans:
     """Means over one set of labels, the same for all of them.
 
     A mean is None where the set is empty or one of its labels lacks the number: a mean over the others would be
@@ -83,7 +83,7 @@ class Means:
 
 
 @dataclass(frozen=True)
-class Metrics(Means):
+class SplitMetrics(LabelMeans):
     """All labels of one test set. Its own means are over the labels that have both classes.
 
     Attributes:
@@ -94,11 +94,7 @@ class Metrics(Means):
 
     labels: tuple[LabelMetrics, ...]
     num_studies: int
-    frequent: Means
-
-    def as_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
+    frequent: LabelMeans
 
 
 def compute_metrics(
@@ -107,7 +103,7 @@ def compute_metrics(
     known_NL: NDArray[np.bool_],
     label_names: tuple[str, ...],
     thresholds: Sequence[float | None] | None = None,
-) -> Metrics:
+) -> SplitMetrics:
     """Judge probabilities (N, L), 0 to 1, against targets (N, L) of 0 and 1 where `known_NL` is True.
 
     Args:
@@ -124,7 +120,7 @@ def compute_metrics(
         for column, name in enumerate(label_names)
     )
     means, frequent = (_means(labels, at_least, thresholds is not None) for at_least in (1, MIN_OF_CLASS))
-    return Metrics(**vars(means), labels=labels, num_studies=len(targets_NL), frequent=frequent)
+    return SplitMetrics(**vars(means), labels=labels, num_studies=len(targets_NL), frequent=frequent)
 
 
 def why_undefined(scores_N: Scores, targets_N: NDArray[np.floating[Any]]) -> str | None:
@@ -266,7 +262,7 @@ def _choose_threshold(probabilities_N: Scores, targets_N: NDArray[np.float32]) -
     return float(best[np.argmin(np.abs(best - THRESHOLD))])
 
 
-def _means(labels: tuple[LabelMetrics, ...], at_least: int, is_threshold_due: bool) -> Means:
+def _means(labels: tuple[LabelMetrics, ...], at_least: int, is_threshold_due: bool) -> LabelMeans:
     """Return the means over the labels with at least so many present and absent studies."""
     chosen = [each for each in labels if has_classes(each.num_studies, each.num_present, at_least)]
     notes = [] if chosen else [why_no_label(sum(each.num_studies for each in labels), at_least)]
@@ -276,7 +272,7 @@ def _means(labels: tuple[LabelMetrics, ...], at_least: int, is_threshold_due: bo
     no_threshold = [each.label for each in chosen if each.threshold is None]
     if is_threshold_due and no_threshold:
         notes.append(f"no threshold from validation: {', '.join(no_threshold)}")
-    return Means(
+    return LabelMeans(
         mean_over=tuple(each.label for each in chosen),
         macro_auroc=_mean([each.auroc for each in chosen]),
         mean_accuracy=_mean([each.accuracy for each in chosen]),

@@ -16,7 +16,7 @@ from cxr_hvd.comm.key import prove_key
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.comm.step_status import StepStatus, begin_statuses
 from cxr_hvd.errors import ContractError, CxrHvdError, PeerError
-from cxr_hvd.experiment.evaluate import read_results
+from cxr_hvd.monitor.results_file import RESULTS
 from cxr_hvd.training.agreement import _read_counts
 from cxr_hvd.training.checkpoint.checkpoint import _read_steps
 from cxr_hvd.training.validation import _read_auroc
@@ -170,16 +170,21 @@ def test_a_failure_of_another_rank_never_ends_this_one_with_success(code: int, w
     assert caught.value.exit_code == wanted
 
 
-MEANS: dict[str, float | None] = {
+MEANS: dict[str, float | str | None] = {
     "macro_auroc": 0.5,
     "mean_accuracy": None,
     "mean_all_negative_accuracy": None,
+    "macro_average_precision": None,
+    "mean_brier": 0.25,
+    "mean_sensitivity": None,
     "mean_accuracy_at_threshold": None,
+    "note": "a mean without labels",
 }
 RESULT: dict[str, Any] = {
     "site": "south",
     "experiment": "D",
     "split": "test",
+    "checkpoint": "latest",
     "step": 4,
     "num_studies": 9,
     "labels": [
@@ -190,6 +195,13 @@ RESULT: dict[str, Any] = {
             "auroc": 0.5,
             "accuracy": 1.0,
             "all_negative_accuracy": None,
+            "average_precision": 0.25,
+            "brier": 0.5,
+            "sensitivity_at_specificity": None,
+            "expected_calibration_error": 0.1,
+            "threshold": -0.5,
+            "accuracy_at_threshold": None,
+            "note": None,
         }
     ],
     "mean_over": ["Edema"],
@@ -221,9 +233,9 @@ RESULT: dict[str, Any] = {
     ],
 )
 def test_results_of_another_rank_are_shown_only_in_their_form(changes: dict[str, Any]) -> None:
-    assert read_results(json.dumps([RESULT])) == [RESULT]
+    assert [site.model_dump(mode="json") for site in RESULTS.validate_json(json.dumps([RESULT]))] == [RESULT]
     with pytest.raises(ValueError):
-        read_results(json.dumps([RESULT | changes]))
+        RESULTS.validate_json(json.dumps([RESULT | changes]))
     for other in ("7", "{}x", '{"a": 1}', "[7]"):
-        with pytest.raises((ValueError, TypeError)):
-            read_results(other)
+        with pytest.raises(ValueError):
+            RESULTS.validate_json(other)

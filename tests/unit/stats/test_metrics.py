@@ -1,6 +1,7 @@
 """Metrics are scikit-learn's where they are defined; where they are not they are None and say why."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from sklearn.metrics import average_precision_score, brier_score_loss, confusion
 
 from cxr_hvd.stats.metrics import (
     SPECIFICITY,
+    LabelMeans,
     LabelMetrics,
-    Means,
     calibration_curve,
     choose_thresholds,
     compute_metrics,
@@ -94,7 +95,7 @@ def test_a_specificity_that_is_met_exactly_is_enough() -> None:
 def test_metrics_become_json_and_hold_no_nan() -> None:
     scores = np.array([[0.1, np.nan], [0.9, 0.5]], dtype=np.float32)
     metrics = compute_metrics(scores, np.eye(2, dtype=np.float32), np.ones((2, 2), bool), ("a", "b"))
-    assert json.loads(json.dumps(metrics.as_json(), allow_nan=False))["labels"][0]["auroc"] == 0.0
+    assert json.loads(json.dumps(asdict(metrics), allow_nan=False))["labels"][0]["auroc"] == 0.0
 
 
 # ---- where undefined
@@ -152,7 +153,7 @@ def test_nothing_is_none_without_a_reason(num: int, num_labels: int, seed: int, 
     thresholds = choose_thresholds(scores, targets, known) if with_thresholds else None
     metrics = compute_metrics(scores, targets, known, names, thresholds)
     unasked = () if with_thresholds else ("threshold", "accuracy_at_threshold", "mean_accuracy_at_threshold")
-    said: tuple[LabelMetrics | Means, ...] = (*metrics.labels, metrics, metrics.frequent)
+    said: tuple[LabelMetrics | LabelMeans, ...] = (*metrics.labels, metrics, metrics.frequent)
     for each in said:
         values = {name: value for name, value in vars(each).items() if name not in ("note", *unasked)}
         if None in values.values():
