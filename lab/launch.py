@@ -1,8 +1,7 @@
 """Start real ranks for tests, and never wait for them without a limit.
 
-`launch` runs any command under a launcher. `run_laws` runs functions of `tests.laws.laws` on every rank of one
-job: each rank writes down what became of each law, so that a law that fails, and a rank that hangs in it, are
-told by name.
+`launch` runs any command under a launcher. `run_laws` runs laws (`tests.laws.law`) on every rank of one job:
+each rank writes down what became of each law, so that a law that fails, and a rank that hangs in it, are named.
 """
 
 import json
@@ -108,16 +107,16 @@ def run_laws(
 
 
 def _verdict(name: str, num_ranks: int, folder: Path, last_words: str) -> str:
-    told = []
+    failures = []
     for rank in range(num_ranks):
         record = folder / f"{name}.{rank}.json"
         stack = folder / f"stack.{rank}.txt"
         if not record.exists():
             where = stack.read_text()[-1500:] if stack.exists() else ""
-            told.append(f"rank {rank} did not finish {name}\n{where}")
-        elif said := json.loads(record.read_text()):
-            told.append(f"rank {rank}: {said}")
-    return "kept" if not told else "\n".join([*told, last_words])
+            failures.append(f"rank {rank} did not finish {name}\n{where}")
+        elif error := json.loads(record.read_text()):
+            failures.append(f"rank {rank}: {error}")
+    return "kept" if not failures else "\n".join([*failures, last_words])
 
 
 def has_ended(pid: str) -> bool:

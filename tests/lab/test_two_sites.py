@@ -44,7 +44,7 @@ def test_the_slow_link_has_the_delay_and_the_rate_it_says() -> None:
     link = SlowLink(delay_ms=20, rate_mbit=100)
     need_two_sites(link)
     with two_sites(link) as pair:
-        probe = [sys.executable, "-m", "tests.laws.link_probe", pair.sites[1].address]
+        probe = [sys.executable, "-m", "tests.lab.link_probe", pair.sites[1].address]
         listener = threading.Thread(target=pair.run, args=(1, [*probe, "listen"], 25))
         listener.start()
         called = pair.run(0, [*probe, "call"], 25)
@@ -68,7 +68,7 @@ def test_the_ledger_agrees_with_the_interface() -> None:
     need_horovod()
     need_two_sites()
     with two_sites() as pair:
-        job = pair.mpirun(1, [sys.executable, "-m", "tests.laws.count_bytes", pair.device], limit_s=60)
+        job = pair.mpirun(1, [sys.executable, "-m", "tests.lab.count_bytes", pair.device], limit_s=60)
     assert job.exit_code == 0, job.output
     [told] = [json.loads(line) for line in job.output.splitlines() if line.startswith("{")]
     assert len(told) == 3

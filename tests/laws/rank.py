@@ -34,23 +34,22 @@ def run(folder: Path, names: list[str], end_after: Callable[[float], None]) -> N
     # Slow imports come after the watch above was set.
     from cxr_hvd.comm.communicator import start_comm
     from cxr_hvd.errors import leave
-    from tests.laws import command_laws, exchange_laws, laws, stopping_laws
+    from tests.laws.law import load_laws
 
+    laws = load_laws()
     comm = start_comm()
     for name in names:
-        own = folder / name
-        own.mkdir(exist_ok=True)
-        said, began = None, time.monotonic()
+        own_folder = folder / name
+        own_folder.mkdir(exist_ok=True)
+        error, began = None, time.monotonic()
         end_after(float(os.environ.get("CXR_LAW_LIMIT_S", "inf")))
         try:
-            modules = (laws, exchange_laws, stopping_laws, command_laws)
-            law = next(getattr(module, name) for module in modules if hasattr(module, name))
-            law(comm, own)
+            laws[name].function(comm, own_folder)
         except BaseException:
-            said = traceback.format_exc()
-        (folder / f"{name}.{comm.rank}.json").write_text(json.dumps(said))
+            error = traceback.format_exc()
+        (folder / f"{name}.{comm.rank}.json").write_text(json.dumps(error))
         print(f"{name}: {time.monotonic() - began:.2f} s", flush=True)
-        if said:
+        if error:
             leave(1)
     comm.close()
 

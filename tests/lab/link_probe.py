@@ -1,6 +1,6 @@
 """Measure a link between two hosts from both ends: round trip, and rate of a stream once it has got going.
 
-`python -m tests.laws.link_probe ADDRESS listen` at one end, `... ADDRESS call` at the other, with the address
+`python -m tests.lab.link_probe ADDRESS listen` at one end, `... ADDRESS call` at the other, with the address
 of the one that listens. The one that calls prints {"round_trip_s": ..., "bytes_per_s": ...}.
 """
 

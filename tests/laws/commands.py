@@ -1,4 +1,4 @@
-"""Laws of the main job: what `cxr-hvd train` does with good and bad study files; run as those of laws.py.
+"""Laws of the main job: what `cxr-hvd train` does with good and bad study files.
 
 That a command prints such an error as one line on every rank is held by tests/cli/test_main_job.py.
 """
@@ -12,13 +12,18 @@ from safetensors.numpy import load_file
 
 from cxr_hvd.comm.communicator import HorovodComm
 from cxr_hvd.config.schema import Config
-from cxr_hvd.errors import ConfigError, ContractError, PeerError, StudyFileError
+from cxr_hvd.errors import (
+    ConfigError,
+    ContractError,
+    PeerError,
+    StudyFileError,
+)
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import Split
 from cxr_hvd.training.train import train
 from lab.study_files import write_study_file
-from tests.laws.exchange_laws import common_folder
-from tests.laws.laws import config_for, fails_with, is_equal_everywhere
+from tests.laws.law import law
+from tests.laws.parts import common_folder, config_for, fails_with, is_equal_everywhere
 
 SITES = ("site0", "site1")
 
@@ -41,9 +46,7 @@ def trained(config: Config, folder: Path, comm: HorovodComm) -> Callable[[], obj
     return lambda: train(config, folder / "run", comm)
 
 
-# ---- experiments
-
-
+@law(day="mpirun-2", night="gloo-2")
 def experiments_b_and_c_end_with_one_network(comm: HorovodComm, folder: Path) -> None:
     for experiment in ("B", "C"):
         own = common_folder(comm, folder / experiment)
@@ -55,6 +58,7 @@ def experiments_b_and_c_end_with_one_network(comm: HorovodComm, folder: Path) ->
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
+@law(day="mpirun-2", night="gloo-2")
 def the_private_tensors_of_d_are_those_of_a_after_the_first_step(comm: HorovodComm, folder: Path) -> None:
     """Both start from the same weights, so what stays private comes out alike, bit for bit."""
     private = {}
@@ -67,9 +71,7 @@ def the_private_tensors_of_d_are_those_of_a_after_the_first_step(comm: HorovodCo
     assert all(np.array_equal(private["A"][name], tensor) for name, tensor in private["D"].items())
 
 
-# ---- study files and settings that do not fit
-
-
+@law(day="mpirun-2", night="gloo-2")
 def a_study_file_without_complete_is_refused_by_all(comm: HorovodComm, folder: Path) -> None:
     config = config_for(folder, comm)
     if comm.rank == 1:
@@ -80,6 +82,7 @@ def a_study_file_without_complete_is_refused_by_all(comm: HorovodComm, folder: P
     assert not (folder / "run").exists()
 
 
+@law(day="mpirun-2", night="gloo-2")
 def a_study_file_that_is_missing_is_named(comm: HorovodComm, folder: Path) -> None:
     config = config_for(folder, comm)
     if comm.rank == 1:
@@ -87,6 +90,7 @@ def a_study_file_that_is_missing_is_named(comm: HorovodComm, folder: Path) -> No
     fails_at_site1(comm, StudyFileError, "site1.h5: no study file here", trained(config, folder, comm))
 
 
+@law(day="mpirun-2", night="gloo-2")
 def two_sites_with_another_label_order_are_refused(comm: HorovodComm, folder: Path) -> None:
     config = config_for(folder, comm)
     if comm.rank == 1:
@@ -96,6 +100,7 @@ def two_sites_with_another_label_order_are_refused(comm: HorovodComm, folder: Pa
     fails_with(ContractError, text, trained(config, folder, comm))
 
 
+@law(day="mpirun-2", night="gloo-2")
 def two_sites_with_other_pixels_train_only_where_asked(comm: HorovodComm, folder: Path) -> None:
     for experiment in ("B", "D"):
         own = common_folder(comm, folder / experiment)
@@ -108,6 +113,7 @@ def two_sites_with_other_pixels_train_only_where_asked(comm: HorovodComm, folder
         trained(config.model_copy(update={"pixel_pipelines": "any"}), own, comm)()
 
 
+@law(day="mpirun-2", night="gloo-2")
 def an_empty_training_split_is_refused_by_all(comm: HorovodComm, folder: Path) -> None:
     config = config_for(folder, comm)
     if comm.rank == 1:
@@ -117,6 +123,7 @@ def an_empty_training_split_is_refused_by_all(comm: HorovodComm, folder: Path) -
     fails_at_site1(comm, StudyFileError, text, trained(config, folder, comm))
 
 
+@law(day="mpirun-2", night="gloo-2")
 def a_pattern_that_matches_no_block_is_refused_by_all(comm: HorovodComm, folder: Path) -> None:
     config = config_for(folder, comm, sharing={"private": ["denseblok4"]})
     text = "'denseblok4' matches no block and no tensor; did you mean 'denseblock4'?"

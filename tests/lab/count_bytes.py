@@ -1,6 +1,6 @@
 """One rank of each of two sites: exchanges DenseNet121 a few times, by each way, and compares two accounts.
 
-Run by mpirun as `python -m tests.laws.count_bytes DEVICE`. Rank 0 prints a JSON object: for each way, what the
+Run by mpirun as `python -m tests.lab.count_bytes DEVICE`. Rank 0 prints a JSON object: for each way, what the
 ledger noted as sent to what the interface sent.
 """
 
