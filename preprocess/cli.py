@@ -17,7 +17,7 @@ from cxr_hvd.terminal import say
 from preprocess import cli_sources
 
 PROGRAM = cli_sources.PROGRAM
-FOUND = 3  # of `compare`, so that a script tells it from a file that was refused
+DUPLICATES_FOUND = 3  # of `compare`, so that a script tells it from a file that was refused
 
 app = typer.Typer(
     name=PROGRAM,
@@ -70,27 +70,22 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show what study files hold; side by side, how far apart the sites are."""
-    from preprocess.inspect import summary as inspection
-    from preprocess.inspect.distances import site_distances, traits
+    from preprocess.inspect.inspection import inspect_files
+    from preprocess.inspect.tables import print_distances, print_summary
 
     if html is not None:
         check_output(html, overwrite, "--html")
-    sites = [traits(path, seed) for path in files]
-    described = [
-        {**inspection.describe(path), "shades": inspection.shade_statistics(site.shades_MS.mean(axis=0))}
-        for path, site in zip(files, sites, strict=True)
-    ]
-    apart = site_distances(sites, seed)
+    inspection = inspect_files(files, seed)
     if html is not None:
-        from preprocess.inspect import page
+        from preprocess.inspect.page import write_page
 
-        page.write_page(html, files, described, sites, apart, seed)
+        write_page(html, inspection, seed)
     if as_json:
-        print(json.dumps({"files": described, "distances": apart}, indent=2))
+        print(json.dumps(inspection.as_json(), indent=2))
         return
-    for one in described:
-        inspection.print_tables(one)
-    inspection.print_distances(apart)
+    for file in inspection.files:
+        print_summary(file.summary, file.shades)
+    print_distances(inspection.distances)
     if html is not None:
         say(f"{html}: open it in a browser; it shows images of patients, so keep it as you keep those")
 
@@ -100,12 +95,12 @@ def verify(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A study file.")], as_json: AsJson = False
 ) -> None:
     """Recompute the digests of a study file's tables and of every image, on all cores."""
-    from preprocess import verify as verification
+    from preprocess.inspect.verify import verify_digests
     from preprocess.parallel.progress import build_progress
 
     progress = build_progress(is_leader=True)
     try:
-        num_studies, num_images = verification.verify(file, progress)
+        num_studies, num_images = verify_digests(file, progress)
     finally:
         progress.stop()
     if as_json:
@@ -123,22 +118,22 @@ def compare(
 
     Exit code 3: images were found that occur twice; 0: none were.
     """
-    from preprocess import compare as comparison
+    from preprocess.inspect.duplicates import find_duplicates, print_duplicates
 
-    found = comparison.compare(files)
+    duplicates = find_duplicates(files)
     if as_json:
-        print(json.dumps(comparison.as_values(found), indent=2))
+        print(json.dumps(duplicates.as_json(), indent=2))
     else:
-        comparison.print_comparison(found)
-    if found.duplicates:
-        raise typer.Exit(FOUND)
+        print_duplicates(duplicates)
+    if duplicates.places:
+        raise typer.Exit(DUPLICATES_FOUND)
 
 
 say_exit_codes(app.registered_commands)
 
 
 def main() -> None:
-    """Run `cxr-preprocess`; exit codes are those of `EXIT_CODES`, and `FOUND`."""
+    """Run `cxr-preprocess`; exit codes are those of `EXIT_CODES`, and `DUPLICATES_FOUND`."""
     keep_private()
     with reported(PROGRAM):
         app()

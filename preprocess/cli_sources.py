@@ -6,7 +6,7 @@ reads options from a function's signature, so `add_verbs` gives each verb a sign
 
 import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from cxr_hvd.errors import UsageError
 from cxr_hvd.terminal import say
 
 if TYPE_CHECKING:
+    from preprocess.inspect.summary import FileSummary
     from preprocess.job import Outcome
     from preprocess.plan import Job
 
@@ -177,7 +178,7 @@ def _command(verb: Verb) -> Any:
 
 def _preprocess(verb: Verb, **said: Any) -> None:
     """Run one job on all ranks; the leader prints the result."""
-    from preprocess.inspect import summary as inspection
+    from preprocess.inspect.summary import summarize
     from preprocess.job import preprocess
     from preprocess.parallel import ranks as run
     from preprocess.parallel.progress import build_progress
@@ -192,9 +193,9 @@ def _preprocess(verb: Verb, **said: Any) -> None:
         is_leader = ranks.rank == 0
         outcome = preprocess(job, ranks, build_progress(is_leader))
         # Leader only, and every rank waits: what is printed last is the result.
-        described = run.together(ranks, lambda: inspection.describe(job.out) if is_leader else {})
-    if outcome is not None:
-        _print_outcome(job, outcome, described, as_json)
+        summary = run.together(ranks, lambda: summarize(job.out) if is_leader else None)
+    if outcome is not None and summary is not None:
+        _print_outcome(job, outcome, summary, as_json)
 
 
 def _draft(table: Path, draft: Path, overwrite: bool) -> None:
@@ -266,17 +267,17 @@ def _job(
     )
 
 
-def _print_outcome(job: "Job", outcome: "Outcome", described: dict[str, Any], as_json: bool) -> None:
+def _print_outcome(job: "Job", outcome: "Outcome", summary: "FileSummary", as_json: bool) -> None:
     from preprocess.balance import print_balance
     from preprocess.drawn import drawn_path
-    from preprocess.inspect import summary as inspection
+    from preprocess.inspect.tables import print_summary
     from preprocess.quarantine import quarantine_path
 
     rate = outcome.num_images / outcome.load_s if outcome.load_s else 0.0
     if as_json:
-        print(json.dumps({**described, "images_per_s": round(rate, 1), **vars(outcome)}, indent=2))
+        print(json.dumps({**asdict(summary), "images_per_s": round(rate, 1), **vars(outcome)}, indent=2))
         return
-    inspection.print_tables(described)
+    print_summary(summary)
     print_balance(outcome.balance)
     for note in outcome.notes:
         print(f"note: {note}")

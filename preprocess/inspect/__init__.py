@@ -1,1 +1,1 @@
-"""What is in a study file: counts, distances between sites, a contact sheet, a page."""
+"""Look at study files: counts, distances between sites, duplicates, damage, a page with images."""

@@ -1,4 +1,4 @@
-"""A few random studies of a study file as small pictures, to see what no table tells.
+"""Draw a few random studies of a study file as small pictures, to see what no table tells.
 
 Rotated, inverted, cropped or empty films, burned-in text: look before you train. Studies are drawn by seed.
 """

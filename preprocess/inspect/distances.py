@@ -1,4 +1,4 @@
-"""How far apart sites are: the numbers behind "non-i.i.d.", each beside what chance alone would give.
+"""Measure how far apart sites are: the numbers behind "non-i.i.d.", each beside what chance alone would give.
 
 Per label: the Jensen-Shannon divergence (Lin, 1991) between the sites' shares of present, absent, uncertain and
 blank, in bits: 0 where the shares are equal, 1 where no study of one could be of the other. Blank and uncertain
@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,25 +32,75 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Traits:
-    """What of a study file enters a distance.
+class SiteSample:
+    """The labels of a study file and the gray shades of some of its studies, from which distances are measured.
 
     Attributes:
-        name: the file. label_names: of the columns.
+        file: path of the study file. label_names: of the columns.
         states_NL: index in `STATES` of each label of each study.
         shades_MS: histograms of gray shades, one for each sampled study, each of sum 1.
-        pipeline: by which way and to which size the pixels came.
+        pipeline: pixel pipeline and size of the images.
     """
 
-    name: str
+    file: str
     label_names: tuple[str, ...]
     states_NL: NDArray[np.int64]
     shades_MS: Floats
     pipeline: str = ""
 
 
-def traits(path: Path, seed: int = 0) -> Traits:
-    """Read labels, and the pixels of a random sample of studies."""
+@dataclass(frozen=True)
+class LabelDistance:
+    """Divergence of one label, in bits, what chance gives, and its prevalence at both sites."""
+
+    js_bits: float
+    chance: float
+    prevalence: tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class MeanDistance:
+    """Mean divergence of all labels that both sites have, in bits, and what chance gives; None without a label."""
+
+    js_bits: float | None
+    chance: float | None
+
+
+@dataclass(frozen=True)
+class PixelDistance:
+    """Distances of the gray shades, in bits and in shades, and what chance gives."""
+
+    js_bits: float
+    js_chance: float
+    wasserstein_shades: float
+    wasserstein_chance: float
+
+
+@dataclass(frozen=True)
+class SiteDistance:
+    """How far apart the sites of two study files are; named as `--json` prints it.
+
+    Attributes:
+        labels: of each label that both have, by name.
+        pixels: None where the files come from two pixel pipelines.
+    """
+
+    files: tuple[str, str]
+    pipelines: tuple[str, str]
+    labels: dict[str, LabelDistance]
+    labels_total: MeanDistance
+    pixels: PixelDistance | None
+
+    def why_no_pixels(self) -> str:
+        """Say why the pixels of the two files are not compared."""
+        return (
+            f"not compared: the pipeline of A is {self.pipelines[0]}, that of B {self.pipelines[1]}. A network "
+            "tells such pixels apart by how they were made; do not train on both, write them with one --pixels"
+        )
+
+
+def load_sample(path: Path, seed: int = 0) -> SiteSample:
+    """Read the labels of a study file, and the pixels of a random sample of its studies."""
     with StudyFile(path) as file:
         states_NL = np.full(file.labels.shape, STATES.index("blank"), dtype=np.int64)
         for value, state in ((1, "present"), (0, "absent"), (-1, "uncertain")):
@@ -60,15 +109,12 @@ def traits(path: Path, seed: int = 0) -> Traits:
         sampled = np.sort(rng.permutation(len(file))[:_SAMPLED_STUDIES])
         shades_MS = np.stack([_histogram(file.images(int(index))) for index in sampled])
         pipeline = f"{file.header.pixels} at {file.header.image_size} px"
-        return Traits(str(path), file.header.label_names, states_NL, shades_MS, pipeline)
+        return SiteSample(str(path), file.header.label_names, states_NL, shades_MS, pipeline)
 
 
-def site_distances(sites: Sequence[Traits], seed: int = 0) -> list[dict[str, Any]]:
-    """Return the distances of each pair of sites as plain values; labels that only one has are left out.
-
-    Pixels of two pipelines are not compared: `pixels` is then None.
-    """
-    return [_apart(one, other, np.random.default_rng(seed)) for one, other in combinations(sites, 2)]
+def site_distances(samples: Sequence[SiteSample], seed: int = 0) -> list[SiteDistance]:
+    """Return the distance of each pair of sites; labels that only one of them has are left out."""
+    return [_distance(one, other, np.random.default_rng(seed)) for one, other in combinations(samples, 2)]
 
 
 def js_divergence(one: Floats, other: Floats) -> Floats:
@@ -86,7 +132,7 @@ def wasserstein(one: Floats, other: Floats) -> float:
     return float(np.abs(np.cumsum(p - q)).sum())
 
 
-def _apart(one: Traits, other: Traits, rng: np.random.Generator) -> dict[str, Any]:
+def _distance(one: SiteSample, other: SiteSample, rng: np.random.Generator) -> SiteDistance:
     names = [name for name in one.label_names if name in other.label_names]
     columns = [[site.label_names.index(name) for name in names] for site in (one, other)]
     states = np.concatenate([one.states_NL[:, columns[0]], other.states_NL[:, columns[1]]])
@@ -95,47 +141,46 @@ def _apart(one: Traits, other: Traits, rng: np.random.Generator) -> dict[str, An
     labels_L = js_divergence(first.astype(float), (total - first).astype(float))
     shades = np.concatenate([one.shades_MS, other.shades_MS])
     num = len(one.shades_MS)
-    chance_of_labels, chance_of_shades = [], []
+    label_chances, shade_chances = [], []
     for _ in range(_NUM_SHUFFLES):
         drawn = onehot[rng.permutation(len(onehot))[: len(one.states_NL)]].sum(axis=0)
-        chance_of_labels.append(js_divergence(drawn.astype(float), (total - drawn).astype(float)))
-        mixed = shades[rng.permutation(len(shades))]
-        chance_of_shades.append((_js_of(mixed, num), wasserstein(mixed[:num].mean(0), mixed[num:].mean(0))))
-    chance_L, (chance_js, chance_w) = np.mean(chance_of_labels, axis=0), np.mean(chance_of_shades, axis=0)
-    prevalence = [_prevalence(counts) for counts in (first, total - first)]
-    return {
-        "files": [one.name, other.name],
-        "pipelines": [one.pipeline, other.pipeline],
-        "labels": {
-            name: {
-                "js_bits": round(float(labels_L[column]), 4),
-                "chance": round(float(chance_L[column]), 4),
-                "prevalence": [None if np.isnan(part[column]) else float(part[column]) for part in prevalence],
-            }
-            for column, name in enumerate(names)
+        label_chances.append(js_divergence(drawn.astype(float), (total - drawn).astype(float)))
+        shade_chances.append(_shade_distances(shades[rng.permutation(len(shades))], num))
+    chance_L, (js_chance, wasserstein_chance) = np.mean(label_chances, axis=0), np.mean(shade_chances, axis=0)
+    js_bits, wasserstein_shades = _shade_distances(shades, num)
+    prevalences = zip(_prevalences(first), _prevalences(total - first), strict=True)
+    return SiteDistance(
+        files=(one.file, other.file),
+        pipelines=(one.pipeline, other.pipeline),
+        labels={
+            name: LabelDistance(round(float(labels_L[column]), 4), round(float(chance_L[column]), 4), prevalence)
+            for column, (name, prevalence) in enumerate(zip(names, prevalences, strict=True))
         },
-        "labels_total": {
-            "js_bits": round(float(labels_L.mean()), 4) if names else None,
-            "chance": round(float(chance_L.mean()), 4) if names else None,
-        },
-        "pixels": None
+        labels_total=MeanDistance(
+            js_bits=round(float(labels_L.mean()), 4) if names else None,
+            chance=round(float(chance_L.mean()), 4) if names else None,
+        ),
+        pixels=None
         if one.pipeline != other.pipeline
-        else {
-            "js_bits": round(_js_of(shades, num), 4),
-            "js_chance": round(float(chance_js), 4),
-            "wasserstein_shades": round(wasserstein(shades[:num].mean(0), shades[num:].mean(0)), 2),
-            "wasserstein_chance": round(float(chance_w), 2),
-        },
-    }
+        else PixelDistance(
+            js_bits=round(js_bits, 4),
+            js_chance=round(float(js_chance), 4),
+            wasserstein_shades=round(wasserstein_shades, 2),
+            wasserstein_chance=round(float(wasserstein_chance), 2),
+        ),
+    )
 
 
-def _js_of(shades_MS: Floats, num: int) -> float:
-    return float(js_divergence(shades_MS[:num].mean(0), shades_MS[num:].mean(0)))
+def _shade_distances(shades_MS: Floats, num: int) -> tuple[float, float]:
+    """Return divergence and Wasserstein distance between the first `num` histograms and the others."""
+    first_S, others_S = shades_MS[:num].mean(0), shades_MS[num:].mean(0)
+    return float(js_divergence(first_S, others_S)), wasserstein(first_S, others_S)
 
 
-def _prevalence(counts_LS: NDArray[np.int64]) -> Floats:
-    with np.errstate(invalid="ignore"):
-        return np.asarray(counts_LS[:, 0] / (counts_LS[:, 0] + counts_LS[:, 1]))
+def _prevalences(counts_LS: NDArray[np.int64]) -> list[float | None]:
+    return [
+        float(present / (present + absent)) if present + absent else None for present, absent in counts_LS[:, :2]
+    ]
 
 
 def _histogram(images_NHW: NDArray[np.uint8]) -> Floats:

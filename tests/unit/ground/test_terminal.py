@@ -19,7 +19,8 @@ from cxr_hvd.errors import ContractError, reported
 from cxr_hvd.ledger.reader import Fault
 from cxr_hvd.terminal import cleaned, shown
 from lab.launch import PROJECT
-from preprocess.inspect.summary import print_tables
+from preprocess.inspect.summary import FileSummary, LabelCounts, SplitCounts
+from preprocess.inspect.tables import print_summary
 
 HOSTILE = "north\x1b[2J\x1b[1;1H[bold red]All holds\r\n\x9b31m\u202egreen\u2028:skull:"
 
@@ -73,12 +74,19 @@ def test_an_error_and_a_fault_are_one_harmless_line_each() -> None:
 
 
 def test_a_study_file_s_words_are_shown_as_they_stand(capsys: pytest.CaptureFixture[str]) -> None:
-    words = dict.fromkeys(("file", "site", "source", "pixels", "created", "digest"), HOSTILE)
-    counts = {"present": 1, "absent": 1, "uncertain": 0, "blank": 0, "prevalence": 0.5}
+    words = dict.fromkeys(
+        ("file", "site", "source", "pixels", "source_sha256", "created", "tool", "digest"), HOSTILE
+    )
     numbers = {"studies": 2, "images": 2, "image_size": 8, "bytes": 9, "seed": 0, "one_shade": 0}
-    splits = {"train": {"patients": 2, "studies": 2, "images": 2}}
-    rest = {"splits": splits, "images_per_study": {"1": 2}, "views": {"PA": 2}, "labels": {HOSTILE: counts}}
-    print_tables({**words, **numbers, **rest})
+    summary = FileSummary(
+        **words,
+        **numbers,  # type: ignore[arg-type]
+        splits={"train": SplitCounts(2, 2, 2)},
+        images_per_study={"1": 2},
+        views={"PA": 2},
+        labels={HOSTILE: LabelCounts(1, 1, 0, 0, 0.5)},
+    )
+    print_summary(summary)
     said = capsys.readouterr().out
     assert is_harmless(said, kept="\n")
     assert "[bold red]" in said

@@ -17,10 +17,10 @@ from cxr_hvd.study.layout import Split, StudyRow, View
 from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.study.study_writer import StudyFileWriter
 from lab.study_files import SIZE, header, write_study_file
-from preprocess.compare import Place, compare
-from preprocess.inspect.distances import Traits, js_divergence, site_distances, traits, wasserstein
+from preprocess.inspect.distances import SiteSample, js_divergence, load_sample, site_distances, wasserstein
+from preprocess.inspect.duplicates import Place, find_duplicates
+from preprocess.inspect.verify import verify_digests
 from preprocess.parallel.progress import Silence
-from preprocess.verify import verify
 from tests.helpers.commands import preprocess_here
 
 
@@ -44,31 +44,31 @@ def _write(path: Path, images_of_study: list[list[int]], **changes: object) -> P
 def test_duplicates_are_found_within_and_across_files(tmp_path: Path) -> None:
     one = _write(tmp_path / "a.h5", [[1, 2], [0, 3], [4], [2], [0], [5]])
     other = _write(tmp_path / "b.h5", [[6], [7, 3], [0], [3], [1], [8]])
-    found = compare([one, other])
+    duplicates = find_duplicates([one, other])
     split = [Split.TRAIN, Split.TRAIN, Split.VALIDATE, Split.VALIDATE, Split.TEST, Split.TEST]
-    assert [[place[:3] for place in places] for places in found.duplicates] == [
+    assert [[place[:3] for place in places] for places in duplicates.places] == [
         [(0, 0, 0), (1, 4, 0)],
         [(0, 0, 1), (0, 3, 0)],
         [(0, 1, 1), (1, 1, 1), (1, 3, 0)],
     ]
-    assert all(isinstance(p, Place) and p.split is split[p.study] for places in found.duplicates for p in places)
+    assert all(isinstance(p, Place) and p.split is split[p.study] for places in duplicates.places for p in places)
     # Pairs of files to images, studies and patients of the first.
-    assert found.overlaps == {(0, 0): (2, 2, 2), (0, 1): (2, 2, 1), (1, 1): (2, 2, 2)}
-    assert (found.num_blank, found.num_leaks) == (3, 3)
-    told = preprocess_here("compare", one, other)
-    assert told.exit_code == 3 and "A study 0 image 0 (train) = B study 4 image 0 (test)" in told.output
+    assert duplicates.overlaps == {(0, 0): (2, 2, 2), (0, 1): (2, 2, 1), (1, 1): (2, 2, 2)}
+    assert (duplicates.num_blank, duplicates.num_leaks) == (3, 3)
+    job = preprocess_here("compare", one, other)
+    assert job.exit_code == 3 and "A study 0 image 0 (train) = B study 4 image 0 (test)" in job.output
     assert json.loads(preprocess_here("compare", one, other, "--json").output)["leaks"] == 3
-    assert not re.search(r"\b[ps]\d", told.output)
+    assert not re.search(r"\b[ps]\d", job.output)
 
 
 def test_files_without_a_common_image_and_of_other_pipelines(tmp_path: Path) -> None:
     one = _write(tmp_path / "a.h5", [[1], [2], [3]])
     other = _write(tmp_path / "b.h5", [[4], [5], [0]])
-    told = preprocess_here("compare", one, other)
-    assert told.exit_code == 0 and "no image occurs twice" in told.output
+    job = preprocess_here("compare", one, other)
+    assert job.exit_code == 0 and "no image occurs twice" in job.output
     refused = _write(tmp_path / "c.h5", [[1]], pixels="other-1")
     with pytest.raises(DataError, match="expected the pixel pipeline of"):
-        compare([one, refused])
+        find_duplicates([one, refused])
     # A script tells what was found from what was refused.
     assert preprocess_here("compare", one, refused).exit_code == 1
     assert "Exit code 3" in preprocess_here("compare", "--help").output
@@ -98,15 +98,15 @@ def test_divergence_and_wasserstein_of_known_cases() -> None:
 
 def test_equal_sites_are_as_far_apart_as_chance_and_other_sites_are_farther(tmp_path: Path) -> None:
     paths = [write_study_file(tmp_path / f"{seed}.h5", 200, seed) for seed in (1, 2)]
-    pair = site_distances([traits(path) for path in paths])[0]
-    assert list(pair["labels"]) == list(LABELS)
-    assert pair["labels_total"]["js_bits"] < 3 * pair["labels_total"]["chance"]
-    assert pair["pixels"]["wasserstein_shades"] < 5
-    one = traits(paths[0])
-    ill = Traits("ill", one.label_names, np.zeros_like(one.states_NL), np.roll(one.shades_MS, 40, axis=1))
+    pair = site_distances([load_sample(path) for path in paths])[0]
+    assert list(pair.labels) == list(LABELS)
+    assert pair.labels_total.js_bits < 3 * pair.labels_total.chance
+    assert pair.pixels.wasserstein_shades < 5
+    one = load_sample(paths[0])
+    ill = SiteSample("ill", one.label_names, np.zeros_like(one.states_NL), np.roll(one.shades_MS, 40, axis=1))
     far = site_distances([one, ill])[0]
-    assert far["labels_total"]["js_bits"] > 20 * far["labels_total"]["chance"]
-    assert far["labels"]["Edema"]["prevalence"][1] == 1
+    assert far.labels_total.js_bits > 20 * far.labels_total.chance
+    assert far.labels["Edema"].prevalence[1] == 1
 
 
 class _Page(HTMLParser):
@@ -151,9 +151,9 @@ def test_pixels_of_two_pipelines_are_not_compared_and_everybody_is_told(
         row = StudyRow(f"s{split}", f"p{split}", split, (View.PA,), (0.0,) * 14)
         writer.append(row, np.full((1, size, size), 9, np.uint8))
     writer.close()
-    told = preprocess_here("inspect", one, other, "--html", html)
-    assert told.exit_code == 0 and "Wasserstein" not in told.output + html.read_text()
-    for text in (told.output, html.read_text()):
+    job = preprocess_here("inspect", one, other, "--html", html)
+    assert job.exit_code == 0 and "Wasserstein" not in job.output + html.read_text()
+    for text in (job.output, html.read_text()):
         assert "do not train on both" in " ".join(text.split()) and f"test-1 at {SIZE} px" in text
     [pair] = json.loads(preprocess_here("inspect", one, other, "--json").output)["distances"]
     assert pair["pixels"] is None and pair["labels_total"]["js_bits"] > 0
@@ -162,8 +162,8 @@ def test_pixels_of_two_pipelines_are_not_compared_and_everybody_is_told(
 
 def test_films_of_one_shade_are_counted(tmp_path: Path) -> None:
     path, html = _write(tmp_path / "a.h5", [[1, 0], [0, 2], [3]]), tmp_path / "page.html"
-    told = preprocess_here("inspect", path, "--html", html)
-    assert "films of one shade, which show nothing: 2 images" in told.output
+    job = preprocess_here("inspect", path, "--html", html)
+    assert "films of one shade, which show nothing: 2 images" in job.output
     assert "<b>2</b><span>of one shade</span>" in html.read_text()
     assert json.loads(preprocess_here("inspect", path, "--json").output)["files"][0]["one_shade"] == 2
 
@@ -180,14 +180,14 @@ def test_a_share_is_the_same_in_both_tables_and_on_the_page(tmp_path: Path) -> N
             row = StudyRow(f"s{index}", f"p{index}", split, (View.PA,), (value, np.nan))
             writer.append(row, np.full((1, 8, 8), index % 256, np.uint8))
         writer.close()
-    told = preprocess_here("inspect", tmp_path / "a.h5", tmp_path / "b.h5", "--html", html)
-    edema = {share for line in told.lines("Edema") for share in re.findall(r"[\d.]+%", line)}
+    job = preprocess_here("inspect", tmp_path / "a.h5", tmp_path / "b.h5", "--html", html)
+    edema = {share for line in job.lines("Edema") for share in re.findall(r"[\d.]+%", line)}
     assert len(edema) == 1
     assert set(re.findall(r'<td class="n">([\d.]+%|never assessed)</td>', _labels_of(html))) == {
         *edema,
         "never assessed",
     }
-    assert all("never assessed" in line and "%" not in line for line in told.lines("Fracture"))
+    assert all("never assessed" in line and "%" not in line for line in job.lines("Fracture"))
 
 
 def _labels_of(html: Path) -> str:
@@ -196,11 +196,11 @@ def _labels_of(html: Path) -> str:
 
 def test_verify_names_the_first_of_several_damaged_studies(tmp_path: Path) -> None:
     path = write_study_file(tmp_path / "a.h5", 300)
-    assert verify(path, Silence(), 4)[0] == 300
+    assert verify_digests(path, Silence(), 4)[0] == 300
     content = bytearray(path.read_bytes())
     with StudyFile(path) as file:
         for index in (290, 130, 131):
             content[content.index(file.images(index)[-1].tobytes()) + 7] ^= 4
     path.write_bytes(content)
     with pytest.raises(StudyFileError, match=r"of study 130 differs .*\(3 of 300 studies are damaged\)"):
-        verify(path, Silence(), 4)
+        verify_digests(path, Silence(), 4)

@@ -17,8 +17,8 @@ from cxr_hvd.study.layout import MAX_IMAGES, Split, StudyRow, View
 from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.study.study_writer import StudyFileWriter
 from lab.study_files import header, write_study_file
+from preprocess.inspect.verify import verify_digests
 from preprocess.parallel.progress import Silence
-from preprocess.verify import verify
 
 SIZE = 16
 
@@ -255,14 +255,14 @@ def test_a_truncated_or_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_flipped_bit_in_the_pixels_is_found_and_the_study_named(tmp_path: Path) -> None:
     path = write_study_file(tmp_path / "a.h5")
-    assert verify(path, Silence())[0] == 24
+    assert verify_digests(path, Silence())[0] == 24
     with StudyFile(path) as file:
         page = file.images(5)[0].tobytes()
     content = bytearray(path.read_bytes())
     content[content.index(page) + 1000] ^= 1
     path.write_bytes(content)
     with pytest.raises(StudyFileError, match="image 0 of study 5 differs from its digest"):
-        verify(path, Silence())
+        verify_digests(path, Silence())
 
 
 def test_the_digest_knows_the_content_and_not_the_time(tmp_path: Path) -> None:

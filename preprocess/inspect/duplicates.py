@@ -1,4 +1,4 @@
-"""Images that occur twice, within a study file and across files: one patient at two institutions, most often.
+"""Find images that occur twice, within a study file and across files: most often one patient at two institutions.
 
 Two images are the same where their pixels are, to the last bit, in the study file: the SHA-256 that stands in
 each file is compared, no pixel is read and no identifier is needed. So files must come from one pixel pipeline.
@@ -9,6 +9,7 @@ shade (blank films) tell nobody apart and are passed over.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,29 +32,50 @@ class Place(NamedTuple):
     split: Split
 
 
+class Overlap(NamedTuple):
+    """How many images, studies and patients of one file another file has too."""
+
+    images: int
+    studies: int
+    patients: int
+
+
 @dataclass(frozen=True)
-class Comparison:
-    """What `compare` found.
+class Duplicates:
+    """Images that occur more than once in study files.
 
     Attributes:
         files: the study files. num_images: of each.
-        duplicates: for each image that occurs more than once all its places; by first place.
+        places: for each image that occurs more than once all its places; by first place.
         num_blank: images of one shade, passed over.
-        overlaps: for each pair of files (i <= j) the images, the studies of i and the patients of i that j has
-            too; for i = j: that occur more than once.
+        overlaps: for each pair of files (i <= j) what of i is in j too; for i = j: what occurs more than once.
         num_leaks: images of a training split that a validation or test split holds, too.
     """
 
     files: tuple[str, ...]
     num_images: tuple[int, ...]
-    duplicates: tuple[tuple[Place, ...], ...]
+    places: tuple[tuple[Place, ...], ...]
     num_blank: int
-    overlaps: dict[tuple[int, int], tuple[int, int, int]]
+    overlaps: dict[tuple[int, int], Overlap]
     num_leaks: int
 
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values, as `compare --json` prints them."""
+        return {
+            "files": list(self.files),
+            "images": list(self.num_images),
+            "blank": self.num_blank,
+            "leaks": self.num_leaks,
+            "overlaps": [{"files": list(pair), **overlap._asdict()} for pair, overlap in self.overlaps.items()],
+            "duplicates": [
+                [{**place._asdict(), "split": place.split.name.lower()} for place in places]
+                for places in self.places
+            ],
+        }
 
-def compare(paths: Sequence[Path]) -> Comparison:
-    """Compare the image digests of study files with each other, and of each file within itself.
+
+def find_duplicates(paths: Sequence[Path]) -> Duplicates:
+    """Compare the image digests of study files with each other, and within each file.
 
     Raises:
         DataError: the files were made by different pixel pipelines, so that equal images differ.
@@ -86,81 +108,58 @@ def compare(paths: Sequence[Path]) -> Comparison:
                         num_blank += 1
                     else:
                         places[digest].append(Place(number, study, image, split))
-    duplicates = tuple(sorted(tuple(found) for found in places.values() if len(found) > 1))
-    return Comparison(
+    duplicates = tuple(sorted(tuple(repeated) for repeated in places.values() if len(repeated) > 1))
+    return Duplicates(
         files=tuple(map(str, paths)),
         num_images=tuple(num_images),
-        duplicates=duplicates,
+        places=duplicates,
         num_blank=num_blank,
         overlaps=_overlaps(duplicates, patients),
-        num_leaks=sum(
-            any(place.split is Split.TRAIN for place in found)
-            and any(place.split is not Split.TRAIN for place in found)
-            for found in duplicates
-        ),
+        num_leaks=sum(len({place.split is Split.TRAIN for place in repeated}) == 2 for repeated in duplicates),
     )
 
 
 def _overlaps(
     duplicates: Sequence[Sequence[Place]], patients: Sequence[Sequence[str]]
-) -> dict[tuple[int, int], tuple[int, int, int]]:
+) -> dict[tuple[int, int], Overlap]:
     shared: dict[tuple[int, int], set[Place]] = defaultdict(set)
-    for found in duplicates:
-        for place in found:
-            for other in found:
-                if place != other and place.file <= other.file:
-                    shared[place.file, other.file].add(place)
+    for repeated in duplicates:
+        for place, other in permutations(repeated, 2):
+            if place.file <= other.file:
+                shared[place.file, other.file].add(place)
     return {
-        pair: (
-            len(held),
-            len({place.study for place in held}),
-            len({patients[pair[0]][place.study] for place in held}),
+        (file, other): Overlap(
+            images=len(places),
+            studies=len({place.study for place in places}),
+            patients=len({patients[file][place.study] for place in places}),
         )
-        for pair, held in sorted(shared.items())
+        for (file, other), places in sorted(shared.items())
     }
 
 
-def as_values(found: Comparison) -> dict[str, Any]:
-    """Return a comparison as plain values, for JSON."""
-    return {
-        "files": list(found.files),
-        "images": list(found.num_images),
-        "blank": found.num_blank,
-        "leaks": found.num_leaks,
-        "overlaps": [
-            {"files": list(pair), "images": images, "studies": studies, "patients": patients}
-            for pair, (images, studies, patients) in found.overlaps.items()
-        ],
-        "duplicates": [
-            [{"file": p.file, "study": p.study, "image": p.image, "split": p.split.name.lower()} for p in places]
-            for places in found.duplicates
-        ],
-    }
-
-
-def print_comparison(found: Comparison) -> None:
-    """Print what was found as tables on standard output: files and indices, never an identifier."""
+def print_duplicates(duplicates: Duplicates) -> None:
+    """Print duplicates as tables on standard output: files and indices, never an identifier."""
     from rich.table import Column, Table
 
     from cxr_hvd.console import Console
 
     console = Console(highlight=False)
-    names = [chr(ord("A") + number % 26) for number in range(len(found.files))]
-    for name, file, num in zip(names, found.files, found.num_images, strict=True):
+    names = [chr(ord("A") + number % 26) for number in range(len(duplicates.files))]
+    for name, file, num in zip(names, duplicates.files, duplicates.num_images, strict=True):
         console.print(f"{name}: {file}: {num:,} images", soft_wrap=True)
-    if found.num_blank:
-        console.print(f"passed over: {found.num_blank:,} images of one shade")
-    if not found.duplicates:
+    if duplicates.num_blank:
+        console.print(f"passed over: {duplicates.num_blank:,} images of one shade")
+    if not duplicates.places:
         console.print("no image occurs twice")
         return
-    table = Table("where", *[Column(what, justify="right") for what in ("images", "studies", "patients")])
-    for (one, other), counts in found.overlaps.items():
+    table = Table("where", *[Column(field, justify="right") for field in Overlap._fields])
+    for (one, other), overlap in duplicates.overlaps.items():
         where = f"twice in {names[one]}" if one == other else f"in {names[one]} and {names[other]}"
-        table.add_row(where, *[f"{count:,}" for count in counts])
+        table.add_row(where, *[f"{count:,}" for count in overlap])
     console.print(table)
-    console.print(f"{found.num_leaks:,} images are in a training split and in a validation or test split")
-    for places in found.duplicates[:_MAX_ROWS]:
-        said = (f"{names[p.file]} study {p.study} image {p.image} ({p.split.name.lower()})" for p in places)
-        console.print("  " + " = ".join(said), soft_wrap=True)
-    if len(found.duplicates) > _MAX_ROWS:
-        console.print(f"  ... and {len(found.duplicates) - _MAX_ROWS:,} more; --json prints all")
+    console.print(f"{duplicates.num_leaks:,} images are in a training split and in a validation or test split")
+    for places in duplicates.places[:_MAX_ROWS]:
+        texts = (f"{names[p.file]} study {p.study} image {p.image} ({p.split.name.lower()})" for p in places)
+        console.print("  " + " = ".join(texts), soft_wrap=True)
+    if len(duplicates.places) > _MAX_ROWS:
+        console.print(f"  ... and {len(duplicates.places) - _MAX_ROWS:,} more; --json prints all")

@@ -1,4 +1,4 @@
-"""Whether a study file is undamaged: every digest once more, on all cores."""
+"""Check that a study file is undamaged: compute every digest once more, on all cores."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +13,12 @@ from preprocess.parallel.progress import Progress
 _STUDIES_PER_TASK = 64
 
 
-def verify(path: Path, progress: Progress, num_threads: int | None = None) -> tuple[int, int]:
+def verify_digests(path: Path, progress: Progress, num_threads: int | None = None) -> tuple[int, int]:
     """Read every image of a study file and compare it with its digest.
 
     Args:
         path: the study file; opening it checks its tables.
-        progress: told of the images that were compared.
+        progress: counts the images that were compared.
         num_threads: as many as this process may use cores, unless given.
 
     Returns:
@@ -48,6 +48,6 @@ def verify(path: Path, progress: Progress, num_threads: int | None = None) -> tu
                 progress.advance(done)
         num_studies = len(file)
     if damaged:
-        first = min(damaged, key=lambda one: one[0])[1]
+        first = min(damaged, key=lambda study: study[0])[1]
         raise StudyFileError(f"{first} ({len(damaged):,} of {num_studies:,} studies are damaged)")
     return num_studies, num_images
