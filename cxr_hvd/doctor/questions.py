@@ -1,4 +1,4 @@
-"""Asking: what packages, launchers and the machine say of themselves, each within a time limit."""
+"""The questions: ask packages, launchers and the machine for versions and parts, each within a time limit."""
 
 import json
 import os
@@ -11,21 +11,40 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-Answer = Mapping[str, Any]
-"""What a question printed as JSON, or {"error": "one line"}."""
+
+class Answer(TypedDict, total=False):
+    """The JSON of a question: `error` in one line, or the other keys of that question."""
+
+    error: str
+    version: str
+    cuda: str | bool | None  # torch: the CUDA version that it is built for; Horovod: whether it is built with CUDA
+    gpus: list[str]
+    works: bool
+    built_for: str | None  # Horovod: the version of torch
+    torch: str
+    mpi: bool
+    gloo: bool
+    nccl: bool
+    libmpi: list[str]  # real paths of the MPI libraries that are loaded
+    library: str  # mpi4py: the MPI library's version text
+    hdf5: str
+    versions: dict[str, str]
+    path: str
+    ranks: list[tuple[int, float]]
+
 
 LAUNCH_LIMIT_S = 60.0  # two ranks need 5 s on two busy cores
 QUESTION_LIMIT_S = 60.0
 GRACE_S = 5.0  # for a launcher to end its ranks
 
-# Each question is a program that prints one line of JSON. Horovod's is a string here for a second reason: only
-# cxr_hvd.comm.communicator imports Horovod into this program.
+# Each question is a program that prints one line of JSON. A new process runs it, and only
+# cxr_hvd.comm.communicator may import Horovod into this program, so the programs are texts.
 _LIBMPI = """
 def libmpi():
-    found = re.findall(r"/\\S*/libmpi\\.so\\S*", open("/proc/self/maps").read())
-    return sorted({os.path.realpath(path) for path in found})
+    paths = re.findall(r"/\\S*/libmpi\\.so\\S*", open("/proc/self/maps").read())
+    return sorted({os.path.realpath(path) for path in paths})
 """
 QUESTIONS = {
     "torch": """
@@ -74,7 +93,7 @@ print(json.dumps({"versions": {m.__name__: m.__version__ for m in (numpy, pydant
 """,
 }
 
-# Written by every rank, without a newline inside: launchers cut lines apart, not writes.
+# Every rank writes its line in one call, so that launchers do not mix the lines of ranks.
 TWO_RANKS = """
 import os, torch, horovod.torch as hvd
 hvd.init()
@@ -85,10 +104,10 @@ hvd.shutdown()
 
 
 def run_bounded(command: list[str], limit_s: float) -> tuple[int | None, str]:
-    """Run a command with all that it starts, for a limited time.
+    """Run a command in a session of its own, for a limited time; then end all that is left of the session.
 
     Returns:
-        Its exit status, or None where it was stopped at the limit; and its output, errors included.
+        The exit status, or None at the time limit; and standard output with standard error.
     """
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(
@@ -111,25 +130,26 @@ def run_bounded(command: list[str], limit_s: float) -> tuple[int | None, str]:
 
 
 def ask(program: str, limit_s: float = QUESTION_LIMIT_S) -> Answer:
-    """Run a Python program of its own and return the JSON that it prints last, or its `error` in one line."""
+    """Run a program in a new Python process; return the JSON of its last line, or its `error` in one line."""
     status, output = run_bounded([sys.executable, "-c", program], limit_s)
     lines = output.strip().splitlines()
     if status == 0 and lines:
         answer: Answer = json.loads(lines[-1])
         return answer
-    return {"error": _last_words(status, lines, limit_s)}
+    return {"error": _failure(status, lines, limit_s)}
 
 
 def ask_mpirun() -> Answer:
-    """Return `path` and `version` (make and number, as it says them) of the mpirun on PATH, or an `error`."""
+    """Return `path` and `version` (make and number) of the mpirun on PATH, or an `error`."""
     path = shutil.which("mpirun")
     if path is None:
         return {"error": "no mpirun on PATH"}
     status, output = run_bounded([path, "--version"], QUESTION_LIMIT_S)
     lines = output.strip().splitlines()
     if status != 0 or not lines:
-        return {"error": f"{path} --version: {_last_words(status, lines, QUESTION_LIMIT_S)}"}
-    numbered = next((line for line in lines if numbers_in(line)), "")  # MPICH's Hydra says it on its second line
+        return {"error": f"{path} --version: {_failure(status, lines, QUESTION_LIMIT_S)}"}
+    # MPICH's Hydra prints the number on its second line.
+    numbered = next((line for line in lines if numbers_in(line)), "")
     return {"path": path, "version": lines[0] if numbered == lines[0] else f"{lines[0]} {numbered.strip()}"}
 
 
@@ -143,13 +163,13 @@ def mpirun_command(mpirun: Answer) -> list[str]:
 
 def horovodrun_command() -> list[str]:
     """Return the command that starts two ranks with Horovod's launcher over Gloo, or an empty list."""
-    beside = Path(sys.executable).with_name("horovodrun")
-    path = str(beside) if beside.exists() else shutil.which("horovodrun")
+    in_environment = Path(sys.executable).with_name("horovodrun")
+    path = str(in_environment) if in_environment.exists() else shutil.which("horovodrun")
     return [path, "--gloo", "-np", "2"] if path else []
 
 
 def launch(launcher: list[str], limit_s: float = LAUNCH_LIMIT_S) -> Answer:
-    """Start two ranks that add up their numbers; return `ranks`, each rank's (size, sum), or an `error`."""
+    """Start two ranks that sum 1 and 2; return `ranks`, (size, sum) of every rank, or an `error`."""
     if not launcher:
         return {"error": "its launcher is not on PATH"}
     with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +177,7 @@ def launch(launcher: list[str], limit_s: float = LAUNCH_LIMIT_S) -> Answer:
         program.write_text(TWO_RANKS)
         status, output = run_bounded([*launcher, sys.executable, str(program)], limit_s)
     if status != 0:
-        return {"error": _last_words(status, output.strip().splitlines(), limit_s)}
+        return {"error": _failure(status, output.strip().splitlines(), limit_s)}
     ranks = [(int(size), float(total)) for size, total in re.findall(r"size=(\d+) sum=([\d.]+)", output)]
     return {"ranks": ranks}
 
@@ -184,23 +204,23 @@ def numbers_in(text: str) -> tuple[int, ...]:
 
 
 def _launch_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without what an enclosing launcher left, which would make ranks join that job."""
+    """Return the environment without an enclosing launcher's variables, which would make ranks join its job."""
     foreign = re.compile(
         r"^(OMPI_(?!MCA_|ALLOW_)|PMIX_|PMI_|PRTE_|HOROVOD_(RANK|SIZE|LOCAL|CROSS|GLOO|CONTROLLER))"
     )
     kept = {name: value for name, value in environ.items() if not foreign.match(name)}
-    # Two ranks are to run on one core too, and beside busy neighbours: Open MPI spins while it waits.
-    gentle = {
+    # Two ranks may share one core with other work, and Open MPI spins while it waits.
+    defaults = {
         "OMPI_MCA_rmaps_base_oversubscribe": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
         "OMPI_MCA_mpi_yield_when_idle": "1",
         "OMP_NUM_THREADS": "1",
     }
-    return gentle | kept
+    return defaults | kept
 
 
 def _end_session(process: "subprocess.Popen[bytes]") -> None:
-    """End a command and what it left running. Launchers end their ranks when asked to, so they are asked first."""
+    """End a command and the rest of its session: SIGTERM first, since launchers then end their ranks."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
@@ -210,10 +230,10 @@ def _end_session(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _last_words(status: int | None, lines: list[str], limit_s: float) -> str:
-    """Return in one line why a command failed: the last line that speaks of an error, else the last line."""
+def _failure(status: int | None, lines: list[str], limit_s: float) -> str:
+    """Return in one line why a command failed: the last line about an error, or else the last line."""
     if status is None:
         return f"no answer within {limit_s:.0f} s"
-    telling = [line for line in lines if re.search(r"error|cannot|not found|failed", line, re.I)]
-    line = (telling or lines or ["no output"])[-1]
+    errors = [line for line in lines if re.search(r"error|cannot|not found|failed", line, re.I)]
+    line = (errors or lines or ["no output"])[-1]
     return f"{line.strip()[:300]} (exit status {status})"

@@ -1,4 +1,4 @@
-"""Judging: from answers to findings, each with what mends it. Pure."""
+"""The verdicts: turn answers into findings, with the command that mends a fault. Pure."""
 
 import re
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ Status = Literal["ok", "warn", "fail"]
 MIN_PYTHON = (3, 11)
 MIN_TORCH = (2, 9)
 SCARCE_DISK_GB, ENOUGH_DISK_GB = 1.0, 10.0
-ENOUGH_SHM_MIB = 128  # containers give 64 unless told otherwise; MPI puts its buffers there
+ENOUGH_SHM_MIB = 128  # the default of containers is 64; MPI puts its buffers there
 
 SETUP = "make setup"
 MPI_PACKAGES = "apt-get install -y openmpi-bin libopenmpi-dev && make setup"
-# What mends a finding where the package was installed without its sources, and so without a Makefile.
+# The mending commands where the package was installed without its sources, and so without a Makefile.
 BUILD_HOROVOD = (
     "make setup in a clone of the sources: it builds Horovod for the torch that is there, pip alone does not"
 )
@@ -39,43 +39,44 @@ NO_HOROVOD = "No module named 'horovod'"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: What was looked at.
+        name: the part of the machine.
         status: `ok`, `warn` (works, but not as well as it could) or `fail` (training will not run).
-        found: What was found, in one line.
-        mend: The command that mends it; None where nothing is to be mended.
+        detail: versions, sizes or the error, in one line.
+        mend: the command that mends it; None where all is in order.
     """
 
     name: str
     status: Status
-    found: str
+    detail: str
     mend: str | None = None
 
 
 def judge_python(version: tuple[int, ...]) -> Finding:
     """Judge the interpreter's version."""
-    found = ".".join(map(str, version))
+    detail = ".".join(map(str, version))
     if version[:2] < MIN_PYTHON:
         return Finding(
-            "Python", "fail", f"{found}, expected 3.11 or newer", f"tools/install.sh --python PY  ({SETUP})"
+            "Python", "fail", f"{detail}, expected 3.11 or newer", f"tools/install.sh --python PY  ({SETUP})"
         )
-    return Finding("Python", "ok", found)
+    return Finding("Python", "ok", detail)
 
 
 def judge_torch(answer: Answer) -> Finding:
-    """Judge torch: it imports, and is not too old."""
+    """Judge torch: it imports and is new enough."""
     if "error" in answer:
         return Finding("torch", "fail", answer["error"], SETUP)
-    found = f"{answer['version']}, built for {'CUDA ' + answer['cuda'] if answer['cuda'] else 'processors only'}"
+    target = f"CUDA {answer['cuda']}" if answer["cuda"] else "processors only"
+    detail = f"{answer['version']}, built for {target}"
     if numbers_in(answer["version"])[:2] < MIN_TORCH:
-        return Finding("torch", "fail", f"{found}; expected 2.9 or newer", SETUP)
-    return Finding("torch", "ok", found)
+        return Finding("torch", "fail", f"{detail}; expected 2.9 or newer", SETUP)
+    return Finding("torch", "ok", detail)
 
 
 def judge_works(name: str, answer: Answer) -> Finding:
-    """Judge a package whose question computed something small with a known result."""
+    """Judge a package by a small computation with a known result."""
     if "error" in answer:
         return Finding(name, "fail", answer["error"], SETUP)
     if not answer["works"]:
@@ -84,51 +85,52 @@ def judge_works(name: str, answer: Answer) -> Finding:
 
 
 def judge_horovod(answer: Answer) -> Finding:
-    """Judge Horovod: built for the torch that is installed, with both controllers."""
-    if is_missing(answer):
-        found = "not installed: one site alone trains without it (--site NAME), several ranks need it"
-        return Finding("Horovod", "warn", found, SETUP)
+    """Judge Horovod: built for the installed torch, with both controllers (MPI and Gloo)."""
+    if is_not_installed(answer):
+        detail = "not installed: one site alone trains without it (--site NAME), several ranks need it"
+        return Finding("Horovod", "warn", detail, SETUP)
     if "error" in answer:
         return Finding("Horovod", "fail", answer["error"], SETUP)
-    parts = [name for name in ("mpi", "gloo", "nccl", "cuda") if answer[name]]
-    found = f"{answer['version']} for torch {answer['built_for']} with {', '.join(parts) or 'nothing'}"
+    parts = [name for name in ("mpi", "gloo", "nccl", "cuda") if answer.get(name)]
+    detail = f"{answer['version']} for torch {answer['built_for']} with {', '.join(parts) or 'nothing'}"
     if answer["built_for"] != answer["torch"]:
-        return Finding("Horovod", "fail", f"{found}; torch is {answer['torch']}", SETUP)
+        return Finding("Horovod", "fail", f"{detail}; torch is {answer['torch']}", SETUP)
     if not (answer["mpi"] and answer["gloo"]):
-        return Finding("Horovod", "fail", f"{found}; expected mpi and gloo", MPI_PACKAGES)
-    return Finding("Horovod", "ok", found)
+        return Finding("Horovod", "fail", f"{detail}; expected mpi and gloo", MPI_PACKAGES)
+    return Finding("Horovod", "ok", detail)
 
 
 def judge_mpirun(answer: Answer) -> Finding:
-    """Judge the MPI launcher: there is one."""
+    """Judge the MPI launcher: one is on PATH."""
     if "error" in answer:
         return Finding("mpirun", "fail", f"{answer['error']}, expected one (or load its module)", MPI_PACKAGES)
     return Finding("mpirun", "ok", f"{answer['version']} at {answer['path']}")
 
 
 def judge_mpi4py(answer: Answer, mpirun: Answer, horovod: Answer) -> Finding:
-    """Judge mpi4py: one and the same MPI library for mpi4py, Horovod and mpirun."""
+    """Judge mpi4py: it uses the same MPI library as Horovod and mpirun."""
     if "error" in answer:
         return Finding("mpi4py", "fail", answer["error"], SETUP)
     library = re.split(r"[,\n]", answer["library"])[0].strip()
-    found = f"{answer['version']} on {library}"
-    if "error" not in mpirun and _mpi(library) != _mpi(mpirun["version"]):
-        return Finding("mpi4py", "fail", f"{found}, but mpirun is {mpirun['version']}", SETUP)
+    detail = f"{answer['version']} on {library}"
+    if "error" not in mpirun and _make_and_version(library) != _make_and_version(mpirun["version"]):
+        return Finding("mpi4py", "fail", f"{detail}, but mpirun is {mpirun['version']}", SETUP)
     if "error" not in horovod and horovod["mpi"] and horovod["libmpi"] != answer["libmpi"]:
-        theirs, ours = horovod["libmpi"], answer["libmpi"]
-        return Finding("mpi4py", "fail", f"{found} loads {ours}, Horovod loads {theirs}", SETUP)
-    return Finding("mpi4py", "ok", found)
+        return Finding(
+            "mpi4py", "fail", f"{detail} loads {answer['libmpi']}, Horovod loads {horovod['libmpi']}", SETUP
+        )
+    return Finding("mpi4py", "ok", detail)
 
 
 def judge_h5py(answer: Answer) -> Finding:
-    """Judge h5py."""
+    """Judge h5py: it imports."""
     if "error" in answer:
         return Finding("h5py", "fail", answer["error"], SETUP)
     return Finding("h5py", "ok", f"{answer['version']} on HDF5 {answer['hdf5']}")
 
 
 def judge_libraries(answer: Answer) -> Finding:
-    """Judge the libraries that only have to be there."""
+    """Judge the libraries that need no more than an import."""
     if "error" in answer:
         return Finding("libraries", "fail", answer["error"], SETUP)
     return Finding(
@@ -137,7 +139,7 @@ def judge_libraries(answer: Answer) -> Finding:
 
 
 def judge_gpu(torch: Answer, has_driver: bool) -> Finding:
-    """Judge the GPUs: none is in order, one that torch cannot use is not."""
+    """Judge the GPUs: no GPU is in order, a GPU that torch cannot use is not."""
     gpus = torch.get("gpus", [])
     if gpus:
         return Finding("GPU", "ok", f"{len(gpus)}: {', '.join(sorted(set(gpus)))}")
@@ -151,9 +153,9 @@ def judge_gpu(torch: Answer, has_driver: bool) -> Finding:
 
 
 def judge_nccl(torch: Answer, horovod: Answer) -> Finding:
-    """Judge whether Horovod exchanges between GPUs directly."""
+    """Judge NCCL: with GPUs, Horovod should be built with it."""
     if "error" in horovod:
-        return Finding("NCCL", "fail", "cannot be told, Horovod does not import", SETUP)
+        return Finding("NCCL", "fail", "unknown, Horovod does not import", SETUP)
     if horovod["nccl"]:
         return Finding("NCCL", "ok", "built into Horovod")
     if torch.get("gpus"):
@@ -167,25 +169,25 @@ def judge_threads(cores: int, omp_num_threads: str | None) -> Finding:
     plural = "core" if cores == 1 else "cores"
     if omp_num_threads is None:
         return Finding("threads", "ok", f"{cores} {plural}, OMP_NUM_THREADS unset")
-    found = f"OMP_NUM_THREADS={omp_num_threads} on {cores} {plural}"
+    detail = f"OMP_NUM_THREADS={omp_num_threads} on {cores} {plural}"
     if not omp_num_threads.isdigit() or not 1 <= int(omp_num_threads) <= cores:
-        return Finding("threads", "warn", f"{found}, expected 1 to {cores}", f"export OMP_NUM_THREADS={cores}")
-    return Finding("threads", "ok", found)
+        return Finding("threads", "warn", f"{detail}, expected 1 to {cores}", f"export OMP_NUM_THREADS={cores}")
+    return Finding("threads", "ok", detail)
 
 
 def judge_disk(folder: str, free_gb: float) -> Finding:
     """Judge the free space (1e9 bytes) of the disk that runs are written to."""
-    found = f"{free_gb:.1f} GB free in {folder}"
+    detail = f"{free_gb:.1f} GB free in {folder}"
     if free_gb < ENOUGH_DISK_GB:
         status: Status = "fail" if free_gb < SCARCE_DISK_GB else "warn"
         return Finding(
-            "disk", status, f"{found}, expected {ENOUGH_DISK_GB:.0f}", f"du -xh --max-depth=1 {folder} | sort -h"
+            "disk", status, f"{detail}, expected {ENOUGH_DISK_GB:.0f}", f"du -xh --max-depth=1 {folder} | sort -h"
         )
-    return Finding("disk", "ok", found)
+    return Finding("disk", "ok", detail)
 
 
 def judge_shm(size_mib: int | None) -> Finding:
-    """Judge the shared memory through which the ranks of one machine talk; None where there is none."""
+    """Judge the shared memory that MPI uses between ranks of a machine; None where there is none."""
     mend = "mount -o remount,size=1g /dev/shm  (in Docker: docker run --shm-size=1g ...)"
     if size_mib is None:
         return Finding("/dev/shm", "warn", f"not there, expected {ENOUGH_SHM_MIB} MiB or more", mend)
@@ -195,7 +197,7 @@ def judge_shm(size_mib: int | None) -> Finding:
 
 
 def judge_launch(name: str, answer: Answer) -> Finding:
-    """Judge two ranks that held 1 and 2: both have to see two ranks, and the sum 3."""
+    """Judge the sum of 1 and 2 over two ranks: both must report two ranks and the sum 3."""
     if "error" in answer:
         return Finding(name, "fail", answer["error"], SETUP)
     ranks = [tuple(rank) for rank in answer["ranks"]]
@@ -206,18 +208,18 @@ def judge_launch(name: str, answer: Answer) -> Finding:
     return Finding(name, "fail", f"expected (2 ranks, sum 3.0) twice, found {ranks}", SETUP)
 
 
-def is_missing(horovod: Answer) -> bool:
-    """Return whether Horovod is not installed at all, which is no fault where nobody trains with others."""
+def is_not_installed(horovod: Answer) -> bool:
+    """Return whether Horovod is not installed at all, which is no fault where one site trains alone."""
     return NO_HOROVOD in str(horovod.get("error", ""))
 
 
-def fit(findings: Sequence[Finding], has_makefile: bool, has_horovod: bool) -> list[Finding]:
-    """Return the findings as they hold for this installation.
+def fit_to_installation(findings: Sequence[Finding], has_makefile: bool, has_horovod: bool) -> list[Finding]:
+    """Adapt findings to an installation without Horovod or without a Makefile.
 
     Args:
-        findings: as judged for one that `make setup` made.
-        has_makefile: whether there is a Makefile to mend things by.
-        has_horovod: whether Horovod is installed; what only several ranks need keeps nothing from running without.
+        findings: the verdicts for an installation by `make setup`.
+        has_makefile: whether `make` can mend; where not, another command is named.
+        has_horovod: whether Horovod is installed; where not, parts that only several ranks need are no failure.
     """
     fitted = []
     for finding in findings:
@@ -229,7 +231,7 @@ def fit(findings: Sequence[Finding], has_makefile: bool, has_horovod: bool) -> l
     return fitted
 
 
-def _mpi(text: str) -> tuple[str, tuple[int, ...]]:
-    """Return an MPI's make and version from what its library or its launcher says of itself."""
+def _make_and_version(text: str) -> tuple[str, tuple[int, ...]]:
+    """Return an MPI's make and version from the version text of its library or launcher."""
     make = next((make for make in ("Open MPI", "Intel", "MPICH", "HYDRA") if make in text), text)
     return ("MPICH" if make == "HYDRA" else make), numbers_in(text)

@@ -88,7 +88,7 @@ def test_a_horovod_that_does_not_import_is_told_in_one_line(python: Path, tmp_pa
 @pytest.mark.slow
 def test_the_doctor_finds_no_fault_in_it(python: Path) -> None:
     done = run(python, "doctor", "--json")
-    findings = {each["name"]: each for each in json.loads(done.stdout)}
+    findings = {finding["name"]: finding for finding in json.loads(done.stdout)}
     assert done.returncode == 0, findings
     assert findings["Horovod"]["status"] == "warn" and "--site" in findings["Horovod"]["found"]
     assert not any(name.startswith("two ranks") for name in findings)
@@ -97,17 +97,17 @@ def test_the_doctor_finds_no_fault_in_it(python: Path) -> None:
 @pytest.mark.parametrize("name", [*verdicts.WITHOUT_MAKEFILE, "NCCL", "two ranks, mpirun"])
 def test_without_a_makefile_nothing_is_mended_by_one(name: str) -> None:
     judged = Finding(name, "fail", "broken", verdicts.MPI_PACKAGES)
-    [fitted] = verdicts.fit([judged], has_makefile=False, has_horovod=True)
+    [fitted] = verdicts.fit_to_installation([judged], has_makefile=False, has_horovod=True)
     assert (fitted.mend and not fitted.mend.startswith(("make", "tools"))) or "clone of the sources" in str(
         fitted.mend
     )
-    assert verdicts.fit([judged], has_makefile=True, has_horovod=True) == [judged]
+    assert verdicts.fit_to_installation([judged], has_makefile=True, has_horovod=True) == [judged]
     asks_for_space = Finding("disk", "warn", "full", "du -xh")
-    assert verdicts.fit([asks_for_space], has_makefile=False, has_horovod=True) == [asks_for_space]
+    assert verdicts.fit_to_installation([asks_for_space], has_makefile=False, has_horovod=True) == [asks_for_space]
 
 
 def test_what_one_rank_needs_is_a_fault_all_the_same() -> None:
     missing = {"error": f"ModuleNotFoundError: {verdicts.NO_HOROVOD} (exit status 1)"}
     several = [verdicts.judge_horovod(missing), verdicts.judge_nccl({}, missing), verdicts.judge_mpirun(missing)]
-    fitted = verdicts.fit([*several, BROKEN], has_makefile=True, has_horovod=False)
+    fitted = verdicts.fit_to_installation([*several, BROKEN], has_makefile=True, has_horovod=False)
     assert [finding.status for finding in fitted] == ["warn", "warn", "warn", "fail"]

@@ -97,7 +97,7 @@ WARNING: list[tuple[Finding, str]] = [
 ]
 
 
-@pytest.mark.parametrize("finding", HEALTHY, ids=lambda finding: f"{finding.name}: {finding.found}")
+@pytest.mark.parametrize("finding", HEALTHY, ids=lambda finding: f"{finding.name}: {finding.detail}")
 def test_what_is_in_order_is_ok_and_needs_no_mending(finding: Finding) -> None:
     assert (finding.status, finding.mend) == ("ok", None)
 
@@ -106,15 +106,15 @@ def test_what_is_in_order_is_ok_and_needs_no_mending(finding: Finding) -> None:
     ("finding", "status", "says"),
     [(finding, "fail", says) for finding, says in FAILING]
     + [(finding, "warn", says) for finding, says in WARNING],
-    ids=lambda value: getattr(value, "found", None),
+    ids=lambda value: getattr(value, "detail", None),
 )
 def test_what_is_not_in_order_says_so_in_one_line_and_what_mends_it(
     finding: Finding, status: str, says: str
 ) -> None:
     assert finding.status == status
-    assert says in finding.found
+    assert says in finding.detail
     assert finding.mend
-    assert "\n" not in finding.found + finding.mend
+    assert "\n" not in finding.detail + finding.mend
 
 
 def test_question_that_crashes_is_an_answer() -> None:
@@ -158,7 +158,7 @@ def test_mpirun_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     )
     (tmp_path / "mpirun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    assert "libopen-rte" in verdicts.judge_mpirun(questions.ask_mpirun()).found
+    assert "libopen-rte" in verdicts.judge_mpirun(questions.ask_mpirun()).detail
 
 
 def test_number_of_mpich_is_on_its_second_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_launcher_whose_ranks_do_not_see_each_other(monkeypatch: pytest.MonkeyPa
     launcher.write_text('#!/bin/sh\nshift 0\n"$@"\n"$@"\n')
     launcher.chmod(0o755)
     monkeypatch.setattr(questions, "TWO_RANKS", "print('size=1 sum=1.0')")
-    assert "only itself" in verdicts.judge_launch("two ranks", questions.launch([str(launcher)])).found
+    assert "only itself" in verdicts.judge_launch("two ranks", questions.launch([str(launcher)])).detail
 
 
 def test_another_torch_beside_horovod_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_another_torch_beside_horovod_is_found(monkeypatch: pytest.MonkeyPatch, 
     findings = {finding.name: finding for finding in doctor.examine(launches=False)}
     for name in ("torch", "torchvision", "Horovod"):
         assert findings[name].status == "fail"
-        assert "torch is broken here" in findings[name].found
+        assert "torch is broken here" in findings[name].detail
         assert findings[name].mend == "make setup"
     assert findings["h5py"].status == "ok"
     assert doctor.has_failed(list(findings.values()))
