@@ -14,7 +14,8 @@ from cxr_hvd.comm.communicator import Communicator, allgather_text, together
 from cxr_hvd.comm.device import choose_device, set_threads
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.config.schema import Config
-from cxr_hvd.data.loader import StudySet, threads_for
+from cxr_hvd.data.loader import threads_for
+from cxr_hvd.data.studies import StudySet
 from cxr_hvd.errors import StudyFileError, UsageError
 from cxr_hvd.models.build import build_model
 from cxr_hvd.monitor.results_file import RESULTS, Bounds, MeanIntervals, ResultIntervals, SiteResults
