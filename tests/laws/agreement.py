@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cxr_hvd.comm.communicator import HorovodComm, allgather_text, gather, together
+from cxr_hvd.comm.communicator import HorovodComm, allgather, allgather_text, together
 from cxr_hvd.comm.contract import check_contract, gather_digests
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.key import prove_key
 from cxr_hvd.comm.sites import bind
 from cxr_hvd.comm.step_status import StepStatus, StopReason, Writing, begin_statuses
@@ -43,10 +44,10 @@ def a_failure_on_one_rank_is_a_verdict_on_all(comm: HorovodComm, folder: Path) -
 def a_difference_is_named_with_sites_and_values_on_every_rank(comm: HorovodComm, folder: Path) -> None:
     topology = one_rank_a_site(comm)
     items = {"config.seed": "1", "label order": "a, b", "version of torch": "2.14.1"}
-    check_contract(comm, topology, items)
+    check_contract(Job(comm, topology), items)
     if comm.rank == 1:
         items["label order"] = "b, a"
-    action = lambda: check_contract(comm, topology, items)  # noqa: E731
+    action = lambda: check_contract(Job(comm, topology), items)  # noqa: E731
     fails_with(ContractError, "label order", action)
     fails_with(ContractError, "'b, a' at site site1, rank 1", action)
 
@@ -58,7 +59,7 @@ def a_difference_in_any_item_is_named_on_every_rank_within_seconds(comm: Horovod
     data = open_training_data(config, topology)
     model = fresh_model()
     items = contract_items(config, plan_sharing(config, tensor_specs(model)), model, data)
-    check_contract(comm, topology, items)
+    check_contract(Job(comm, topology), items)
     wanted = ["label order", "config.seed", "config.sharing.every", "version of torch", "plan order"]
     assert not set(wanted) - set(items)
     assert any(name.startswith("pixel pipeline") for name in items)
@@ -68,10 +69,10 @@ def a_difference_in_any_item_is_named_on_every_rank_within_seconds(comm: Horovod
         started = time.monotonic()
         own = items | {name: "something else"} if comm.rank == 1 else items
         fails_with(
-            ContractError, f"the sites differ on {name}", lambda own=own: check_contract(comm, topology, own)
+            ContractError, f"the sites differ on {name}", lambda own=own: check_contract(Job(comm, topology), own)
         )
         without = {key: value for key, value in items.items() if key != name} if comm.rank == 0 else items
-        action: Callable[[], None] = lambda without=without: check_contract(comm, topology, without)  # noqa: E731
+        action: Callable[[], None] = lambda without=without: check_contract(Job(comm, topology), without)  # noqa: E731
         fails_with(ContractError, f"the sites differ on {name}", action)
         assert time.monotonic() - started < 10
     for site in data.files:
@@ -81,10 +82,10 @@ def a_difference_in_any_item_is_named_on_every_rank_within_seconds(comm: Horovod
 @law(day="mpirun-2 mpirun-3", night="gloo-2 mpirun-2-densenet121")
 def ranks_prove_the_same_key_or_all_stop(comm: HorovodComm, folder: Path) -> None:
     topology = one_rank_a_site(comm)
-    digests = gather_digests(comm, {"a": "1"})
+    digests = gather_digests(Job(comm, topology), {"a": "1"})
 
     def prove(key: bytes | None, of: torch.Tensor = digests) -> None:
-        prove_key(comm, topology, key, of)
+        prove_key(Job(comm, topology), key, of)
 
     prove(None)
     prove(b"the same for all")
@@ -136,7 +137,7 @@ def texts_of_any_length_arrive_whole(comm: HorovodComm, folder: Path) -> None:
 @law(day="mpirun-2", slow="gloo-2", night="mpirun-2 gloo-2 mpirun-3")
 def every_rank_hears_every_pulse(comm: HorovodComm, folder: Path) -> None:
     own = StepStatus(0.5 + comm.rank, 2.0, comm.rank != 1, StopReason(comm.rank % 4), Writing.WRITTEN)
-    pulses = begin_statuses(comm, own)()
+    pulses = begin_statuses(Job(comm, one_rank_a_site(comm)), own)()
     assert pulses[comm.rank] == own
     assert [pulse.loss for pulse in pulses] == [0.5 + rank for rank in range(comm.num_ranks)]
     assert [pulse.is_finite for pulse in pulses] == [rank != 1 for rank in range(comm.num_ranks)]
@@ -144,7 +145,7 @@ def every_rank_hears_every_pulse(comm: HorovodComm, folder: Path) -> None:
 
 @law(day="mpirun-2 gloo-2", night="gloo-2 mpirun-2-densenet121")
 def a_frozen_peer_does_not_stop_python(comm: HorovodComm, folder: Path) -> None:
-    pids = gather(comm, torch.tensor([os.getpid()]), "verdict.process ids").flatten().tolist()
+    pids = allgather(comm, torch.tensor([os.getpid()]), "verdict.process ids").flatten().tolist()
     if comm.rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
     if comm.rank == 0:
@@ -161,7 +162,7 @@ def a_frozen_peer_does_not_stop_python(comm: HorovodComm, folder: Path) -> None:
 
         thread = threading.Thread(target=tick_then_thaw)
         thread.start()
-    gather(comm, torch.zeros(1), "verdict.handed over while rank 1 is frozen")
+    allgather(comm, torch.zeros(1), "verdict.handed over while rank 1 is frozen")
     if comm.rank == 0:
         thread.join()
         assert max(later - earlier for earlier, later in pairwise(ticks)) < 1.0
@@ -172,4 +173,4 @@ def rank_1_hangs(comm: HorovodComm, folder: Path) -> None:
     """Not a law: what a hanging rank looks like to the tests."""
     if comm.rank == 1:
         time.sleep(10_000)
-    gather(comm, torch.from_numpy(np.zeros(1, dtype=np.float32)), "verdict.waits for rank 1")
+    allgather(comm, torch.from_numpy(np.zeros(1, dtype=np.float32)), "verdict.waits for rank 1")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cxr_hvd.comm.communicator import HorovodComm, allgather_text, together
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.config.file import parse_config
 from cxr_hvd.config.schema import PRESETS, Config, Training
@@ -105,7 +106,7 @@ def averager_of(
     studies: list[int] | None = None,
 ) -> Averager:
     weights = site_weights("studies" if studies else "uniform", studies or [1] * topology.num_sites)
-    return EXCHANGES[plan.exchange](model, plan, comm, topology, weights)
+    return EXCHANGES[plan.exchange](model, plan, Job(comm, topology), weights)
 
 
 def average(averager: Averager, step: int = 0, is_last: bool = False) -> None:

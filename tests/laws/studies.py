@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from cxr_hvd.comm.communicator import HorovodComm, LocalComm, allgather_text, gather
+from cxr_hvd.comm.communicator import HorovodComm, LocalComm, allgather, allgather_text
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.data.studies import open_training_data
 from cxr_hvd.errors import ConfigError
@@ -28,7 +28,7 @@ from tests.laws.parts import (
 @law(day="mpirun-2", night="gloo-2 mpirun-2-densenet121")
 def merged_training_deals_every_study_out_once_a_pass(comm: HorovodComm, folder: Path) -> None:
     config = config_for(folder, comm, experiment="B")
-    gather(comm, torch.zeros(1), "verdict.files are written")
+    allgather(comm, torch.zeros(1), "verdict.files are written")
     data = open_training_data(config, one_rank_a_site(comm))
     mine = [
         position for step in range(data.shuffle.steps_per_epoch) for position, _ in data.shuffle.batch_at(step)
