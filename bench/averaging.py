@@ -192,7 +192,8 @@ def measure_ledger(num_rounds: int) -> list[Figure]:
         ledger.open(Path(folder, "ledger.jsonl"), {"site": "bench"})
         for _ in told["none"]["step"]:
             started = time.perf_counter()
-            for ledger.step in range(1000):
+            for step in range(1000):
+                ledger.begin_step(step)
                 ledger.note("loss", "", (1, 1), "float32", 4, "all", 2, "gather")
                 for each in shared:
                     shape = (each.num_elements,)

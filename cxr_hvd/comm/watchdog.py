@@ -1,4 +1,4 @@
-"""Ends a rank that hangs, or that waits too long for one that does, and says which and where.
+"""End a rank that hangs, or that waits too long for one that does, and say which and where.
 
 Horovod's own stall check does not fire under Gloo, and under MPI it names tensors. Here each rank notes what it
 is doing, and a thread of its own looks at the clock. A rank whose own work takes too long names itself: site,
@@ -9,9 +9,10 @@ where it cannot speak (frozen, cut off), they name who may be meant.
 import faulthandler
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from cxr_hvd.errors import PeerError, TrainingError, leave, print_error
 
@@ -23,7 +24,7 @@ class Doing:
     """What a rank does.
 
     Attributes:
-        what: in words, for example `training` or `waiting for the other ranks in pulse`.
+        what: in words, for example `training` or `waiting for the other ranks in status`.
         is_waiting: whether it waits for other ranks.
         step: the step it is in, from 0; None before the first.
         since: when that began, in seconds since 1970.
@@ -35,29 +36,45 @@ class Doing:
     since: float
 
 
+class Observer(Protocol):
+    """Where a watchdog reports what its rank does. The watching thread calls it; it must not raise."""
+
+    def tick(self, doing: Doing) -> None:
+        """Take what the rank does, about once a second."""
+        ...
+
+    def fail(self, line: str) -> None:
+        """Take the error's line before the rank is ended."""
+        ...
+
+    def suspects(self) -> str:
+        """Return in words which ranks may be the ones that this rank waits for."""
+        ...
+
+
 class Watchdog:
-    """What this rank is doing, and since when.
+    """Note what this rank is doing and since when; end the rank where that takes too long.
 
     Args:
         limit_s: the longest that a piece of own work may take, in seconds.
-
-    Attributes:
-        name: how messages call this rank.
-        on_tick: called about once a second by the watching thread, with what the rank does; must not raise.
-        on_end: called with the error's line before the rank is ended.
-        suspects: returns in words which ranks may be the ones that are waited for.
     """
 
     def __init__(self, limit_s: float) -> None:
-        self.name = "this rank"
-        self.on_tick: Callable[[Doing], None] = lambda doing: None
-        self.on_end: Callable[[str], None] = lambda said: None
-        self.suspects: Callable[[], str] = lambda: "one hangs or is cut off"
+        self._name = "this rank"
+        self._observer: Observer | None = None
         self._limit_s = limit_s
         self._doing: Doing | None = None
         # Monotonic, unlike what `Doing` tells others: a corrected clock must not end a job.
         self._since = time.monotonic()
         self._thread: threading.Thread | None = None
+
+    def call_rank(self, name: str) -> None:
+        """Have messages call this rank by a name, such as `site north, rank 0`."""
+        self._name = name
+
+    def report_to(self, observer: Observer) -> None:
+        """Report to an observer from now on, instead of the one before."""
+        self._observer = observer
 
     def works(self, what: str, step: int | None = None) -> None:
         """Note that this rank begins a piece of work; each piece has the whole limit to itself."""
@@ -101,7 +118,8 @@ class Watchdog:
             # too: a thread outside of Python, wound up anew by every turn, ends the rank and says where it stood.
             faulthandler.dump_traceback_later(self._limit_s + 2 * grace_s + GRACE_S, exit=True)
             is_armed = True
-            self.on_tick(doing)
+            if self._observer:
+                self._observer.tick(doing)
             if spent_s > self._limit_s + (grace_s if doing.is_waiting else 0.0) and doing is self._doing:
                 self._end(doing)
 
@@ -109,15 +127,17 @@ class Watchdog:
         where = "" if doing.step is None else f" in step {doing.step}"
         error: PeerError | TrainingError
         if doing.is_waiting:
+            suspects = self._observer.suspects() if self._observer else "one hangs or is cut off"
             error = PeerError(
-                f"{self.name}{where}: {doing.what} for more than {self._limit_s:.0f} s: {self.suspects()}; "
+                f"{self._name}{where}: {doing.what} for more than {self._limit_s:.0f} s: {suspects}; "
                 "look at each rank's last line, then go on with --resume auto"
             )
         else:
             error = TrainingError(
-                f"{self.name} hangs{where}: {doing.what} for more than {self._limit_s:.0f} s; look at its disk "
+                f"{self._name} hangs{where}: {doing.what} for more than {self._limit_s:.0f} s; look at its disk "
                 "and machine, then go on with --resume auto, or give it more time with --stall-limit"
             )
         print_error("cxr-hvd", error)
-        self.on_end(str(error))
+        if self._observer:
+            self._observer.fail(str(error))
         leave(error.exit_code)

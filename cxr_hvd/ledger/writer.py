@@ -49,13 +49,10 @@ class Ledger:
 
     Args:
         flush_every_s: the longest that counts stay in memory while things are sent, in seconds.
-
-    Attributes:
-        step: the step that training is in, from 0; -1 before it.
     """
 
     def __init__(self, flush_every_s: float = FLUSH_EVERY_S) -> None:
-        self.step = BEFORE_TRAINING
+        self._step = BEFORE_TRAINING
         self._flush_every_s = flush_every_s
         self._due_s = time.monotonic() + flush_every_s
         self._tallies: dict[tuple[Any, ...], _Tally] = {}
@@ -63,6 +60,15 @@ class Ledger:
         self._descriptor: int | None = None
         self._seq = 0
         self._head = NO_HEAD
+
+    @property
+    def step(self) -> int:
+        """The step that training is in, from 0; -1 before it."""
+        return self._step
+
+    def begin_step(self, step: int) -> None:
+        """Count what is sent from now on to a step."""
+        self._step = step
 
     def note(
         self,
@@ -102,10 +108,10 @@ class Ledger:
             kind |= {"group": group, "group_size": group_size, "how": how}
             tally = self._tallies[key] = _Tally(kind, sent_bytes_of(how, num_bytes, group_size))
         if not tally.count:
-            tally.first_step = self.step
+            tally.first_step = self._step
         tally.count += 1
         tally.total += 1
-        tally.last_step = self.step
+        tally.last_step = self._step
         if is_new or time.monotonic() >= self._due_s:
             self.flush()
 

@@ -151,7 +151,7 @@ class Engine:
                 skipped.
         """
         started, waiting = time.perf_counter(), Clock()
-        self.comm.ledger.step = step
+        self.comm.ledger.begin_step(step)
         rate = self._set_learning_rate(step)
         if self._statistics:
             self._statistics.keep()

@@ -23,9 +23,7 @@ MAX_DOING = 80
 def status_kept(folder: RunFolder, comm: Communicator, topology: Topology, num_steps: int) -> Iterator[None]:
     """Keep this rank's status file while the body runs, and write how it ended; name those who may hang."""
     status = StatusFile(folder.path, topology, num_steps)
-    comm.watchdog.on_tick = status.tick
-    comm.watchdog.on_end = lambda line: status.end(f"{FAILED}: {line}", 1)
-    comm.watchdog.suspects = lambda: suspects(folder.run, topology)
+    comm.watchdog.report_to(status)
     try:
         yield
     except Stopped as stopped:
@@ -37,12 +35,10 @@ def status_kept(folder: RunFolder, comm: Communicator, topology: Topology, num_s
         raise
     else:
         status.end(FINISHED, 0)
-    finally:
-        comm.watchdog.on_tick = lambda doing: None
 
 
 class StatusFile:
-    """This rank's status file.
+    """This rank's status file, kept by its watchdog's thread until the run has ended.
 
     Args:
         folder: its site's run folder.
@@ -52,15 +48,28 @@ class StatusFile:
     def __init__(self, folder: Path, topology: Topology, num_steps: int) -> None:
         self._path = status_path(folder, topology.rank_in_site)
         self._site, self._rank, self._num_steps = topology.site, topology.rank, num_steps
+        self._run, self._topology = folder.parent, topology
         self._step: int | None = None
+        self._has_ended = False
 
     def tick(self, doing: Doing) -> None:
         """Write what the rank does. A disk that cannot take it must not end a job: then nothing is written."""
+        if self._has_ended:
+            return
         self._step = doing.step
         self._write(doing.what, doing.since)
 
+    def fail(self, line: str) -> None:
+        """Write that the rank is ended by its watchdog, and why."""
+        self.end(f"{FAILED}: {line}", 1)
+
+    def suspects(self) -> str:
+        """Say which ranks may be the ones that are waited for."""
+        return suspects(self._run, self._topology)
+
     def end(self, what: str, exit_code: int) -> None:
         """Write how the rank ended: `FINISHED`, `STOPPED` or `FAILED: one line`, and the exit code."""
+        self._has_ended = True
         self._write(what, time.time(), exit_code)
 
     def _write(self, what: str, since: float, exit_code: int | None = None) -> None:

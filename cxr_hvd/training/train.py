@@ -92,7 +92,7 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
         # Every rank finds its site, opens its own data and fits its threads to the machine.
         ranks_per_site = {name: site.ranks for name, site in config.sites.items()}
         topology = bind(comm, ranks_per_site)
-        comm.watchdog.name = topology.name_of(topology.rank)
+        comm.watchdog.call_rank(topology.name_of(topology.rank))
         set_threads(comm)
         with together(comm, "opening its study file"):
             job = Job(comm, topology, choose_device(config.training.device, comm))

@@ -66,7 +66,8 @@ def send(ledger: Ledger, block: str = "denseblock2", elements: int = SHARED, **c
 
 
 def train(ledger: Ledger, first: int = 0, last: int = STEPS) -> None:
-    for ledger.step in range(first, last):
+    for step in range(first, last):
+        ledger.begin_step(step)
         ledger.note("pulse", "", (1, 5), "float64", 40, "all", 2, "gather")
         send(ledger)
 
@@ -213,7 +214,8 @@ def test_a_ledger_that_cannot_be_written_stops_in_one_line(tmp_path: Path) -> No
 def test_counts_are_written_when_due(tmp_path: Path) -> None:
     ledger = Ledger(flush_every_s=0)
     ledger.open(tmp_path / "ledger.jsonl", {})
-    for ledger.step in range(3):
+    for step in range(3):
+        ledger.begin_step(step)
         send(ledger)
     entries = [
         e for r in (tmp_path / "ledger.jsonl").read_text().splitlines() for e in json.loads(r).get("entries", [])
@@ -296,7 +298,7 @@ def test_private_tensors_may_be_shared_within_a_site(tmp_path: Path) -> None:
     for rank, name in enumerate(("ledger.jsonl", "ledger-rank1.jsonl")):
         ledger = Ledger()
         ledger.open(folder / name, opening("north", rank, 2, rank, 2, folder / "plan.json", 0))
-        ledger.step = 0
+        ledger.begin_step(0)
         send(ledger, "stem", PRIVATE, purpose="private", group="site")
         ledger.close()
     assert faults_of(tmp_path) == []
@@ -307,7 +309,7 @@ def test_private_tensors_may_be_shared_within_a_site(tmp_path: Path) -> None:
 
 def test_a_short_wire_swaps_and_gathers_padded_parts(tmp_path: Path) -> None:
     ledger = begin(tmp_path, content=plan(wire="bfloat16"))
-    ledger.step = 0
+    ledger.begin_step(0)
     send(ledger, shape=(SHARED,), dtype="bfloat16", num_bytes=2 * SHARED, how="swap")
     send(ledger, shape=(SHARED // 2,), dtype="bfloat16", num_bytes=SHARED, how="gather")
     ledger.close()

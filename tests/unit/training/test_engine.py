@@ -178,8 +178,12 @@ HANGS = """
 import time
 from cxr_hvd.comm.watchdog import Watchdog
 dog = Watchdog({limit})
-dog.name = "site north, rank 0"
-dog.suspects = lambda: "site south, rank 1 hangs, is frozen or is cut off"
+dog.call_rank("site north, rank 0")
+class Observer:
+    def tick(self, doing): pass
+    def fail(self, line): pass
+    def suspects(self): return "site south, rank 1 hangs, is frozen or is cut off"
+dog.report_to(Observer())
 dog.works("training", 7)
 {body}
 """
