@@ -194,10 +194,10 @@ def measure_ledger(num_rounds: int) -> list[Figure]:
             started = time.perf_counter()
             for step in range(1000):
                 ledger.begin_step(step)
-                ledger.note("loss", "", (1, 1), "float32", 4, "all", 2, "gather")
+                ledger.note("status", "", (1, 5), "float64", 40, "all", 2, "allgather")
                 for each in shared:
                     shape = (each.num_elements,)
-                    ledger.note(each.purpose, each.name, shape, each.dtype, each.num_bytes, "all", 2, "sum")
+                    ledger.note(each.purpose, each.name, shape, each.dtype, each.num_bytes, "all", 2, "allreduce")
             costs.append((time.perf_counter() - started) / 1000)
         ledger.close()
     note = f"{statistics.median(costs) * 1e6:.1f} us a step"

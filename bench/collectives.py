@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from bench.report import turns
-from cxr_hvd.comm.communicator import Communicator, start_comm
+from cxr_hvd.comm.communicator import Communicator
 from cxr_hvd.comm.sites import bind
+from cxr_hvd.comm.start import start_comm
 from cxr_hvd.config.schema import PRESETS
 from cxr_hvd.ledger.allowed import Group
 from cxr_hvd.models.build import build_model, tensor_specs

@@ -17,9 +17,10 @@ from mpi4py import MPI  # before Horovod, which then takes over an MPI that seve
 from torch import Tensor, nn
 
 from bench.report import turns
-from cxr_hvd.comm.communicator import Communicator, Wait, start_comm
+from cxr_hvd.comm.communicator import Communicator, Wait
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology, bind
+from cxr_hvd.comm.start import start_comm
 from cxr_hvd.comm.watchdog import Watchdog
 from cxr_hvd.config.schema import PRESETS, Training
 from cxr_hvd.data.loader import Batch

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from bench.exchanges import EngineStep, Step
-from cxr_hvd.comm.communicator import LocalComm
+from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.models.build import build_model
 from cxr_hvd.study.labels import LABELS

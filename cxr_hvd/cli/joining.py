@@ -103,7 +103,8 @@ def joined_job(
     """
     import torch
 
-    from cxr_hvd.comm.communicator import STALL_LIMIT_S, start_comm
+    from cxr_hvd.comm.start import start_comm
+    from cxr_hvd.comm.watchdog import STALL_LIMIT_S
 
     comm = start_comm(stall_limit_s or STALL_LIMIT_S, has_timeline)
     try:

@@ -58,8 +58,8 @@ class StepStatus:
 
 def begin_statuses(job: Job, status: StepStatus) -> Wait[list[StepStatus]]:
     """Begin to give every rank's status to every rank, in rank order. Collective: all ranks, once a step."""
-    wait = job.comm.begin_allgather(torch.tensor(astuple(status), dtype=torch.float64), "pulse")
-    return lambda: read_answers(wait().tolist(), _read, "pulse", job.name_of)
+    wait = job.comm.begin_allgather(torch.tensor(astuple(status), dtype=torch.float64), "status")
+    return lambda: read_answers(wait().tolist(), _read, "status", job.name_of)
 
 
 def _read(row: list[float]) -> StepStatus:

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from cxr_hvd.errors import PeerError, TrainingError, leave, print_error
 
+STALL_LIMIT_S = 600.0
 GRACE_S = 5.0
 
 

@@ -40,7 +40,7 @@ QUESTION_LIMIT_S = 60.0
 GRACE_S = 5.0  # for a launcher to end its ranks
 
 # Each question is a program that prints one line of JSON. A new process runs it, and only
-# cxr_hvd.comm.communicator may import Horovod into this program, so the programs are texts.
+# cxr_hvd.comm.horovod may import Horovod into this program, so the programs are texts.
 _LIBMPI = """
 def libmpi():
     paths = re.findall(r"/\\S*/libmpi\\.so\\S*", open("/proc/self/maps").read())

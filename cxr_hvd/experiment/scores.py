@@ -22,7 +22,7 @@ from cxr_hvd import __version__
 from cxr_hvd.config.schema import Config, SiteName
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.files import open_plain, replaced_file
-from cxr_hvd.ledger.events import Count, Form, Name, first_of
+from cxr_hvd.ledger.form import Count, Form, Name, first_of
 from cxr_hvd.training.run_folder import disk_errors
 
 SCHEMA = 2

@@ -2,7 +2,7 @@
 
 A collective is called with a purpose, `root` or `root.detail`; the root must stand below. The ledger notes by
 these names, the audit judges by them, and a hospital's IT department can read them. What is not in the table
-cannot be sent. How a thing travels is said in `comm`, which tensors do in `sharing`.
+cannot be sent. How a thing travels is said in `comm`, which tensors do in `partial.plan`.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from cxr_hvd.errors import ContractError
 Group = Literal["all", "site"]
 """Who takes part: all ranks, or the ranks of one's own site."""
 
-How = Literal["sum", "gather", "swap"]
+How = Literal["allreduce", "allgather", "alltoall"]
 """What a collective does: all get the sum, all get every rank's own, or each gets its part of every rank's."""
 
 NUMBER = 8
@@ -26,7 +26,7 @@ class Traffic:
     """One thing that a rank may hand to others.
 
     Attributes:
-        said: what it is, in plain words.
+        what: what it is, in plain words.
         when: how often, in plain words.
         max_bytes: the most that a rank hands over per call; None where the sharing plan says how many.
         calls_per_start: the most calls from one start of the program to its end, or None.
@@ -34,7 +34,7 @@ class Traffic:
         is_site_only: whether it stays among the ranks of one site.
     """
 
-    said: str
+    what: str
     when: str
     max_bytes: int | None
     calls_per_start: int | None = None
@@ -73,7 +73,7 @@ TRAFFIC: dict[str, Traffic] = {
     "moments": Traffic("the optimizer's running means of shared weights", PER_AVERAGE, None, calls_per_step=1),
     "gradients": Traffic("gradients of shared weights", "every step", None, calls_per_step=1),
     "private": Traffic("private tensors of the network", PER_AVERAGE, None, calls_per_step=1, is_site_only=True),
-    "pulse": Traffic(
+    "status": Traffic(
         "the loss of the batch, the norm of its shared gradient, whether the private one is finite, whether the "
         "rank asks to stop, whether its checkpoint is written",
         "every step",

@@ -1,7 +1,7 @@
 """Judge ledgers: does each chain hold, does each entry fit the plan and the traffic table, do the sites' fit?
 
-Pure functions from what was read (`records`) to faults, one for each thing that does not hold. What is not
-foreseen is a fault. Leaves to `account` what to say where all holds.
+Pure functions from what was read (`reader`) to faults, one for each thing that does not hold. What is not
+foreseen is a fault. Leaves to `summary` what to say where all holds.
 
 What this cannot find: a site that runs another program than this one, or that writes its ledger anew before any
 other site has its head.
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from cxr_hvd.errors import ContractError
 from cxr_hvd.ledger.allowed import MODEL_ROOTS, TRAFFIC, check_traffic
-from cxr_hvd.ledger.events import Entry, Opening, Plan
+from cxr_hvd.ledger.events import Entry, Opening, Total
+from cxr_hvd.ledger.plan_record import PlanRecord
 from cxr_hvd.ledger.reader import (
     Fault,
     Record,
@@ -33,7 +34,7 @@ class SiteAudit:
     """One site's ledgers and the plan that they name, if it was found."""
 
     site: str
-    plan: Plan | None
+    plan: PlanRecord | None
     records: list[Record]
 
 
@@ -58,9 +59,12 @@ def audit(folders: Sequence[SiteFolder]) -> Audit:
         if not records:
             faults.append(Fault(folder.site, None, "holds no ledger"))
         elif named and named[0] in plans and folder.plan in (None, plans[named[0]].plan):
-            found = read_plan(plans[named[0]].plan or b"", f"{folder.site}/plan.json")
-            plan = found if isinstance(found, Plan) else None
-            faults += plan_faults(found, f"{folder.site}/plan.json") if isinstance(found, Plan) else [found]
+            answer = read_plan(plans[named[0]].plan or b"", f"{folder.site}/plan.json")
+            if isinstance(answer, PlanRecord):
+                plan = answer
+                faults += plan_faults(plan, f"{folder.site}/plan.json")
+            else:
+                faults.append(answer)
         elif named:
             faults.append(
                 Fault(f"{folder.site}/plan.json", None, "is not the plan that the ledger was opened with")
@@ -74,17 +78,19 @@ def audit(folders: Sequence[SiteFolder]) -> Audit:
     return Audit(sites, faults)
 
 
-def plan_faults(plan: Plan, file: str) -> Iterable[Fault]:
+def plan_faults(plan: PlanRecord, file: str) -> Iterable[Fault]:
     """Hold a plan's buffers against its tensors: nothing private may stand in what is shared."""
     for buffer in plan.buffers:
         scope = "private" if buffer.purpose == "private" else "shared"
         block = _without_moment(buffer.block, plan)
-        most = sum(t.num_elements for t in plan.tensors if t.block == block and t.scope == scope)
-        said = f"buffer {buffer.purpose} {buffer.block}"
+        num_in_block = sum(t.num_elements for t in plan.tensors if t.block == block and t.scope == scope)
+        name = f"buffer {buffer.purpose} {buffer.block}"
         if buffer.purpose not in (*MODEL_ROOTS, "private") or buffer.scope != scope:
-            yield Fault(file, None, f"{said}: purpose and scope '{buffer.scope}' do not fit")
-        elif buffer.num_elements > most:
-            yield Fault(file, None, f"{said}: {buffer.num_elements} elements, the block has {most} {scope} ones")
+            yield Fault(file, None, f"{name}: purpose and scope '{buffer.scope}' do not fit")
+        elif buffer.num_elements > num_in_block:
+            yield Fault(
+                file, None, f"{name}: {buffer.num_elements} elements, the block has {num_in_block} {scope} ones"
+            )
 
 
 def rank_faults(site: str, records: Sequence[Record]) -> Iterable[Fault]:
@@ -116,7 +122,7 @@ def site_faults(sites: Sequence[SiteAudit]) -> Iterable[Fault]:
             yield Fault(file, start.line, f"was opened with another plan than {firsts[0][0]}")
 
 
-def start_faults(file: str, start: Start, plan: Plan | None) -> Iterable[Fault]:
+def start_faults(file: str, start: Start, plan: PlanRecord | None) -> Iterable[Fault]:
     """Judge what was sent from one start of the program to its end."""
     for line, entry in start.entries:
         what = entry_fault(entry, start.opening, plan)
@@ -130,7 +136,7 @@ def start_faults(file: str, start: Start, plan: Plan | None) -> Iterable[Fault]:
         yield Fault(file, start.closing[0], "its totals are not the sum of what stands above")
 
 
-def entry_fault(entry: Entry, opening: Opening, plan: Plan | None) -> str | None:
+def entry_fault(entry: Entry, opening: Opening, plan: PlanRecord | None) -> str | None:
     """Return what is wrong with one entry, or None."""
     if entry.root not in TRAFFIC:
         return "is not declared: nothing of that name may leave a rank"
@@ -150,7 +156,7 @@ def entry_fault(entry: Entry, opening: Opening, plan: Plan | None) -> str | None
     return None
 
 
-def buffer_fault(entry: Entry, plan: Plan) -> str | None:
+def buffer_fault(entry: Entry, plan: PlanRecord) -> str | None:
     """Return in what a model's tensor is not as the plan says, or None."""
     scope = "private" if entry.root == "private" else "shared"
     block = _without_moment(entry.name, plan)
@@ -165,19 +171,19 @@ def buffer_fault(entry: Entry, plan: Plan) -> str | None:
         kept = [t for t in plan.tensors if t.block == block and t.scope == scope and t.kind == "parameter"]
         wanted.add(sum(tensor.num_elements for tensor in kept))
     short = {buffer.dtype for buffer in buffers} | {plan.wire}
-    if entry.how == "sum" and entry.dtype == "float32":
+    if entry.how == "allreduce" and entry.dtype == "float32":
         is_as_planned = entry.num_elements in wanted
-    elif entry.how != "sum" and entry.dtype != "float32" and entry.dtype in short:
+    elif entry.how != "allreduce" and entry.dtype != "float32" and entry.dtype in short:
         parts = {-(-elements // entry.group_size) for elements in wanted}
         is_as_planned = entry.num_elements in {
-            part * (entry.group_size if entry.how == "swap" else 1) for part in parts
+            part * (entry.group_size if entry.how == "alltoall" else 1) for part in parts
         }
     else:
-        return f"a {entry.how} of {entry.dtype}, the plan's wire is {plan.wire}"
+        return f"an {entry.how} of {entry.dtype}, the plan's wire is {plan.wire}"
     return None if is_as_planned else f"{entry.num_elements} elements, the plan says {sorted(wanted)}"
 
 
-def count_faults(entries: Sequence[Entry], plan: Plan | None) -> Iterable[str]:
+def count_faults(entries: Sequence[Entry], plan: PlanRecord | None) -> Iterable[str]:
     """Hold how often things were sent against how often the table and the plan allow it."""
     of_root: dict[str, list[Entry]] = defaultdict(list)
     of_tensor: dict[tuple[str, str, str, str], list[Entry]] = defaultdict(list)
@@ -186,19 +192,20 @@ def count_faults(entries: Sequence[Entry], plan: Plan | None) -> Iterable[str]:
             of_root[entry.root].append(entry)
             of_tensor[entry.root, entry.name, entry.group, entry.how].append(entry)
     for root, members in of_root.items():
-        count, most = sum(entry.count for entry in members), TRAFFIC[root].calls_per_start
-        if most is not None and count > most:
-            yield f"{root}: sent {count} times since the program's start, at most {most} may be"
+        count, max_calls = sum(entry.count for entry in members), TRAFFIC[root].calls_per_start
+        if max_calls is not None and count > max_calls:
+            yield f"{root}: sent {count} times since the program's start, at most {max_calls} may be"
     for (root, name, _, how), members in of_tensor.items():
         first, last = min(e.first_step for e in members), max(e.last_step for e in members)
-        count, most = sum(entry.count for entry in members), TRAFFIC[root].calls_per_step
-        if most is None:
+        count, max_calls = sum(entry.count for entry in members), TRAFFIC[root].calls_per_step
+        if max_calls is None:
             continue
         times = last - first + 1
         if plan and TRAFFIC[root].max_bytes is None and plan.exchange != "gradients":
             times = min(times, averages_between(first, last, plan.every))
-        if count > most * times:
-            yield f"{root} {name} ({how}): sent {count} times in steps {first} to {last}, at most {most * times}"
+        if count > max_calls * times:
+            steps = f"steps {first} to {last}"
+            yield f"{root} {name} ({how}): sent {count} times in {steps}, at most {max_calls * times}"
 
 
 def averages_between(first: int, last: int, every: int) -> int:
@@ -207,13 +214,11 @@ def averages_between(first: int, last: int, every: int) -> int:
     return regular + (1 if (last + 1) % every else 0)
 
 
-def totals_of(entries: Iterable[Entry]) -> dict[str, dict[str, int]]:
+def totals_of(entries: Iterable[Entry]) -> dict[str, Total]:
     """Return calls and bytes by root, as a ledger's `closed` states them."""
-    totals: dict[str, dict[str, int]] = {}
+    totals: dict[str, Total] = {}
     for entry in entries:
-        total = totals.setdefault(entry.root, {"calls": 0, "bytes": 0})
-        total["calls"] += entry.count
-        total["bytes"] += entry.count * entry.bytes
+        totals[entry.root] = totals.get(entry.root, Total()).plus(entry.count, entry.bytes)
     return totals
 
 
@@ -228,7 +233,7 @@ def head_faults(records: Sequence[Record]) -> Iterable[Fault]:
                     yield Fault(record.file, line, f"{what}: one of the two was written anew")
 
 
-def _without_moment(name: str, plan: Plan) -> str:
+def _without_moment(name: str, plan: PlanRecord) -> str:
     """Return the block of a buffer that may be named moment.block or statistics.block."""
     moment, _, block = name.partition(".")
     return block if block and moment in (*plan.moments, "statistics") else name

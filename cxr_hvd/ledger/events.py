@@ -1,50 +1,34 @@
-"""The form of `plan.json` and of a ledger's events, as a reader expects them: types and ranges, nothing else.
+"""The events of a ledger: one record each, by which the writer writes and the reader reads.
 
-Every number is so small, and every name so short and printable, that adding numbers up and printing names is safe.
-`ledger` writes the events, `train` the plan; `records` reads them by these forms.
+A line of the file holds an event's fields beside what chains it (`chain`): `seq`, `previous`, `event`, `hash`.
+Schema 2 calls collectives as MPI does. Schema 1, whose openings say no schema, had other words: `as_written_now`.
 """
 
+from collections.abc import Mapping
 from math import prod
-from typing import Annotated
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from cxr_hvd.ledger.allowed import Group, How, root_of
-from cxr_hvd.ledger.writer import BEFORE_TRAINING
-from cxr_hvd.terminal import shown
+from cxr_hvd.ledger.form import MAX_COUNT, MAX_RANKS, Count, Form, Name, Ranks, Shape
 
-MAX_COUNT = 1 << 53
-MAX_RANKS = 1 << 16
-MAX_SAID = 400
+SCHEMA: Final = 2
+BEFORE_TRAINING = -1
 
-Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
-Ranks = Annotated[int, Field(ge=0, le=MAX_RANKS)]
-Shape = Annotated[list[Count], Field(max_length=16)]
+Step = Annotated[int, Field(ge=BEFORE_TRAINING, le=MAX_COUNT)]
 
 
-def _check_printable(name: str) -> str:
-    if not name.isprintable():
-        raise ValueError("expected printable characters")
-    return name
+class Kind(Form):
+    """One kind of thing that a rank hands to a collective.
 
-
-Name = Annotated[str, Field(max_length=256), AfterValidator(_check_printable)]
-
-
-class Form(BaseModel):
-    """Something read from JSON: types as they stand, nothing converted."""
-
-    model_config = ConfigDict(strict=True, frozen=True)
-
-
-def first_of(error: ValidationError) -> str:
-    """Return in one line what is wrong first, and where."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    return shown(f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "), MAX_SAID)
-
-
-class Entry(Form):
-    """One kind of thing that was sent, and how often."""
+    Attributes:
+        purpose: a root of the traffic table, or `root.detail`.
+        name: which tensor, for example a block of the model.
+        shape, dtype, bytes: what this rank hands over.
+        group, group_size: to whom, and how many ranks that is, this one among them.
+        how: what the collective does with it.
+    """
 
     model_config = ConfigDict(extra="forbid")
     purpose: Name
@@ -55,9 +39,6 @@ class Entry(Form):
     group: Group
     group_size: Annotated[int, Field(ge=2, le=MAX_RANKS)]
     how: How
-    count: Annotated[int, Field(ge=1, le=MAX_COUNT)]
-    first_step: Annotated[int, Field(ge=BEFORE_TRAINING, le=MAX_COUNT)]
-    last_step: Annotated[int, Field(ge=BEFORE_TRAINING, le=MAX_COUNT)]
 
     @property
     def root(self) -> str:
@@ -67,10 +48,24 @@ class Entry(Form):
     def num_elements(self) -> int:
         return prod(self.shape)
 
+    @property
+    def sent_bytes_per_call(self) -> float:
+        """What leaves the rank in one call, where each algorithm is a ring."""
+        return sent_bytes_of(self.how, self.bytes, self.group_size)
+
+
+class Entry(Kind):
+    """A kind, how often it was sent since the last line about it, and in which steps."""
+
+    count: Annotated[int, Field(ge=1, le=MAX_COUNT)]
+    first_step: Step
+    last_step: Step
+
 
 class Opening(Form):
-    """Whose ledger it is, and under which plan."""
+    """Whose ledger it is, under which plan (the SHA-256 of `plan.json`), and from which step on."""
 
+    ledger_schema: Literal[1, 2] = 1
     site: Name
     rank: Ranks
     num_ranks: Ranks
@@ -79,57 +74,73 @@ class Opening(Form):
     plan_sha256: Name
     step: Count
     version: Name
-    time: Name
-
-
-class Closing(Form):
-    """Calls and bytes by root of purpose."""
-
-    totals: dict[Name, dict[Name, int]]
+    time: Name = ""
 
 
 class Sent(Form):
+    """What was sent since the last such line."""
+
     entries: list[Entry]
 
 
 class Heads(Form):
+    """The hash of the last line of every rank's ledger, by `head_name`."""
+
     heads: dict[Name, Name]
 
 
 class Cut(Form):
+    """How many bytes of a torn last line were cut off."""
+
     bytes: Count
 
 
-class Buffer(Form):
-    """One buffer of the plan: what a collective is given at a time."""
+class Total(Form):
+    """Calls and bytes handed over, of one root of purposes."""
 
-    purpose: Name
-    block: Name
-    num_elements: Count
-    dtype: Name
-    scope: Name
+    model_config = ConfigDict(extra="forbid")
+    calls: Count = 0
+    bytes: Count = 0
 
-
-class Tensor(Form):
-    """One tensor of the plan."""
-
-    name: Name
-    block: Name
-    kind: Name
-    shape: Shape
-    scope: Name
-
-    @property
-    def num_elements(self) -> int:
-        return prod(self.shape)
+    def plus(self, calls: int, num_bytes: int) -> "Total":
+        """Return the total with more calls of so many bytes each."""
+        return Total(calls=self.calls + calls, bytes=self.bytes + calls * num_bytes)
 
 
-class Plan(Form):
-    """What `plan.json` promises."""
+class Closing(Form):
+    """Totals by root of purpose, and what a ring would have sent in all."""
 
-    exchange: Name
-    wire: Name
-    every: Annotated[int, Field(ge=1, le=MAX_COUNT)]
-    moments: list[Name]
-    tensors: list[Tensor]
-    buffers: list[Buffer]
+    totals: dict[Name, Total]
+    sent_bytes: Count = 0
+
+
+Event = Opening | Sent | Heads | Cut | Closing
+
+
+def sent_bytes_of(how: How, num_bytes: int, group_size: int) -> float:
+    """Estimate what leaves a rank that hands `num_bytes` to a collective, where each algorithm is a ring."""
+    others = group_size - 1
+    if how == "allgather":
+        return float(others * num_bytes)
+    return (2.0 if how == "allreduce" else 1.0) * others / group_size * num_bytes
+
+
+EARLIER_HOW = {"sum": "allreduce", "gather": "allgather", "swap": "alltoall"}
+EARLIER_ROOTS = {"pulse": "status"}
+
+
+def as_written_now(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a line of schema 1 in the words of today. What has not its form stays as it is."""
+    line = dict(line)
+    if isinstance(line.get("entries"), list):
+        line["entries"] = [
+            entry
+            | {"how": EARLIER_HOW.get(str(entry.get("how")), entry.get("how"))}
+            | {"purpose": EARLIER_ROOTS.get(str(entry.get("purpose")), entry.get("purpose"))}
+            if isinstance(entry, dict)
+            else entry
+            for entry in line["entries"]
+        ]
+    if isinstance(line.get("totals"), dict):
+        line["totals"] = {EARLIER_ROOTS.get(root, root): total for root, total in line["totals"].items()}
+    return line

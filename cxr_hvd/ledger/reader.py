@@ -1,7 +1,7 @@
-"""Ledgers and sharing plans as they are read back, with nothing believed: whoever may have written them.
+"""Read ledgers and sharing plans back, and believe nothing of them, whoever may have written them.
 
-Owns what is wrong with a file taken by itself: its chain, its order, its form (`forms`). Leaves to `audit` what a
-ledger says against its plan and the others.
+Owns what is wrong with a file taken by itself: its chain, its order, its form (`events`, `plan_record`). Leaves to
+`audit` what a ledger says against its plan and the others.
 """
 
 import hashlib
@@ -15,7 +15,9 @@ from pydantic import ValidationError
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.files import read_plain
 from cxr_hvd.ledger.chain import NO_HEAD, whole_line
-from cxr_hvd.ledger.events import Closing, Cut, Entry, Heads, Opening, Plan, Sent, first_of
+from cxr_hvd.ledger.events import Closing, Cut, Entry, Heads, Opening, Sent, as_written_now
+from cxr_hvd.ledger.form import first_of
+from cxr_hvd.ledger.plan_record import PlanRecord
 from cxr_hvd.terminal import shown
 
 LEDGERS = "ledger*.jsonl"
@@ -124,6 +126,8 @@ def _read_event(record: Record, number: int, line: dict[str, Any]) -> None:
             )
             return
         start = record.starts[-1]
+        if start.opening.ledger_schema == 1:
+            content = as_written_now(content)
         if event == "sent":
             start.entries += [(number, entry) for entry in Sent.model_validate(content).entries]
         elif event == "heads":
@@ -146,10 +150,10 @@ def _stated_hash(raw: bytes) -> str:
         return ""
 
 
-def read_plan(content: bytes, file: str) -> Plan | Fault:
+def read_plan(content: bytes, file: str) -> PlanRecord | Fault:
     """Read `plan.json`."""
     try:
-        return Plan.model_validate(json.loads(content))
+        return PlanRecord.model_validate(json.loads(content))
     except ValidationError as error:
         return Fault(file, None, f"is no sharing plan: {first_of(error)}")
     except (ValueError, RecursionError):

@@ -16,7 +16,7 @@ from cxr_hvd.ledger.allowed import TRAFFIC
 from cxr_hvd.ledger.audit import Audit, SiteAudit
 from cxr_hvd.ledger.events import Entry
 from cxr_hvd.ledger.reader import Record, Start
-from cxr_hvd.ledger.writer import FLUSH_EVERY_S, sent_bytes_of
+from cxr_hvd.ledger.writer import FLUSH_EVERY_S
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def account_of(site: SiteAudit, others: Iterable[Record]) -> Account:
         num_starts=max((len(record.starts) for record in site.records), default=0),
         last_step=max((entry.last_step for entry in entries), default=-1),
         rows=rows_of(entries),
-        sent_bytes=round(sum(e.count * sent_bytes_of(e.how, e.bytes, e.group_size) for e in entries)),
+        sent_bytes=round(sum(entry.count * entry.sent_bytes_per_call for entry in entries)),
         is_whole=not any(record.faults for record in site.records),
         has_plan=site.plan is not None,
         private_blocks=list(dict.fromkeys(tensor.block for tensor in private)),
@@ -93,7 +93,7 @@ def rows_of(entries: Sequence[Entry]) -> list[Row]:
         is_model = entry.root in TRAFFIC and TRAFFIC[entry.root].max_bytes is None
         row = sums.setdefault((entry.root, entry.name if is_model else "", entry.group), [0, 0])
         # A short wire takes two collectives for one average: count the first.
-        row[0] += entry.count if not is_model or entry.how != "gather" else 0
+        row[0] += entry.count if not is_model or entry.how != "allgather" else 0
         row[1] += entry.count * entry.bytes
     order = list(TRAFFIC)
     keys = sorted(sums, key=lambda key: order.index(key[0]) if key[0] in order else len(order))
@@ -107,25 +107,24 @@ def notes_of(record: Record) -> list[str]:
         if not start.closing:
             ended = "was stopped or is still running" if following is None else "was stopped before it ended"
             notes.append(
-                f"{record.file}: the program that started {said_time(start)} {ended}. Every kind of thing that "
+                f"{record.file}: the program that started {time_of(start)} {ended}. Every kind of thing that "
                 f"was sent is named, but the counts may lack the last {FLUSH_EVERY_S / 60:.0f} minutes."
             )
         if start.num_cut_bytes:
             notes.append(
                 f"{record.file}: {start.num_cut_bytes} bytes of a line that a crash tore were cut off "
-                f"{said_time(start)}."
+                f"{time_of(start)}."
             )
     return notes
 
 
 def witness_notes(site: SiteAudit, others: set[str]) -> list[str]:
     """Say who can vouch for a site's ledgers beside the site itself."""
-    own = {record.file for record in site.records}
     heads = [names for record in site.records for start in record.starts for _, names in start.heads]
-    told = {name for names in heads for name in names} - own
-    if not told:
+    witnessed = {name for names in heads for name in names} - {record.file for record in site.records}
+    if not witnessed:
         return [f"{site.site}: its ledger holds no other site's head. It is this site's word alone."]
-    here, absent = sorted(told & others), sorted(told - others)
+    here, absent = sorted(witnessed & others), sorted(witnessed - others)
     notes = [f"{site.site}: its ledger is witness to {', '.join(here)}, held against it here."] if here else []
     if absent:
         notes.append(
@@ -135,7 +134,8 @@ def witness_notes(site: SiteAudit, others: set[str]) -> list[str]:
     return notes
 
 
-def said_time(start: Start) -> str:
+def time_of(start: Start) -> str:
+    """Return when a program started, in words."""
     return "at " + start.opening.time.replace("T", " ").replace("+00:00", " UTC")
 
 
@@ -181,31 +181,31 @@ def render(account: Account) -> RenderableType:
     else:
         unknown = "" if account.is_whole else " as far as its lines could be read; see the faults"
         parts.append(f"Nothing of the network left the site{unknown}.")
-    parts.append(_said_private(account, stayed))
+    parts.append(_describe_private(account, stayed))
     table = _table("Everything else that was said", ("what",), ("times", "bytes handed over"))
     for row in small:
-        said = TRAFFIC[row.purpose].said if row.purpose in TRAFFIC else f"{row.purpose}: not declared"
+        what = TRAFFIC[row.purpose].what if row.purpose in TRAFFIC else f"{row.purpose}: not declared"
         among = " (among the site's own ranks)" if row.reach == "site" else ""
-        table.add_row(said + among, f"{row.calls:,}", f"{row.bytes:,}")
+        table.add_row(what + among, f"{row.calls:,}", f"{row.bytes:,}")
     if small:
         parts.append(table)
     return Stack(*parts, *(Text.assemble(("Note ", "yellow"), note) for note in account.notes), "")
 
 
-def _said_private(account: Account, stayed: Sequence[Row]) -> str:
+def _describe_private(account: Account, stayed: Sequence[Row]) -> str:
     if not account.has_plan:
         return "The plan that its ledger names is not here: which blocks it keeps private is not known."
     if not account.private_blocks:
         return "The plan keeps no block private."
     blocks = ", ".join(account.private_blocks)
-    said = f"Private by plan: {blocks} ({account.num_private_elements:,} numbers). "
+    promise = f"Private by plan: {blocks} ({account.num_private_elements:,} numbers). "
     if not account.is_whole or any(
         row.reach == "all" and row.name in account.private_blocks for row in account.rows
     ):
-        return said + "See what left the site, and the faults."
+        return promise + "See what left the site, and the faults."
     if stayed:
-        return said + f"None left the site; its own ranks shared {sum(row.bytes for row in stayed):,} bytes."
-    return said + "None entered any exchange."
+        return promise + f"None left the site; its own ranks shared {sum(row.bytes for row in stayed):,} bytes."
+    return promise + "None entered any exchange."
 
 
 def _table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:

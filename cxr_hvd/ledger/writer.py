@@ -6,7 +6,7 @@ before it leaves; repetitions are counted and written every five minutes, at che
 a kill the file names every kind, and its counts lack at most five minutes.
 
 It holds names and sizes, never values, identifiers or paths. Leaves to others: how lines are chained (`chain`),
-what may be sent at all (`traffic`), when to note (`comm`), and to judge what is written here (`audit`).
+what may be sent at all (`allowed`), when to note (`comm`), and to judge what is written here (`audit`).
 """
 
 import hashlib
@@ -17,29 +17,45 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from cxr_hvd import __version__
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.files import read_plain, sync
-from cxr_hvd.ledger.allowed import Group, How, check_traffic, root_of
+from cxr_hvd.ledger.allowed import Group, How, check_traffic
 from cxr_hvd.ledger.chain import NO_HEAD, canonical, hash_of, whole_part
+from cxr_hvd.ledger.events import (
+    BEFORE_TRAINING,
+    SCHEMA,
+    Closing,
+    Cut,
+    Entry,
+    Event,
+    Heads,
+    Kind,
+    Opening,
+    Sent,
+    Total,
+)
 
 FLUSH_EVERY_S = 300.0
 MAX_LEDGER_BYTES = 1 << 28
-BEFORE_TRAINING = -1
 
 
 @dataclass(slots=True)
 class _Tally:
     """How often one kind was sent: since the last line about it, and since the process started."""
 
-    kind: dict[str, Any]
-    sent_bytes_per_call: float
+    kind: Kind
     count: int = 0
     first_step: int = BEFORE_TRAINING
     last_step: int = BEFORE_TRAINING
     total: int = 0
+
+    def entry(self) -> Entry:
+        """Return what is not written yet."""
+        return Entry(
+            **self.kind.model_dump(), count=self.count, first_step=self.first_step, last_step=self.last_step
+        )
 
 
 class Ledger:
@@ -55,7 +71,7 @@ class Ledger:
         self._step = BEFORE_TRAINING
         self._flush_every_s = flush_every_s
         self._due_s = time.monotonic() + flush_every_s
-        self._tallies: dict[tuple[Any, ...], _Tally] = {}
+        self._tallies: dict[tuple[object, ...], _Tally] = {}
         self._path = Path()
         self._descriptor: int | None = None
         self._seq = 0
@@ -104,9 +120,17 @@ class Ledger:
         is_new = tally is None
         if tally is None:
             check_traffic(purpose, num_bytes, group)
-            kind = {"purpose": purpose, "name": name, "shape": list(shape), "dtype": dtype, "bytes": num_bytes}
-            kind |= {"group": group, "group_size": group_size, "how": how}
-            tally = self._tallies[key] = _Tally(kind, sent_bytes_of(how, num_bytes, group_size))
+            kind = Kind(
+                purpose=purpose,
+                name=name,
+                shape=list(shape),
+                dtype=dtype,
+                bytes=num_bytes,
+                group=group,
+                group_size=group_size,
+                how=how,
+            )
+            tally = self._tallies[key] = _Tally(kind)
         if not tally.count:
             tally.first_step = self._step
         tally.count += 1
@@ -115,7 +139,7 @@ class Ledger:
         if is_new or time.monotonic() >= self._due_s:
             self.flush()
 
-    def open(self, path: Path, opening: Mapping[str, Any]) -> None:
+    def open(self, path: Path, opening: Opening) -> None:
         """Write to `path` from now on, beginning with what was noted before; go on with a chain that is there.
 
         A last line that a crash tore is cut off, and the cut written down.
@@ -139,7 +163,7 @@ class Ledger:
                 self._seq, self._head = int(last["seq"]) + 1, str(last["hash"])
             self._append("opened" if last is None else "resumed", opening)
             if num_whole < len(content):
-                self._append("cut", {"bytes": len(content) - num_whole})
+                self._append("cut", Cut(bytes=len(content) - num_whole))
             self.flush(is_durable=True)
             sync(path.parent)
 
@@ -149,9 +173,7 @@ class Ledger:
             return
         pending = [tally for tally in self._tallies.values() if tally.count]
         if pending:
-            steps = [{"count": t.count, "first_step": t.first_step, "last_step": t.last_step} for t in pending]
-            told = [tally.kind | span for tally, span in zip(pending, steps, strict=True)]
-            self._append("sent", {"entries": told})
+            self._append("sent", Sent(entries=[tally.entry() for tally in pending]))
             for tally in pending:
                 tally.count = 0
         self._due_s = time.monotonic() + self._flush_every_s
@@ -172,7 +194,7 @@ class Ledger:
         """
         self.flush()
         if self._descriptor is not None:
-            self._append("heads", {"heads": dict(heads)})
+            self._append("heads", Heads(heads=dict(heads)))
             self.flush(is_durable=True)
 
     def close(self) -> None:
@@ -180,23 +202,22 @@ class Ledger:
         self.flush()
         if self._descriptor is None:
             return
-        totals: dict[str, dict[str, int]] = {}
+        totals: dict[str, Total] = {}
         for tally in self._tallies.values():
-            total = totals.setdefault(root_of(tally.kind["purpose"]), {"calls": 0, "bytes": 0})
-            total["calls"] += tally.total
-            total["bytes"] += tally.total * tally.kind["bytes"]
-        self._append("closed", {"totals": totals, "sent_bytes": round(self.sent_bytes())})
+            root = tally.kind.root
+            totals[root] = totals.get(root, Total()).plus(tally.total, tally.kind.bytes)
+        self._append("closed", Closing(totals=totals, sent_bytes=round(self.sent_bytes())))
         self.flush(is_durable=True)
         os.close(self._descriptor)
         self._descriptor = None
 
     def sent_bytes(self) -> float:
         """Estimate what left this rank since its process started, as a ring sends it."""
-        return sum(tally.total * tally.sent_bytes_per_call for tally in self._tallies.values())
+        return sum(tally.total * tally.kind.sent_bytes_per_call for tally in self._tallies.values())
 
-    def _append(self, event: str, content: Mapping[str, Any]) -> None:
+    def _append(self, event: str, content: Event) -> None:
         assert self._descriptor is not None
-        line = dict(content) | {"seq": self._seq, "previous": self._head, "event": event, "time": _now()}
+        line = content.model_dump() | {"seq": self._seq, "previous": self._head, "event": event, "time": _now()}
         line["hash"] = hash_of(line)
         written = canonical(line) + b"\n"
         try:
@@ -218,20 +239,26 @@ def opening(
     num_ranks_of_site: int,
     plan: Path,
     step: int,
-) -> dict[str, Any]:
-    """Say whose ledger this is, under which plan (the SHA-256 of `plan.json`), and from which step on."""
+) -> Opening:
+    """Return whose ledger this is, under which plan, and from which step on.
+
+    Args:
+        plan: the path of `plan.json`.
+        step: how many steps are done.
+    """
     with _disk_errors(plan):
         digest = hashlib.sha256(plan.read_bytes()).hexdigest()
-    return {
-        "site": site,
-        "rank": rank,
-        "num_ranks": num_ranks,
-        "rank_in_site": rank_in_site,
-        "num_ranks_of_site": num_ranks_of_site,
-        "plan_sha256": digest,
-        "step": step,
-        "version": __version__,
-    }
+    return Opening(
+        ledger_schema=SCHEMA,
+        site=site,
+        rank=rank,
+        num_ranks=num_ranks,
+        rank_in_site=rank_in_site,
+        num_ranks_of_site=num_ranks_of_site,
+        plan_sha256=digest,
+        step=step,
+        version=__version__,
+    )
 
 
 def ledger_name(rank_in_site: int) -> str:
@@ -242,14 +269,6 @@ def ledger_name(rank_in_site: int) -> str:
 def head_name(site: str, rank_in_site: int) -> str:
     """Return how `heads` events call a rank's ledger."""
     return f"{site}/{ledger_name(rank_in_site)}"
-
-
-def sent_bytes_of(how: How, num_bytes: int, group_size: int) -> float:
-    """Estimate what leaves a rank that hands `num_bytes` to a collective, where each algorithm is a ring."""
-    others = group_size - 1
-    if how == "gather":
-        return float(others * num_bytes)
-    return (2.0 if how == "sum" else 1.0) * others / group_size * num_bytes
 
 
 def _now() -> str:

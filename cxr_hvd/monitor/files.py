@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from cxr_hvd.config.schema import SiteName
 from cxr_hvd.errors import ConfigError
 from cxr_hvd.files import open_plain, read_plain
-from cxr_hvd.ledger.events import MAX_SAID, Form, first_of
+from cxr_hvd.ledger.form import MAX_SAID, Form, first_of
 from cxr_hvd.ledger.reader import Fault
 from cxr_hvd.terminal import shown
 from cxr_hvd.yaml_text import parse_yaml

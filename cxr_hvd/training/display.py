@@ -98,7 +98,7 @@ def traffic_table() -> Table:
     for name, traffic in TRAFFIC.items():
         if traffic.max_bytes is not None:
             where = "; stays at its site" if traffic.is_site_only else ""
-            table.add_row(name, traffic.said + where, traffic.when, f"{traffic.max_bytes:,}")
+            table.add_row(name, traffic.what + where, traffic.when, f"{traffic.max_bytes:,}")
     return table
 
 

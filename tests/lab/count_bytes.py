@@ -9,9 +9,10 @@ import sys
 
 import torch
 
-from cxr_hvd.comm.communicator import Communicator, allgather, start_comm
+from cxr_hvd.comm.communicator import Communicator, allgather
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology, bind
+from cxr_hvd.comm.start import start_comm
 from cxr_hvd.models.build import build_model, tensor_specs
 from cxr_hvd.partial.averager import EXCHANGES
 from cxr_hvd.partial.plan import build_plan
@@ -30,7 +31,7 @@ def compare(exchange: str, wire: str, device: str, comm: Communicator, topology:
     images = torch.rand(2, 1, 32, 32)
     shares = []
     for step in range(UNCOUNTED + COUNTED):
-        allgather(comm, torch.zeros(1), "pulse")
+        allgather(comm, torch.zeros(1), "status")
         counted, noted = own_traffic(device).sent_bytes, comm.ledger.sent_bytes()
         optimizer.zero_grad()
         loss = model(images).sum()
@@ -39,7 +40,7 @@ def compare(exchange: str, wire: str, device: str, comm: Communicator, topology:
         averager.before_update()
         optimizer.step()
         averager.after_update(step, False, optimizer)
-        allgather(comm, torch.zeros(1), "pulse")
+        allgather(comm, torch.zeros(1), "status")
         shares.append((comm.ledger.sent_bytes() - noted) / (own_traffic(device).sent_bytes - counted))
     return max(shares[UNCOUNTED:])
 

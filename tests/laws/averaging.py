@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cxr_hvd.comm.communicator import HorovodComm, LocalComm
+from cxr_hvd.comm.horovod import HorovodComm
+from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.models.build import tensor_specs
 from cxr_hvd.partial.plan import Exchange, Scope, build_plan

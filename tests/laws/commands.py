@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 from safetensors.numpy import load_file
 
-from cxr_hvd.comm.communicator import HorovodComm
+from cxr_hvd.comm.horovod import HorovodComm
 from cxr_hvd.config.schema import Config
 from cxr_hvd.errors import (
     ConfigError,

@@ -7,7 +7,8 @@ import horovod.torch as hvd
 import torch
 from torch import Tensor, nn
 
-from cxr_hvd.comm.communicator import HorovodComm, LocalComm
+from cxr_hvd.comm.horovod import HorovodComm
+from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.data.loader import Batch
 from cxr_hvd.models.build import as_channels_last, tensor_specs

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cxr_hvd.comm.communicator import HorovodComm
+from cxr_hvd.comm.horovod import HorovodComm
 from cxr_hvd.ledger.audit import audit
 from cxr_hvd.ledger.reader import load_folders
 from cxr_hvd.models.build import tensor_specs

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from cxr_hvd.comm.communicator import HorovodComm
+from cxr_hvd.comm.horovod import HorovodComm
 from cxr_hvd.errors import TrainingError
 from cxr_hvd.partial.plan import Scope
 from cxr_hvd.training.engine import Engine

@@ -32,7 +32,7 @@ def main() -> None:
 
 def run(folder: Path, names: list[str], end_after: Callable[[float], None]) -> None:
     # Slow imports come after the watch above was set.
-    from cxr_hvd.comm.communicator import start_comm
+    from cxr_hvd.comm.start import start_comm
     from cxr_hvd.errors import leave
     from tests.laws.law import load_laws
 

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cxr_hvd.comm.communicator import HorovodComm, together
+from cxr_hvd.comm.communicator import together
+from cxr_hvd.comm.horovod import HorovodComm
 from cxr_hvd.comm.step_status import StopReason
 from cxr_hvd.config.schema import Config
 from cxr_hvd.errors import CheckpointError, ConfigError, Stopped

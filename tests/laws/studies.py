@@ -5,7 +5,9 @@ from pathlib import Path
 
 import torch
 
-from cxr_hvd.comm.communicator import HorovodComm, LocalComm, allgather, allgather_text
+from cxr_hvd.comm.communicator import allgather, allgather_text
+from cxr_hvd.comm.horovod import HorovodComm
+from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.data.studies import open_training_data
 from cxr_hvd.errors import ConfigError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from cxr_hvd.comm.communicator import HorovodComm
+from cxr_hvd.comm.horovod import HorovodComm
 from cxr_hvd.partial.buffers import SharedMean
 from cxr_hvd.partial.plan import Scope
 from cxr_hvd.partial.wire import SHORT_DTYPES, ShortWire

@@ -30,7 +30,7 @@ from cxr_hvd.comm.sites import Topology
 from cxr_hvd.comm.step_status import StepStatus, Writing
 from cxr_hvd.errors import CheckpointError, CxrHvdError
 from cxr_hvd.files import finish_folder, folder_beside, point_link, sync
-from cxr_hvd.ledger.events import MAX_COUNT
+from cxr_hvd.ledger.form import MAX_COUNT
 from cxr_hvd.partial.plan import Scope, SharingPlan
 from cxr_hvd.terminal import say
 from cxr_hvd.training.checkpoint.files import check_whole, load_tensors, read_state

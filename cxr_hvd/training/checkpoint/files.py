@@ -17,7 +17,7 @@ from torch import Tensor
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.files import open_plain, read_plain
-from cxr_hvd.ledger.events import MAX_RANKS, Count, Form, Name, first_of
+from cxr_hvd.ledger.form import MAX_RANKS, Count, Form, Name, first_of
 from cxr_hvd.partial.plan import Kind, Scope, SharingPlan, TensorSpec
 from cxr_hvd.terminal import shown
 

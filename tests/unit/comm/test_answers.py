@@ -9,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_hvd.comm.communicator import LocalComm, Wait, allgather_text, together
+from cxr_hvd.comm.communicator import Wait, allgather_text, together
 from cxr_hvd.comm.contract import check_contract
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.key import prove_key
+from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.comm.step_status import StepStatus, begin_statuses
 from cxr_hvd.errors import ContractError, CxrHvdError, PeerError
@@ -114,19 +115,19 @@ def test_another_site_s_words_in_the_contract_are_short_and_harmless() -> None:
 
 
 @given(st.lists(st.floats(), min_size=5, max_size=5))
-def test_any_five_numbers_are_a_pulse_or_one_line(row: list[float]) -> None:
+def test_any_five_numbers_are_a_status_or_one_line(row: list[float]) -> None:
     own = StepStatus(0.5, 1.0, True)
     try:
-        begin_statuses(Job(Scripted({"pulse": row}), TOPOLOGY), own)()
+        begin_statuses(Job(Scripted({"status": row}), TOPOLOGY), own)()
     except ContractError as error:
-        assert str(error).startswith("site south, rank 1: its answer in pulse has not its form")
+        assert str(error).startswith("site south, rank 1: its answer in status has not its form")
 
 
 @pytest.mark.parametrize(
     "row", [[1, 1, 1, 99, 0], [1, 1, 1, 0, -1], [1, 1, float("nan"), 0, 0], [1, 1, 1, 1.5, 0]]
 )
-def test_a_pulse_without_its_form_names_the_site(row: list[float]) -> None:
-    refusal(begin_statuses(Job(Scripted({"pulse": row}), TOPOLOGY), StepStatus(0.5, 1.0, True)))
+def test_a_status_without_its_form_names_the_site(row: list[float]) -> None:
+    refusal(begin_statuses(Job(Scripted({"status": row}), TOPOLOGY), StepStatus(0.5, 1.0, True)))
 
 
 @pytest.mark.parametrize("answer", [[0, 3], [-4, 0], [5, -1], [1 << 62, 0]])

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cxr_hvd.cli.app import app
-from cxr_hvd.comm.communicator import LocalComm, Wait
+from cxr_hvd.comm.communicator import Wait
 from cxr_hvd.comm.contract import gather_digests
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.key import _proof, prove_key
+from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.errors import ContractError, UsageError
 from cxr_hvd.secret import create_key, load_key

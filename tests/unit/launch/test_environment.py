@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from cxr_hvd.comm.communicator import LocalComm, start_comm
+from cxr_hvd.comm.local import LocalComm
+from cxr_hvd.comm.start import start_comm
 from cxr_hvd.environment import is_parallel
 from cxr_hvd.errors import UsageError
 from cxr_hvd.launch.launchers import is_rank

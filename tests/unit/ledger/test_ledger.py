@@ -16,9 +16,10 @@ from cxr_hvd.errors import CheckpointError, ContractError
 from cxr_hvd.ledger.allowed import TRAFFIC, check_traffic, traffic_of
 from cxr_hvd.ledger.audit import audit, averages_between
 from cxr_hvd.ledger.chain import canonical, hash_of
+from cxr_hvd.ledger.events import sent_bytes_of
 from cxr_hvd.ledger.reader import load_folders, read_record
 from cxr_hvd.ledger.summary import accounts_of, render
-from cxr_hvd.ledger.writer import Ledger, head_name, opening, sent_bytes_of
+from cxr_hvd.ledger.writer import Ledger, head_name, opening
 
 SHARED, PRIVATE = 1000, 640
 STEPS = 20
@@ -54,21 +55,27 @@ def begin(run: Path, site: str = "north", step: int = 0, content: dict[str, Any]
         (folder / "plan.json").write_text(json.dumps(content or plan()))
     ledger = Ledger()
     rank = 0 if site == "north" else 1
-    ledger.note("verdict.opening its study file", "", (1,), "int64", 8, "all", 2, "gather")
+    ledger.note("verdict.opening its study file", "", (1,), "int64", 8, "all", 2, "allgather")
     ledger.open(folder / "ledger.jsonl", opening(site, rank, 2, 0, 1, folder / "plan.json", step))
     return ledger
 
 
 def send(ledger: Ledger, block: str = "denseblock2", elements: int = SHARED, **changes: Any) -> None:
     """Hand one buffer over, as planned but for `changes`."""
-    said = {"purpose": "weights", "dtype": "float32", "num_bytes": 4 * elements, "group": "all", "how": "sum"}
+    said = {
+        "purpose": "weights",
+        "dtype": "float32",
+        "num_bytes": 4 * elements,
+        "group": "all",
+        "how": "allreduce",
+    }
     ledger.note(**({"name": block, "shape": (elements,), "group_size": 2} | said | changes))
 
 
 def train(ledger: Ledger, first: int = 0, last: int = STEPS) -> None:
     for step in range(first, last):
         ledger.begin_step(step)
-        ledger.note("pulse", "", (1, 5), "float64", 40, "all", 2, "gather")
+        ledger.note("status", "", (1, 5), "float64", 40, "all", 2, "allgather")
         send(ledger)
 
 
@@ -78,7 +85,7 @@ def whole_run(run: Path, sites: tuple[str, ...] = ("north",)) -> Path:
         train(ledger)
     heads = {head_name(site, 0): ledger.head() for site, ledger in ledgers.items()}
     for ledger in ledgers.values():
-        ledger.note("head", "", (32,), "uint8", 32, "all", 2, "gather")
+        ledger.note("head", "", (32,), "uint8", 32, "all", 2, "allgather")
         ledger.record_heads(heads)
         ledger.close()
     return run / sites[0] / "ledger.jsonl"
@@ -93,7 +100,7 @@ def only_fault_of(run: Path) -> str:
     return fault
 
 
-def said_of(run: Path) -> str:
+def account_text(run: Path) -> str:
     console = Console(width=120, record=True, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
     for account in accounts_of(audit(load_folders(run))):
         console.print(render(account))
@@ -180,9 +187,9 @@ def test_a_killed_ledger_names_every_kind(tmp_path: Path) -> None:
         for r in (tmp_path / "north/ledger.jsonl").read_text().splitlines()
         for e in json.loads(r).get("entries", [])
     ]
-    assert {entry["purpose"] for entry in entries} == {"verdict.opening its study file", "pulse", "weights"}
+    assert {entry["purpose"] for entry in entries} == {"verdict.opening its study file", "status", "weights"}
     assert faults_of(tmp_path) == []
-    assert "may lack the last 5 minutes" in " ".join(said_of(tmp_path).split())
+    assert "may lack the last 5 minutes" in " ".join(account_text(tmp_path).split())
 
 
 @pytest.mark.parametrize("tail", [b'{"entries":[{"by', b"\0\0\0\0\n"])
@@ -193,7 +200,7 @@ def test_a_torn_line_is_cut_and_the_cut_is_written_down(tmp_path: Path, tail: by
     assert len(faults_of(tmp_path)) == 1
     begin(tmp_path, step=STEPS).close()
     assert faults_of(tmp_path) == []
-    assert f"{len(tail)} bytes of a line that a crash tore" in " ".join(said_of(tmp_path).split())
+    assert f"{len(tail)} bytes of a line that a crash tore" in " ".join(account_text(tmp_path).split())
 
 
 def test_more_than_a_torn_line_is_not_cut(tmp_path: Path) -> None:
@@ -213,7 +220,8 @@ def test_a_ledger_that_cannot_be_written_stops_in_one_line(tmp_path: Path) -> No
 
 def test_counts_are_written_when_due(tmp_path: Path) -> None:
     ledger = Ledger(flush_every_s=0)
-    ledger.open(tmp_path / "ledger.jsonl", {})
+    (tmp_path / "plan.json").write_text("{}")
+    ledger.open(tmp_path / "ledger.jsonl", opening("north", 0, 2, 0, 1, tmp_path / "plan.json", 0))
     for step in range(3):
         ledger.begin_step(step)
         send(ledger)
@@ -223,16 +231,46 @@ def test_counts_are_written_when_due(tmp_path: Path) -> None:
     assert [entry["last_step"] for entry in entries] == [0, 1, 2]
 
 
+def test_a_ledger_of_schema_1_is_read_and_audited(tmp_path: Path) -> None:
+    """It calls collectives sum, gather and swap, the status pulse, and says no schema."""
+    path = whole_run(tmp_path)
+    earlier = {"allreduce": "sum", "allgather": "gather", "alltoall": "swap", "status": "pulse"}
+
+    def reword() -> None:
+        previous, rows, renamed = "0" * 64, [], {}
+        for raw in path.read_bytes().splitlines():
+            line = json.loads(raw) | {"previous": previous}
+            line.pop("ledger_schema", None)
+            former = line["hash"]
+            for entry in line.get("entries", []):
+                entry |= {key: earlier.get(entry[key], entry[key]) for key in ("how", "purpose")}
+            if "totals" in line:
+                line["totals"] = {earlier.get(root, root): total for root, total in line["totals"].items()}
+            line["heads"] = {name: renamed[head] for name, head in line.get("heads", {}).items()}
+            previous = renamed[former] = line["hash"] = hash_of(line)
+            rows.append(canonical(line) + b"\n")
+        path.write_bytes(b"".join(rows))
+
+    reword()
+    assert b'"pulse"' in path.read_bytes() and b'"status"' not in path.read_bytes()
+    assert faults_of(tmp_path) == []
+    assert f"{STEPS * SHARED * 4:,}" in account_text(tmp_path)
+    ledger = begin(tmp_path, step=STEPS)  # a run that goes on with today's program
+    train(ledger, STEPS, 2 * STEPS)
+    ledger.close()
+    assert faults_of(tmp_path) == []
+
+
 def test_a_rank_alone_sends_nothing() -> None:
     ledger = Ledger()
-    ledger.note("pulse", "", (1, 5), "float64", 40, "all", 1, "gather")
+    ledger.note("status", "", (1, 5), "float64", 40, "all", 1, "allgather")
     assert ledger.sent_bytes() == 0
 
 
 def test_bytes_are_those_of_a_ring() -> None:
-    assert sent_bytes_of("sum", 100, 4) == 150
-    assert sent_bytes_of("gather", 100, 4) == 300
-    assert sent_bytes_of("swap", 100, 4) == 75
+    assert sent_bytes_of("allreduce", 100, 4) == 150
+    assert sent_bytes_of("allgather", 100, 4) == 300
+    assert sent_bytes_of("alltoall", 100, 4) == 75
 
 
 # ---- what may leave
@@ -242,13 +280,21 @@ def test_what_the_table_does_not_foresee_cannot_leave() -> None:
     with pytest.raises(ValueError, match="'images' may not leave"):
         traffic_of("images")
     with pytest.raises(ContractError, match="41 bytes were to leave this rank, at most 40"):
-        check_traffic("pulse", 41)
+        check_traffic("status", 41)
     with pytest.raises(ContractError, match="must stay at its own"):
-        Ledger().note("private", "stem", (4,), "float32", 16, "all", 2, "sum")
+        Ledger().note("private", "stem", (4,), "float32", 16, "all", 2, "allreduce")
     assert traffic_of("verdict.saving a checkpoint") is TRAFFIC["verdict"]
 
 
-def forge(ledger: Ledger, **changes: Any) -> None:
+def forge_line(path: Path, **changes: Any) -> None:
+    """Add a line with its right hash to a ledger, as its owner can."""
+    *_, last = path.read_bytes().splitlines()
+    line = json.loads(last) | {"seq": json.loads(last)["seq"] + 1, "previous": json.loads(last)["hash"]} | changes
+    with path.open("ab") as file:
+        file.write(canonical(line | {"hash": hash_of(line)}) + b"\n")
+
+
+def forge(ledger: Ledger, path: Path, **changes: Any) -> None:
     """Write down what `note` would refuse."""
     entry = {
         "purpose": "weights",
@@ -257,8 +303,9 @@ def forge(ledger: Ledger, **changes: Any) -> None:
         "dtype": "float32",
         "bytes": 4 * SHARED,
     }
-    entry |= {"group": "all", "group_size": 2, "how": "sum", "count": 1, "first_step": 0, "last_step": 0}
-    ledger._append("sent", {"entries": [entry | changes]})
+    entry |= {"group": "all", "group_size": 2, "how": "allreduce", "count": 1, "first_step": 0, "last_step": 0}
+    ledger.flush()
+    forge_line(path, event="sent", entries=[entry | changes])
 
 
 @pytest.mark.parametrize(
@@ -273,12 +320,12 @@ def forge(ledger: Ledger, **changes: Any) -> None:
         ({"shape": [SHARED + 1], "bytes": 4 * SHARED + 4}, "1001 elements, the plan says [1000]"),
         ({"purpose": "private", "name": "stem", "shape": [640], "bytes": 2560}, "went to all sites"),
         (
-            {"purpose": "pulse", "name": "", "shape": [100], "bytes": 400},
+            {"purpose": "status", "name": "", "shape": [100], "bytes": 400},
             "400 bytes left this rank, at most 40",
         ),
         ({"bytes": 4}, "4 bytes are not [1000] of float32"),
         ({"group_size": 3}, "went to a group of 3 ranks, expected 2"),
-        ({"how": "gather"}, "a gather of float32, the plan's wire is float32"),
+        ({"how": "allgather"}, "an allgather of float32, the plan's wire is float32"),
         ({"count": 2}, "sent 2 times in steps 0 to 0, at most 1"),
         ({"purpose": "studies", "name": "", "shape": [1], "bytes": 4, "count": 2}, "studies: sent 2 times"),
         ({"count": 0}, "has not its form: entries.0.count"),
@@ -287,7 +334,7 @@ def forge(ledger: Ledger, **changes: Any) -> None:
 )
 def test_what_the_plan_does_not_foresee_is_a_fault(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     ledger = begin(tmp_path)
-    forge(ledger, **changes)
+    forge(ledger, tmp_path / "north" / "ledger.jsonl", **changes)
     assert said in only_fault_of(tmp_path)
 
 
@@ -302,19 +349,19 @@ def test_private_tensors_may_be_shared_within_a_site(tmp_path: Path) -> None:
         send(ledger, "stem", PRIVATE, purpose="private", group="site")
         ledger.close()
     assert faults_of(tmp_path) == []
-    assert "None left the site; its own ranks shared 5,120 bytes" in said_of(tmp_path)
+    assert "None left the site; its own ranks shared 5,120 bytes" in account_text(tmp_path)
     (folder / "ledger-rank1.jsonl").unlink()
     assert only_fault_of(tmp_path) == "north/ledger-rank1.jsonl: is missing"
 
 
-def test_a_short_wire_swaps_and_gathers_padded_parts(tmp_path: Path) -> None:
+def test_a_short_wire_sends_padded_parts_both_ways(tmp_path: Path) -> None:
     ledger = begin(tmp_path, content=plan(wire="bfloat16"))
     ledger.begin_step(0)
-    send(ledger, shape=(SHARED,), dtype="bfloat16", num_bytes=2 * SHARED, how="swap")
-    send(ledger, shape=(SHARED // 2,), dtype="bfloat16", num_bytes=SHARED, how="gather")
+    send(ledger, shape=(SHARED,), dtype="bfloat16", num_bytes=2 * SHARED, how="alltoall")
+    send(ledger, shape=(SHARED // 2,), dtype="bfloat16", num_bytes=SHARED, how="allgather")
     ledger.close()
     assert faults_of(tmp_path) == []
-    assert f"{3 * SHARED:,}" in said_of(tmp_path)
+    assert f"{3 * SHARED:,}" in account_text(tmp_path)
 
 
 def test_averages_are_every_so_many_steps_and_the_last() -> None:
@@ -379,7 +426,7 @@ def test_one_site_may_be_verified_alone_and_names_its_witnesses(tmp_path: Path) 
 
 
 def test_a_fault_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
-    forge(begin(tmp_path), purpose="images")
+    forge(begin(tmp_path), tmp_path / "north" / "ledger.jsonl", purpose="images")
     said = CliRunner().invoke(app, ["ledger", "verify", str(tmp_path)])
     assert said.exit_code == 1
     assert "FAULT north/ledger.jsonl, line 3: images denseblock2: is not declared" in said.output
@@ -390,14 +437,6 @@ def test_a_fault_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
 
 def verify(run: Path) -> Any:
     return CliRunner().invoke(app, ["ledger", "verify", str(run)], terminal_width=100)
-
-
-def forge_line(path: Path, **changes: Any) -> None:
-    """Add a line with its right hash to a ledger, as its owner can."""
-    *_, last = path.read_bytes().splitlines()
-    line = json.loads(last) | {"seq": json.loads(last)["seq"] + 1, "previous": json.loads(last)["hash"]} | changes
-    with path.open("ab") as file:
-        file.write(canonical(line | {"hash": hash_of(line)}) + b"\n")
 
 
 @pytest.mark.timeout(10)
@@ -438,7 +477,7 @@ def test_with_lines_that_do_not_hold_nothing_is_said_to_have_stayed(tmp_path: Pa
     path = whole_run(tmp_path)
     rows = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(b"x" + row if b"weights" in row else row for row in rows))
-    said = " ".join(said_of(tmp_path).split())
+    said = " ".join(account_text(tmp_path).split())
     assert "Nothing of the network left the site as far as its lines could be read" in said
     assert "None entered any exchange" not in said
 
@@ -446,8 +485,8 @@ def test_with_lines_that_do_not_hold_nothing_is_said_to_have_stayed(tmp_path: Pa
 def test_without_its_plan_nothing_is_said_of_private_blocks(tmp_path: Path) -> None:
     path = whole_run(tmp_path)
     (path.parent / "plan.json").unlink()
-    assert "which blocks it keeps private is not known" in " ".join(said_of(tmp_path).split())
-    assert "keeps no block private" not in said_of(tmp_path)
+    assert "which blocks it keeps private is not known" in " ".join(account_text(tmp_path).split())
+    assert "keeps no block private" not in account_text(tmp_path)
 
 
 def test_a_site_s_name_does_not_say_that_all_holds(tmp_path: Path) -> None:
@@ -484,4 +523,4 @@ def test_numbers_beyond_all_measure_are_faults_and_are_not_added_up(tmp_path: Pa
     hiding["tensors"][0]["shape"] = [1 << 62] * 5000
     begin(tmp_path, content=hiding).close()
     assert "is no sharing plan" in faults_of(tmp_path)[0]
-    assert "which blocks it keeps private is not known" in " ".join(said_of(tmp_path).split())
+    assert "which blocks it keeps private is not known" in " ".join(account_text(tmp_path).split())

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from cxr_hvd.comm.communicator import LocalComm
+from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import bind
 from cxr_hvd.comm.step_status import StepStatus
 from cxr_hvd.comm.watchdog import Doing
@@ -162,7 +162,7 @@ def test_what_training_writes_is_what_is_read(tmp_path: Path) -> None:
     log.verdict(Verdict.model_validate(json.loads(validation_line(2, 0.7, mean_accuracy=None, is_best=True))))
     log.close()
     status = StatusFile(folder.path, topology, 10)
-    status.tick(Doing("waiting for the other ranks in pulse", True, 2, time.time() - 60))
+    status.tick(Doing("waiting for the other ranks in status", True, 2, time.time() - 60))
     write_files(folder_beside(folder.checkpoint(2)), {name: {} for name in PARTS[1:]}, {"step": 2})
     finish_folder(folder.checkpoint(2))
     [north] = load_run(tmp_path).sites

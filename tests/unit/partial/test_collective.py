@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_hvd.comm.communicator import LocalComm, allgather_text, together
+from cxr_hvd.comm.communicator import allgather_text, together
 from cxr_hvd.comm.contract import first_difference, flat_items
 from cxr_hvd.comm.job import Job
+from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import NOT_SAID, Topology, assign
 from cxr_hvd.config.schema import PRESETS
 from cxr_hvd.errors import ConfigError, DataError

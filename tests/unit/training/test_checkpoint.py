@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from cxr_hvd.comm.communicator import LocalComm
+from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.partial.plan import Kind, TensorSpec, build_plan

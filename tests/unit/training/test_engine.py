@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from cxr_hvd.comm.communicator import LocalComm
+from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.comm.step_status import StopReason
 from cxr_hvd.comm.watchdog import Watchdog
@@ -194,8 +194,8 @@ dog.works("training", 7)
     [
         ("time.sleep(60)", "site north, rank 0 hangs in step 7: training for more than 1 s"),
         (
-            'with dog.waits("pulse"): time.sleep(60)',
-            "in step 7: waiting for the other ranks in pulse for more than 1 s: site south, rank 1 hangs",
+            'with dog.waits("status"): time.sleep(60)',
+            "in step 7: waiting for the other ranks in status for more than 1 s: site south, rank 1 hangs",
         ),
     ],
 )
@@ -245,7 +245,7 @@ def test_those_are_suspected_whose_word_is_old_or_who_work(tmp_path: Path) -> No
         status = RankStatus(site=site, rank=1, num_steps=9, step=7, doing=doing, since=written, time=written)
         (tmp_path / site / "status-0.json").write_text(status.model_dump_json())
 
-    waiting = "waiting for the other ranks in pulse"
+    waiting = "waiting for the other ranks in status"
     say("south", waiting, 1)
     say("west", "loading data", 1)
     assert suspects(tmp_path, topology).startswith("site west, rank 2 (last word: loading data, step 7) hangs")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cxr_hvd.comm.communicator import LocalComm
 from cxr_hvd.comm.contract import flat_items
+from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.file import parse_config
 from cxr_hvd.config.schema import Config

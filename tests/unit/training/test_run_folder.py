@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cxr_hvd.comm.communicator import LocalComm
+from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.config.file import parse_config
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.models.build import build_model

@@ -1,0 +1,140 @@
+"""The communicator of a Horovod job: the only module that imports Horovod."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cxr_hvd.comm.communicator import Wait
+from cxr_hvd.comm.watchdog import STALL_LIMIT_S, Watchdog
+from cxr_hvd.errors import CxrHvdError, PeerError
+from cxr_hvd.launch.early import NO_HOROVOD
+from cxr_hvd.ledger.allowed import Group, How
+from cxr_hvd.ledger.writer import Ledger
+
+
+class HorovodComm:
+    """The ranks of one Horovod job, under MPI or Gloo.
+
+    Collective: all ranks create one. Creating it starts Horovod.
+
+    Args:
+        stall_limit_s: the longest wait for other ranks, in seconds.
+        has_timeline: whether Horovod is to be ready for `start_timeline`.
+    """
+
+    def __init__(self, stall_limit_s: float = STALL_LIMIT_S, has_timeline: bool = False) -> None:
+        # Read when Horovod and MPI start: sites may be formed later; a waiting rank yields its core; flat buffers
+        # are sent from where they lie, not copied into one of Horovod's own first (decision 0005).
+        os.environ.setdefault("HOROVOD_DYNAMIC_PROCESS_SETS", "1")
+        os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+        os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
+        if has_timeline:
+            os.environ.setdefault("HOROVOD_TIMELINE", "DYNAMIC")
+        try:
+            import horovod.torch as hvd
+        except ImportError as error:
+            raise CxrHvdError(f"{NO_HOROVOD} ({error})") from error
+        self._hvd: Any = hvd
+        hvd.init()
+        self.rank: int = hvd.rank()
+        self.num_ranks: int = hvd.size()
+        self.local_rank: int = hvd.local_rank()
+        self.ranks_per_node: int = hvd.local_size()
+        self.ledger = Ledger()
+        everybody = tuple(range(self.num_ranks))
+        self._process_sets: dict[tuple[int, ...], Any] = {everybody: hvd.global_process_set}
+        self._ranks_of_site = everybody
+        self.watchdog = Watchdog(stall_limit_s)
+
+    def form_site_groups(self, site_of_rank: Sequence[int]) -> None:
+        for site in sorted(set(site_of_rank)):
+            ranks = tuple(rank for rank, other in enumerate(site_of_rank) if other == site)
+            # A rank alone sums with nobody; and Horovod refuses to form the same set twice.
+            if len(ranks) > 1 and ranks not in self._process_sets:
+                self._process_sets[ranks] = self._hvd.add_process_set(list(ranks))
+            if self.rank in ranks:
+                self._ranks_of_site = ranks
+
+    def begin_allreduce(self, tensors: Mapping[str, Tensor], purpose: str, group: Group = "all") -> Wait[None]:
+        ranks = self._ranks_of_site if group == "site" else tuple(range(self.num_ranks))
+        if not tensors or len(ranks) == 1:  # Horovod fails on an empty list
+            return lambda: None
+        for name, tensor in tensors.items():
+            self._account_for(tensor, purpose, name, group, len(ranks), "allreduce")
+        return self._started(
+            purpose,
+            lambda: self._hvd.grouped_allreduce_async_(
+                list(tensors.values()),
+                name=f"{purpose}.{group}.{next(iter(tensors))}",
+                op=self._hvd.Sum,
+                process_set=self._process_sets[ranks],
+            ),
+        )
+
+    def begin_allgather(self, tensor: Tensor, purpose: str) -> Wait[Tensor]:
+        row = tensor.unsqueeze(0).contiguous()
+        self._account_for(row, purpose, "", "all", self.num_ranks, "allgather")
+        wait = self._started(
+            purpose, lambda: self._hvd.allgather_async(_as_sent(row), name=f"{purpose}.allgather")
+        )
+        return lambda: self._checked(wait(), row.shape[1:], purpose).view(row.dtype)
+
+    def begin_alltoall(self, rows: Tensor, purpose: str) -> Wait[Tensor]:
+        self._account_for(rows, purpose, "", "all", self.num_ranks, "alltoall")
+        wait = self._started(purpose, lambda: self._hvd.alltoall_async(_as_sent(rows), name=f"{purpose}.alltoall"))
+        # Beside the rows come their numbers.
+        return lambda: self._checked(wait()[0], rows.shape[1:], purpose).view(rows.dtype)
+
+    def start_timeline(self, path: str) -> None:
+        self._hvd.start_timeline(path)
+
+    def stop_timeline(self) -> None:
+        self._hvd.stop_timeline()
+
+    def close(self) -> None:
+        self.ledger.close()
+        with self.watchdog.waits("leaving"):
+            self._hvd.shutdown()
+        self.watchdog.rests()
+
+    def _account_for(
+        self, tensor: Tensor, purpose: str, name: str, group: Group, group_size: int, how: How
+    ) -> None:
+        if not name:
+            purpose, _, name = purpose.partition(".")
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        self.ledger.note(purpose, name, tuple(tensor.shape), dtype, tensor.nbytes, group, group_size, how)
+
+    def _started(self, purpose: str, start: Callable[[], Any]) -> Wait[Any]:
+        # Under Gloo, Horovod does not even take an order while it waits for a rank that is frozen.
+        with self._peer_errors(purpose), self.watchdog.waits(purpose):
+            handle = start()
+
+        def wait() -> Any:
+            with self._peer_errors(purpose), self.watchdog.waits(purpose):
+                return self._hvd.synchronize(handle)
+
+        return wait
+
+    def _checked(self, rows: Tensor, shape: torch.Size, purpose: str) -> Tensor:
+        if rows.shape != (self.num_ranks, *shape):  # Horovod lets it pass
+            raise PeerError(f"a rank handed over another number of rows in {purpose}; start one version at all")
+        return rows
+
+    @contextmanager
+    def _peer_errors(self, purpose: str) -> Iterator[None]:
+        from horovod.common.exceptions import HorovodInternalError
+
+        try:
+            yield
+        except HorovodInternalError as error:
+            raise PeerError(f"another rank stopped during {purpose}; its own last line says why") from error
+
+
+def _as_sent(tensor: Tensor) -> Tensor:
+    """Give bfloat16 another name: Horovod does not know it, and neither alltoall nor allgather looks at values."""
+    return tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
