@@ -1,7 +1,6 @@
 """A run as a person reads it in a terminal, and as plain values for a program.
 
-Owns the layout and the wording. What is shown comes from `run_view`; words out of files are shown as they stand,
-never as markup.
+Owns the layout and the wording of what `view` says. Words out of files are shown as they stand, never as markup.
 """
 
 from collections.abc import Sequence
@@ -13,39 +12,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cxr_hvd.monitor.files import Validation
-from cxr_hvd.monitor.view import (
-    Pace,
-    RankView,
-    RunView,
-    SiteView,
-    State,
-    advice_on,
-    pace_of,
-    say_ranks,
-    say_time,
-)
+from cxr_hvd.monitor.advice import advice_on, say_numbers, say_time
+from cxr_hvd.monitor.view import RankView, RunView, SiteView, State, pace_of
+from cxr_hvd.training.records import Verdict
 
 SHOWN_VALIDATIONS = 5
 SHOWN_CHECKPOINTS = 4
 BAR_WIDTH = 30
 WORTH_SAYING_S = 5.0
-MAX_SITE_COLUMNS = 4
 
-STYLES: dict[State, str] = {
-    "working": "",
-    "ended": "green",
-    "failed": "bold red",
-    "silent": "bold red",
-    "unknown": "dim",
-}
-WORDS: dict[State, str] = {
-    "working": "going on",
-    "ended": "ended",
-    "failed": "failed",
-    "silent": "silent",
-    "unknown": "not known",
-}
+STYLES: dict[State, str] = {"ended": "green", "failed": "bold red", "silent": "bold red", "unknown": "dim"}
+WORDS: dict[State, str] = {"working": "going on", "unknown": "not known"}
 
 
 def render(view: RunView) -> RenderableType:
@@ -57,19 +34,13 @@ def render(view: RunView) -> RenderableType:
     parts += [Text(line, style="bold red") for line in advice_on(view)]
     if notes := notes_on(view):
         parts.append(Group(*(Text(line, style="yellow") for line in notes)))
-    spaced = [each for part in parts for each in (part, Text())]
+    spaced = [line for part in parts for line in (part, Text())]
     return Group(*spaced[:-1])
 
 
 def notes_on(view: RunView) -> list[str]:
     """Say what could not be read, and what was read in part."""
-    faults = [*view.faults, *(fault for site in view.sites for fault in site.faults)]
-    sampled = [
-        f"{site.name}/metrics.jsonl is long: curves and means are drawn from parts of it, evenly spread"
-        for site in view.sites
-        if site.is_sampled
-    ]
-    return [*(str(fault) for fault in faults), *sampled]
+    return [str(fault) for fault in (*view.faults, *(fault for site in view.sites for fault in site.faults))]
 
 
 def _heading(view: RunView) -> Text:
@@ -78,9 +49,8 @@ def _heading(view: RunView) -> Text:
     counts = f"{_counted(len(view.sites), 'site')}, "
     counts += f"{num_unread} not read" if num_unread else _counted(num_ranks, "rank")
     experiment = f"Experiment {view.experiment}" if view.experiment else "Experiment not known"
-    return Text.assemble(
-        (experiment, "bold"), f" · {view.run} · {counts} · ", (WORDS[view.state], STYLES[view.state] or "bold")
-    )
+    state = (WORDS.get(view.state, view.state), STYLES.get(view.state, "bold"))
+    return Text.assemble((experiment, "bold"), f" · {view.run} · {counts} · ", state)
 
 
 def _progress(view: RunView) -> list[RenderableType]:
@@ -88,41 +58,37 @@ def _progress(view: RunView) -> list[RenderableType]:
     if not done or not view.num_steps:
         return [Text(f"{done:,} steps done, of how many is not known" if done else "No step is done yet.")]
     share = min(1.0, done / view.num_steps)
-    far = Table.grid(padding=(0, 2, 0, 0))
     left = "" if view.left_s is None else f", about {say_time(view.left_s)} left"
-    bar = ProgressBar(total=1.0, completed=share, width=BAR_WIDTH)
-    far.add_row(bar, Text(f"step {done:,} of {view.num_steps:,}, {share:.1%}{left}"))
-    said = [f"epoch {done / view.steps_per_epoch:.2f}"] if view.steps_per_epoch else []
+    bar = Table.grid(padding=(0, 2, 0, 0))
+    bar.add_row(
+        ProgressBar(total=1.0, completed=share, width=BAR_WIDTH),
+        Text(f"step {done:,} of {view.num_steps:,}, {share:.1%}{left}"),
+    )
+    facts = [f"epoch {done / view.steps_per_epoch:.2f}"] if view.steps_per_epoch else []
     if view.furthest and view.furthest.rows:
         pace = pace_of(view.furthest.rows)
-        said += [f"learning rate {_said(pace.learning_rate, '.2e')}", f"{pace.step_s:.3g} s a step"]
-        said += [f"{_said(pace.studies_per_s, '.1f')} studies/s"]
-    return [far, Text(" · ".join(said))] if said else [far]
+        facts += [f"learning rate {_number(pace.learning_rate, '.2e')}", f"{pace.step_s:.3g} s a step"]
+        facts += [f"{_number(pace.studies_per_s, '.1f')} studies/s"]
+    return [bar, Text(" · ".join(facts))]
 
 
 def _sites_table(view: RunView) -> Table:
-    table = _table("")
-    for heading in ("site", "ranks", "state"):
-        table.add_column(heading, vertical="top")
-    for heading in ("step", "loss", "data/compute/\naveraging, %", "skipped"):
-        table.add_column(Text(heading), justify="right")
+    table = _table("", left=("site", "ranks", "state"), right=("step", "loss", _TIMES, "skipped"))
     furthest = view.furthest
     losses = pace_of(furthest.rows).loss_of_site if furthest and furthest.rows else {}
     for site in view.sites:
         if site.problem is not None:
-            loss = _said(losses.get(site.name), ".3f", "")
+            loss = _number(losses.get(site.name), ".3f", "")
             table.add_row(Text(site.name), "", Text(site.problem, style="yellow"), "", loss, "", "")
             continue
-        pace = pace_of(site.rows) if site.rows else None
-        numbers = _numbers(site, pace, losses)
-        for index, ranks in enumerate(_alike(site.ranks) or [[]]):
-            who = say_ranks(rank.rank_in_site for rank in ranks).split(" ", 1)[1] if ranks else ""
-            state = _state(ranks) if ranks else Text("no status", style="dim")
-            if index:
-                table.add_row("", who, state)
-            else:
-                table.add_row(Text(site.name), who, state, *numbers)
+        first, *others = _alike(site.ranks) or [[RankView(0)]]
+        table.add_row(Text(site.name), *_ranks_and_state(first), *_numbers_of(site))
+        for ranks in others:
+            table.add_row("", *_ranks_and_state(ranks))
     return table
+
+
+_TIMES = "data/compute/\naveraging, %"
 
 
 def _alike(ranks: Sequence[RankView]) -> list[list[RankView]]:
@@ -133,79 +99,63 @@ def _alike(ranks: Sequence[RankView]) -> list[list[RankView]]:
     return list(groups.values())
 
 
-def _state(ranks: Sequence[RankView]) -> Text:
-    first = ranks[0]
+def _ranks_and_state(ranks: Sequence[RankView]) -> tuple[str, Text]:
+    state, doing = ranks[0].state, ranks[0].doing
     for_s = min((rank.for_s for rank in ranks if rank.for_s is not None), default=0.0)
-    said = {
-        "working": f"{first.doing}, {say_time(for_s)}" if for_s >= WORTH_SAYING_S else first.doing,
-        "ended": first.doing,
-        "failed": f"failed {say_time(for_s)} ago",
-        "silent": f"silent for {say_time(for_s)}",
-        "unknown": first.doing,
-    }
-    return Text(said[first.state], style=STYLES[first.state])
+    words = doing
+    if state == "working" and for_s >= WORTH_SAYING_S:
+        words = f"{doing}, {say_time(for_s)}"
+    elif state == "failed":
+        words = f"failed {say_time(for_s)} ago"
+    elif state == "silent":
+        words = f"silent for {say_time(for_s)}"
+    return say_numbers(rank.rank_in_site for rank in ranks), Text(words, style=STYLES.get(state, ""))
 
 
-def _numbers(site: SiteView, pace: Pace | None, losses: dict[str, float | None]) -> list[str]:
-    step = _said(site.num_done, ",d", "")
-    if pace is None:
+def _numbers_of(site: SiteView) -> list[str]:
+    step = _number(site.num_done, ",d", "")
+    if site.rows is None:
         return [step, "", "", ""]
-    shares = "/".join(f"{100 * share:.0f}" for share in (pace.data, pace.compute, pace.averaging))
-    loss = pace.loss_of_site.get(site.name, losses.get(site.name))
-    skipped = _said(site.num_skipped, ",d", "not counted")
-    return [step, _said(loss, ".3f"), shares, skipped]
+    pace = pace_of(site.rows)
+    times = "/".join(f"{100 * share:.0f}" for share in (pace.data, pace.compute, pace.averaging))
+    return [step, _number(pace.loss_of_site.get(site.name), ".3f"), times, f"{site.num_skipped:,}"]
 
 
 def _validations_table(view: RunView) -> Table:
     sites = [site.name for site in view.read_sites if site.validations]
-    by_step: dict[int, dict[str, Validation]] = {}
+    by_step: dict[int, dict[str, Verdict]] = {}
     for site in view.read_sites:
         for row in site.validations:
             by_step.setdefault(row.step, {})[site.name] = row
     best = view.best_step
-    table = _table("Validation, macro AUROC")
-    are_few = len(sites) <= MAX_SITE_COLUMNS
-    columns = sites if are_few else ["lowest", "highest"]
-    for heading in ("after step", *columns, "agreed", "seconds", ""):
-        table.add_column(Text(heading), justify="right")
+    table = _table("Validation, macro AUROC", right=("after step", *sites, "agreed", "seconds", ""))
     shown = sorted(by_step)[-SHOWN_VALIDATIONS:]
     for step in shown if best is None or best in shown else [best, *shown]:
         rows = by_step[step]
-        aurocs = {name: row.macro_auroc for name, row in rows.items()}
-        known = [auroc for auroc in aurocs.values() if auroc is not None]
-        own = (
-            [_said(aurocs[name], ".3f") if name in aurocs else "" for name in sites]
-            if are_few
-            else [_said(min(known, default=None), ".3f"), _said(max(known, default=None), ".3f")]
-        )
         agreed = next((row.agreed_auroc for row in rows.values() if row.agreed_auroc is not None), None)
-        seconds = f"{max(row.seconds for row in rows.values()):.1f}"
-        is_best = step == best
         table.add_row(
             f"{step:,}",
-            *own,
-            _said(agreed, ".3f"),
-            seconds,
-            "best" if is_best else "",
-            style="bold green" if is_best else "",
+            *(_number(rows[name].macro_auroc, ".3f") if name in rows else "" for name in sites),
+            _number(agreed, ".3f"),
+            f"{max(row.seconds for row in rows.values()):.1f}",
+            "best" if step == best else "",
+            style="bold green" if step == best else "",
         )
     return table
 
 
 def _checkpoints_table(view: RunView) -> Table:
-    table = _table("Checkpoints, by steps done")
-    for heading in ("site", "whole", "latest", "best", "unfinished"):
-        table.add_column(heading, justify="left" if heading == "site" else "right")
+    table = _table("Checkpoints, by steps done", left=("site",), right=("whole", "latest", "best", "unfinished"))
     for site in view.read_sites:
         held = site.checkpoints
         if held is None:
-            table.add_row(Text(site.name), "cannot be read", "", "", "", style="yellow")
+            table.add_row(Text(site.name), "cannot be read", style="yellow")
             continue
         table.add_row(
             Text(site.name),
             _listed(held.whole) or "none yet",
-            _said(held.latest, ",d", ""),
-            _said(held.best, ",d", ""),
+            _number(held.latest, ",d", ""),
+            _number(held.best, ",d", ""),
             _listed(held.unfinished),
         )
     return table
@@ -235,16 +185,16 @@ def _results(view: RunView) -> list[Text]:
     return [
         Text(
             f"{site.name}, evaluated at step {site.results.step:,}, {site.results.split}: "
-            f"macro AUROC {_said(site.results.macro_auroc, '.3f')}, "
-            f"accuracy {_said(site.results.mean_accuracy, '.1%')}"
+            f"macro AUROC {_number(site.results.macro_auroc, '.3f')}, "
+            f"accuracy {_number(site.results.mean_accuracy, '.1%')}"
         )
         for site in view.read_sites
         if site.results
     ]
 
 
-def _table(title: str) -> Table:
-    return Table(
+def _table(title: str, left: Sequence[str] = (), right: Sequence[str] = ()) -> Table:
+    table = Table(
         title=title or None,
         title_justify="left",
         title_style="bold",
@@ -252,13 +202,18 @@ def _table(title: str) -> Table:
         box=None,
         padding=(0, 2, 0, 0),
     )
+    for heading in left:
+        table.add_column(Text(heading), vertical="top")
+    for heading in right:
+        table.add_column(Text(heading), justify="right")
+    return table
 
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _said(value: float | None, style: str, none: str = "undefined") -> str:
+def _number(value: float | None, style: str, none: str = "undefined") -> str:
     return none if value is None else format(value, style)
 
 
@@ -291,12 +246,6 @@ def _site_to_json(site: SiteView) -> dict[str, Any]:
         "pace": asdict(pace_of(site.rows)) if site.rows else None,
         "num_skipped": site.num_skipped,
         "validations": [row.model_dump() for row in site.validations],
-        "checkpoints": held
-        and {
-            "whole": list(held.whole),
-            "unfinished": list(held.unfinished),
-            "latest": held.latest,
-            "best": held.best,
-        },
+        "checkpoints": held and asdict(held) | {"whole": list(held.whole), "unfinished": list(held.unfinished)},
         "results": site.results.model_dump() if site.results else None,
     }

@@ -26,12 +26,12 @@ from cxr_hvd.comm.watchdog import Doing
 from cxr_hvd.errors import CheckpointError, UsageError
 from cxr_hvd.files import finish_folder, folder_beside
 from cxr_hvd.launch.rank_status import FAILED, FINISHED, STOPPED
-from cxr_hvd.monitor import files as run_files
 from cxr_hvd.monitor import snapshot as run_snapshot
+from cxr_hvd.monitor.advice import say_ranks, say_time
 from cxr_hvd.monitor.curves import draw_curves, running_mean, thinned, write_curves
 from cxr_hvd.monitor.snapshot import load_run
 from cxr_hvd.monitor.table import render, to_json
-from cxr_hvd.monitor.view import PACE_ROWS, RunView, newest_common, say_ranks, say_time
+from cxr_hvd.monitor.view import RunView, newest_common
 from cxr_hvd.training.checkpoint.checkpoint import write_files
 from cxr_hvd.training.engine import StepReport
 from cxr_hvd.training.log import Log
@@ -335,7 +335,7 @@ def closed(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> Iterator[None]:
 def test_a_site_that_may_not_be_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closed(monkeypatch, run / "south"):
         view, said = loaded(run)
-    assert view.sites[1].problem and "may not be read by you (mode 0" in said
+    assert view.sites[1].problem and "may not be read by you" in said
     assert re.search(r"south .*0\.510", said), "the other site's rows hold its loss"
     assert "hold whole that were read; --resume auto goes on from there if south can, too." in said
     assert "2 sites, 1 not read" in said
@@ -368,88 +368,50 @@ def test_half_a_last_line_is_left_for_next_time(run: Path) -> None:
 DAMAGE = {
     "garbage": b"\xff\xfe\x00",
     "empty": b"",
-    "NUL": b'{"step": 1\x00}',
     "deep": b"[" * 10_000,
-    "deep in a field": b'{"step": ' + b"[" * 10_000 + b"]" * 10_000 + b"}",
     "not an object": b"7",
     "another type": metrics_line(1).replace('"step": 1', '"step": "1"').encode().strip(),
     "a huge number": metrics_line(1).replace('"step": 1', '"step": ' + "9" * 5000).encode().strip(),
-    "negative time": metrics_line(1, data_s=-1.0).encode().strip(),
-    "a site's name that would escape": metrics_line(1, loss_of_site={"../x": 1.0}).encode().strip(),
-    "too long": b" " * 20_000 + metrics_line(1).encode().strip(),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_line_is_named_and_left_out(run: Path, damage: bytes) -> None:
     lines = [metrics_line(step).encode() for step in range(6)]
-    lines[3] = damage + b"\n"
+    lines[3] = lines[5] = damage + b"\n"
     (run / "north" / "metrics.jsonl").write_bytes(b"".join(lines))
-    (run / "north" / "validation.jsonl").write_bytes(damage + b"\n")
-    view, said = loaded(run)
-    assert view.sites[0].rows and view.sites[0].rows.steps.tolist() == [0, 1, 2, 4, 5]
-    assert "north/metrics.jsonl, line 4: left out: " in said
-    assert "north/validation.jsonl, line 1: left out: " in said
+    view, text = loaded(run)
+    assert view.sites[0].rows and view.sites[0].rows.steps.tolist() == [0, 1, 2, 4]
+    assert "north/metrics.jsonl, line 4: left out: " in text and "1 more lines left out" in text
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 @pytest.mark.parametrize("name", ["config.yaml", "environment.json", "status-0.json", "results.json"])
 def test_a_damaged_record_is_named(run: Path, name: str, damage: bytes) -> None:
     (run / "north" / name).write_bytes(damage)
-    view, said = loaded(run)
-    assert f"north/{name}: " in said
+    view, text = loaded(run)
+    assert f"north/{name}: " in text
     assert view.experiment == "D" and view.num_steps == ALL_STEPS, "the other site tells"
 
 
-def test_yaml_that_would_cost_more_than_a_machine_has(run: Path) -> None:
-    bomb = "a0: &a0 {x: 1}\n" + "".join(
-        f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 12)
-    )
-    for content in (bomb, "[" * 32_000, "[{a: " * 6_000, "- " * 16_000):
-        (run / "north" / "config.yaml").write_text(content)
-        started = time.monotonic()
-        assert "north/config.yaml: is not YAML of plain values" in loaded(run)[1]
-        assert time.monotonic() - started < 5
-
-
-def test_a_stranger_s_words_do_not_command_the_terminal(run: Path) -> None:
+def test_words_of_a_file_do_not_command_the_terminal(run: Path) -> None:
     write_status(run / "south", 1, doing="failed: \x1b[2J\x00\u202egone\nbad [bold]")
-    view, said = loaded(run)
-    assert not re.search("[\x00\x1b\u202e]", said + json.dumps(to_json(view), ensure_ascii=False))
-    assert "gone bad [bold]" in said
-
-
-def test_amounts_are_bounded(run: Path, tmp_path: Path) -> None:
-    with (run / "north" / "metrics.jsonl").open("ab") as file:
-        file.truncate(100 << 20)  # one line of zeros, 100 MB
-    (run / "south" / "validation.jsonl").write_bytes(b"\n" * (1 << 20))
-    (run / "south" / "status-0.json").write_bytes(b" " * (100 << 20))
-    started = time.monotonic()
-    view, said = loaded(run)
-    write_curves(view, tmp_path / "curves.png")
-    assert time.monotonic() - started < 20
-    assert "south/validation.jsonl, line 1: left out, as 999 more and what comes after them" in said
-    assert "south/status-0.json: cannot be read (expected at most 32,768 bytes, found more)" in " ".join(
-        said.split()
-    )
+    view, text = loaded(run)
+    assert not re.search("[\x00\x1b\u202e]", text + json.dumps(to_json(view), ensure_ascii=False))
+    assert "gone bad [bold]" in text
 
 
 def test_only_plain_files_are_opened(run: Path, tmp_path: Path) -> None:
-    secret = tmp_path / "elsewhere"
-    secret.write_text((run / "north" / "status-0.json").read_text())
+    outside = tmp_path / "elsewhere"
+    outside.write_text((run / "north" / "status-0.json").read_text())
     for name in ("status-0.json", "metrics.jsonl", "environment.json"):
         (run / "north" / name).unlink()
-    (run / "south" / "status-1.json").unlink()
-    (run / "north" / "status-0.json").symlink_to(secret)
+    (run / "north" / "status-0.json").symlink_to(outside)
     os.mkfifo(run / "north" / "metrics.jsonl")  # opening it to read would wait for a writer
-    os.mkfifo(run / "south" / "status-1.json")
-    held = os.open(run / "south" / "status-1.json", os.O_RDWR)  # and reading from it, for a word
     (run / "north" / "environment.json").mkdir()
-    _, said = loaded(run)
+    _, text = loaded(run)
     for name in ("status-0.json", "metrics.jsonl", "environment.json"):
-        assert f"north/{name}: cannot be read" in said
-    assert "south/status-1.json: cannot be read (not a plain file)" in said
-    os.close(held)
+        assert f"north/{name}: cannot be read" in text
 
 
 @given(st.data())
@@ -503,31 +465,14 @@ for turn in itertools.count():
 # ---- long runs
 
 
-def test_a_long_file_is_read_in_parts(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, num_rows = run / "north" / "metrics.jsonl", 20_000
-    path.write_text(
-        "".join(metrics_line(step, is_skipped=step % 1000 == 7) for step in range(num_rows)) + '{"step"'
+def test_of_a_long_file_the_end_is_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_snapshot, "MAX_LOG_BYTES", 10_000)
+    view, text = loaded(run)
+    rows = view.sites[0].rows
+    assert (
+        rows and rows.steps.tolist() == list(range(STEPS - len(rows.steps), STEPS)) and 20 < len(rows.steps) < 60
     )
-    lines = run_files.read_lines(path, run_files.Metrics, 1 << 20)
-    steps = np.array([row.step for row in lines.rows])
-    assert lines.is_sampled and lines.fault is None and 2000 < len(steps) < 6000
-    assert steps[0] == 0 and steps[-1] == num_rows - 1
-    assert (np.diff(steps) > 0).all() and np.diff(steps).max() < num_rows / 100
-    assert steps[-PACE_ROWS:].tolist() == list(range(num_rows - PACE_ROWS, num_rows)), "for the pace"
-    monkeypatch.setattr(run_snapshot, "METRICS_BYTES", 2 << 20)
-    view, said = loaded(run)
-    assert view.sites[0].num_skipped == 20, "counted in the whole file"
-    assert "north/metrics.jsonl is long" in said
-
-
-@given(st.text("ab", max_size=60), st.integers(1, 20))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_counting_does_not_see_where_it_reads(tmp_path: Path, content: str, at: int) -> None:
-    path = tmp_path / "file"
-    path.write_text(content)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run_files, "COUNTED_AT_A_TIME_BYTES", at)
-        assert run_files.count_in(path, b"ab") == content.count("ab")
+    assert "north/metrics.jsonl: is long: what is shown and counted is its end" in text
 
 
 @given(st.integers(1, 10_000), st.integers(2, 500))
