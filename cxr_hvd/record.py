@@ -26,7 +26,7 @@ class Record(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=BaseModel)
 
 
 def read_record(path: Path, form: type[R], max_bytes: int) -> R:
