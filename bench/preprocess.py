@@ -27,7 +27,7 @@ from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import View
 from cxr_hvd.study.study_file import StudyFile
 from preprocess.phantom.phantom import write_phantom
-from preprocess.pixels import load as pixels
+from preprocess.pixels.pipelines import load_image
 from preprocess.plan import IMAGE_SIZE
 from preprocess.records import ImageRecord
 from preprocess.sources.chexpert import COLUMNS
@@ -126,7 +126,7 @@ def measure_loops(size: Size, images: Sequence[Path], num_rounds: int) -> list[F
 
     def ours() -> None:
         for record in records:
-            pixels.load_image(record, IMAGE_SIZE)
+            load_image(record, IMAGE_SIZE)
 
     def bare() -> None:
         decode_bare(chosen, size.flag)

@@ -1,17 +1,18 @@
-"""The list of drawn studies: saved beside the output, so that the same draw can be had again, elsewhere too.
+"""Write and read the list of drawn studies, so that the same draw can be repeated, elsewhere too.
 
-`NAME.drawn.csv` names each study and its patient by the keyed hashes that stand in the study file, and its split,
-in the file's order. Whoever has the same source and the same key (or keeps ids, where they are public) gets the
-same studies from it, whatever their seed; nobody else can tell who is meant.
+`NAME.drawn.csv` lies beside the output. It names each study and its patient by the keyed hashes that stand in the
+study file, and its split, in the file's order. Whoever has the same source and the same key (or keeps ids, where
+they are public) gets the same studies from it, whatever their seed; nobody else can tell who is meant.
 """
 
 import csv
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from cxr_hvd.errors import DataError
 from cxr_hvd.files import replaced_file
 from cxr_hvd.study.layout import Split
+from preprocess.identifiers import HashId
 from preprocess.records import StudyRecord
 from preprocess.selection import Selection
 from preprocess.sources.text import open_lines
@@ -24,24 +25,24 @@ def drawn_path(out: Path) -> Path:
     return out.with_name(f"{out.name}.drawn.csv")
 
 
-def write_drawn(out: Path, selection: Selection, hashed: Callable[[str, str], str]) -> None:
+def write_drawn(out: Path, selection: Selection, hash_id: HashId) -> None:
     """Write the list beside the output."""
     with replaced_file(drawn_path(out)) as beside, beside.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(COLUMNS)
         for study, split in zip(selection.studies, selection.splits, strict=True):
-            patient = hashed("patient", study.patient_id)
-            rows.writerow((hashed("study", study.study_id), patient, split.name.lower()))
+            patient = hash_id("patient", study.patient_id)
+            rows.writerow((hash_id("study", study.study_id), patient, split.name.lower()))
 
 
-def repeat_drawn(path: Path, studies: Iterable[StudyRecord], hashed: Callable[[str, str], str]) -> Selection:
+def repeat_drawn(path: Path, studies: Iterable[StudyRecord], hash_id: HashId) -> Selection:
     """Choose the studies that the list at `path` names, each for the split that it names, in its order.
 
     Raises:
         DataError: the list is no such list, contradicts itself or the source, or names a study that the source
             does not have.
     """
-    known = {hashed("study", study.study_id): study for study in studies}
+    known = {hash_id("study", study.study_id): study for study in studies}
     listed: dict[str, list[str]] = {}
     chosen: dict[str, tuple[StudyRecord, Split]] = {}
     splits = {split.name.lower(): split for split in Split}
@@ -66,7 +67,7 @@ def repeat_drawn(path: Path, studies: Iterable[StudyRecord], hashed: Callable[[s
                 if study is None:
                     unknown += 1
                     continue
-                if row[1] != hashed("patient", study.patient_id):
+                if row[1] != hash_id("patient", study.patient_id):
                     raise DataError(
                         f"{where}: expected the patient that the source names for this study, found another; "
                         "use the list with the source that it was drawn from"

@@ -1,4 +1,4 @@
-"""What stands in a study file for a patient or a study: keyed hashes that only the site can trace back.
+"""Replace the identifiers of patients and studies by keyed hashes that only the site can trace back.
 
 HMAC-SHA256 with the site's own secret: without the key nobody can test a guess, and equal patients stay equal
 within a site. The key never leaves the machine it was made on.
@@ -14,6 +14,9 @@ from cxr_hvd import secret
 from cxr_hvd.errors import DataError, UsageError
 
 HASH_CHARACTERS = 32
+
+# From kind (`patient`, `study`) and identifier to what stands in the study file.
+HashId = Callable[[str, str], str]
 
 
 def default_key_path(site: str) -> Path:
@@ -41,15 +44,15 @@ def load_key(path: Path) -> bytes:
         raise DataError(f"{error}; with another key equal patients get other ids") from error
 
 
-def keyed_hash(key: bytes) -> Callable[[str, str], str]:
+def keyed_hash(key: bytes) -> HashId:
     """Return a function from kind (`patient`, `study`) and identifier to 32 hexadecimal characters."""
 
-    def hashed(kind: str, identifier: str) -> str:
+    def hash_id(kind: str, identifier: str) -> str:
         return hmac.new(key, f"{kind}:{identifier}".encode(), hashlib.sha256).hexdigest()[:HASH_CHARACTERS]
 
-    return hashed
+    return hash_id
 
 
-def kept(kind: str, identifier: str) -> str:
+def keep_id(kind: str, identifier: str) -> str:
     """Return the identifier as it is, for `--keep-ids`."""
     return identifier

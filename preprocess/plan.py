@@ -1,14 +1,15 @@
-"""What a job asks for, and what follows from it and the tables before any image is read.
+"""Plan a conversion: what the command line asks for, and what follows from it and the tables.
 
-Every rank makes the plan for itself and finds the same one: its digest says so, and names the job's work on the
-disk. Whatever changes the study file's bytes enters the digest, the time of writing excepted.
+No image is read yet. Every rank makes the plan for itself, and all plans are equal: the digest shows it, and names
+the work on the disk. Whatever changes the study file's bytes enters the digest, the time of writing excepted.
 """
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from cxr_hvd import __version__
@@ -17,9 +18,9 @@ from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import Split, StudyFileHeader
 from preprocess.balance import Balance, label_balance
 from preprocess.drawn import repeat_drawn
-from preprocess.parallel import merge as write
+from preprocess.identifiers import HashId
 from preprocess.parallel.blocks import plan_blocks
-from preprocess.pixels import load as pixels
+from preprocess.pixels.pipelines import RASTER
 from preprocess.records import SourceOptions
 from preprocess.selection import Selection, select
 from preprocess.sources import SOURCES
@@ -27,12 +28,10 @@ from preprocess.sources import SOURCES
 IMAGE_SIZE = 256
 MAX_BAD = 0.01
 
-Hashed = Callable[[str, str], str]
-
 
 @dataclass(frozen=True)
-class Job:
-    """What the command line asked for.
+class Conversion:
+    """One site's folder to be converted to a study file, as the command line asks for it.
 
     Attributes:
         source: a name in `SOURCES`. root: what it reads. options: the user's choices about it.
@@ -57,13 +56,13 @@ class Job:
     key: Path | None = None
     overwrite: bool = False
     options: SourceOptions = field(default_factory=SourceOptions)
-    pipeline: str = pixels.PIXELS
+    pipeline: str = RASTER
     max_bad: float = MAX_BAD
     image_size: int = IMAGE_SIZE
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionPlan:
     """The chosen studies, in blocks, and what is true of the whole file; equal on all ranks, as `digest` shows."""
 
     selection: Selection
@@ -77,36 +76,38 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def build_plan(job: Job, hashed: Hashed) -> Plan:
+def plan_conversion(conversion: Conversion, hash_id: HashId) -> ConversionPlan:
     """Read the source's tables and choose the studies; no image is opened.
 
     Raises:
         CxrHvdError: a table is not as published, or the choice cannot be met.
     """
-    listing = SOURCES[job.source](job.root, job.options)
+    listing = SOURCES[conversion.source](conversion.root, conversion.options)
     if not listing.studies:
-        raise DataError(f"{job.root}: expected rows of images below the header, found none; check the tables")
-    if job.drawn is not None:
-        selection = repeat_drawn(job.drawn, listing.studies, hashed)
+        raise DataError(
+            f"{conversion.root}: expected rows of images below the header, found none; check the tables"
+        )
+    if conversion.drawn is not None:
+        selection = repeat_drawn(conversion.drawn, listing.studies, hash_id)
     else:
-        selection = select(listing.studies, job.seed, job.counts, job.way)
+        selection = select(listing.studies, conversion.seed, conversion.counts, conversion.way)
     header = StudyFileHeader(
-        site=job.site,
-        source=job.source,
+        site=conversion.site,
+        source=conversion.source,
         label_names=LABELS,
-        image_size=job.image_size,
-        seed=job.seed,
-        pixels=job.pipeline,
+        image_size=conversion.image_size,
+        seed=conversion.seed,
+        pixels=conversion.pipeline,
         source_sha256=listing.sha256,
-        created=write.created_now(),
+        created=created_now(),
         tool=f"cxr-preprocess {__version__}",
     )
     num_images = [len(study.images) for study in selection.studies]
-    return Plan(
+    return ConversionPlan(
         selection=selection,
         header=header,
         blocks=plan_blocks(num_images),
-        digest=_digest(job, header, selection),
+        digest=_digest(conversion, header, selection),
         balance=label_balance(listing.studies, selection),
         num_images=sum(num_images),
         num_unlabelled=listing.num_unlabelled,
@@ -115,27 +116,37 @@ def build_plan(job: Job, hashed: Hashed) -> Plan:
     )
 
 
-def check_job(job: Job) -> None:
+def check_conversion(conversion: Conversion) -> None:
     """Raise `UsageError` where the command line asks for what cannot be."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", job.site):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", conversion.site):
         raise UsageError("--site: expected letters, digits, '_', '.' and '-', found something else")
-    if not job.out.parent.is_dir():
-        raise UsageError(f"{job.out}: expected an existing folder to write into, found none; make it first")
-    if job.drawn is not None and (job.counts is not None or job.way is not None):
+    if not conversion.out.parent.is_dir():
+        raise UsageError(f"{conversion.out}: expected an existing folder to write into, found none; make it first")
+    if conversion.drawn is not None and (conversion.counts is not None or conversion.way is not None):
         raise UsageError("--drawn: expected it without --train, --validate, --test and --split, found both")
-    if job.out.is_dir():
-        raise UsageError(f"{job.out}: expected a file's name, found a folder; name a file in it")
+    if conversion.out.is_dir():
+        raise UsageError(f"{conversion.out}: expected a file's name, found a folder; name a file in it")
 
 
-def _digest(job: Job, header: StudyFileHeader, selection: Selection) -> str:
+def created_now() -> str:
+    """Return the time of writing in UTC, ISO 8601, or that of SOURCE_DATE_EPOCH (reproducible-builds.org)."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    try:
+        now = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
+    except (ValueError, OverflowError, OSError) as error:
+        raise UsageError("SOURCE_DATE_EPOCH: expected seconds since 1970, found something else") from error
+    return now.isoformat(timespec="seconds")
+
+
+def _digest(conversion: Conversion, header: StudyFileHeader, selection: Selection) -> str:
     """SHA-256 over folder, header, studies and splits, in hexadecimal.
 
     An image's row stands for its path, for the tables' bytes are in the header: a quarter of a million paths
     as text would cost each rank 30 MB.
     """
-    said = {name: value for name, value in vars(header).items() if name != "created"}
-    said |= {"root": str(job.root.resolve()), "options": repr(job.options)}
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    inputs = {name: value for name, value in vars(header).items() if name != "created"}
+    inputs |= {"root": str(conversion.root.resolve()), "options": repr(conversion.options)}
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
     for study, split in zip(selection.studies, selection.splits, strict=True):
         digest.update(f"{study.patient_id}\n{study.study_id}\n{int(split)}\n{study.labels}\n".encode())
         for image in study.images:

@@ -1,35 +1,24 @@
-"""From finished blocks to one study file: the leader's part.
+"""Merge finished blocks into one study file: the leader's part.
 
 The leader merges blocks in the file's order, as far as they are finished, while other ranks still fill later
 ones; so the bytes of the study file depend neither on the number of ranks nor on who was faster. A study whose
 images are all bad is left out. See docs/decisions/0008-preprocess-shards.md.
 """
 
-import os
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
-from cxr_hvd.errors import DataError, StudyFileError, UsageError
+from cxr_hvd.errors import DataError, StudyFileError
 from cxr_hvd.study.layout import Split, StudyFileHeader, StudyRow
 from cxr_hvd.study.study_writer import StudyFileWriter
+from preprocess.identifiers import HashId
 from preprocess.parallel.blocks import read_block
-from preprocess.parallel.work import WorkFolder, not_written
+from preprocess.parallel.work_folder import WorkFolder, disk_error
 from preprocess.quarantine import BadImage
 from preprocess.selection import Selection
-
-
-def created_now() -> str:
-    """Return the time of writing in UTC, ISO 8601, or that of SOURCE_DATE_EPOCH (reproducible-builds.org)."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    try:
-        now = datetime.fromtimestamp(int(epoch), UTC) if epoch else datetime.now(UTC)
-    except (ValueError, OverflowError, OSError) as error:
-        raise UsageError("SOURCE_DATE_EPOCH: expected seconds since 1970, found something else") from error
-    return now.isoformat(timespec="seconds")
 
 
 class Merger:
@@ -49,11 +38,11 @@ class Merger:
         header: StudyFileHeader,
         selection: Selection,
         blocks: Sequence[range],
-        hashed: Callable[[str, str], str],
+        hash_id: HashId,
         advance: Callable[[int], None],
     ) -> None:
         self._folder, self._header, self._selection = folder, header, selection
-        self._blocks, self._hashed, self._advance = blocks, hashed, advance
+        self._blocks, self._hash_id, self._advance = blocks, hash_id, advance
         self._next = 0
         self._splits: set[Split] = set()
         self.bad: list[BadImage] = []
@@ -62,7 +51,7 @@ class Merger:
             folder.merged.unlink(missing_ok=True)
             self._file = StudyFileWriter(folder.merged, header, len(selection.studies))
         except OSError as error:
-            raise not_written(folder.out, error) from error
+            raise disk_error(folder.out, error) from error
 
     def merge_while(self, is_finished: Callable[[int], bool]) -> None:
         """Append the next blocks as long as they are finished.
@@ -74,7 +63,7 @@ class Merger:
             try:
                 self._merge(self._next)
             except OSError as error:
-                raise not_written(self._folder.out, error) from error
+                raise disk_error(self._folder.out, error) from error
             self._next += 1
 
     def _merge(self, number: int) -> None:
@@ -91,14 +80,16 @@ class Merger:
                 self.num_left_out += 1
                 continue
             row = StudyRow(
-                study_id=self._hashed("study", study.study_id),
-                patient_id=self._hashed("patient", study.patient_id),
+                study_id=self._hash_id("study", study.study_id),
+                patient_id=self._hash_id("patient", study.patient_id),
                 split=split,
                 views=tuple(study.images[position].view for position in kept),
                 labels=study.labels,
             )
             last = first + len(kept)
-            self._file.append(row, pages[first:last], [bytes.fromhex(one) for one in trailer.digests[first:last]])
+            self._file.append(
+                row, pages[first:last], [bytes.fromhex(digest) for digest in trailer.digests[first:last]]
+            )
             self._splits.add(split)
             self.num_studies += 1
             first = last
@@ -120,7 +111,7 @@ class Merger:
             return self._file.close()
         except (OSError, RuntimeError) as error:  # HDF5 tells of a full disk by either.
             raised = error if isinstance(error, OSError) else OSError(str(error))
-            raise not_written(self._folder.out, raised) from error
+            raise disk_error(self._folder.out, raised) from error
 
     def __enter__(self) -> Self:
         return self

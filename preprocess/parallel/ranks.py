@@ -1,4 +1,4 @@
-"""The ranks that share one job, and how they fail together.
+"""Run one job on one or several ranks, which fail together.
 
 One process without MPI, or the processes that mpirun started: the rest of the program sees a `Ranks` and does
 not care. One rank's error ends all ranks, each with a line of its own, within the time of one study.
@@ -21,7 +21,7 @@ from cxr_hvd.errors import CxrHvdError, PeerError, UsageError, leave, print_erro
 from preprocess.parallel.pool import MpiPool, OnePool, Pool
 
 _FAILED_TAG = 7
-_LAST_WORDS_S = 5.0
+_MAX_WAIT_S = 5.0
 
 Result = TypeVar("Result")
 
@@ -31,12 +31,13 @@ class Ranks(Protocol):
 
     rank: int
     num_ranks: int
+    is_leader: bool
 
-    def tell_failure(self) -> None:
+    def announce_failure(self) -> None:
         """Let the other ranks know, without waiting, that this one has failed."""
 
     def check_peers(self) -> None:
-        """Raise `PeerError` where another rank has told of its failure; does not wait."""
+        """Raise `PeerError` where another rank has announced its failure; does not wait."""
 
     def first_failure(self, exit_code: int) -> tuple[int, int] | None:
         """Return the lowest rank with an exit code other than 0, and the code.
@@ -44,7 +45,7 @@ class Ranks(Protocol):
         Collective: every rank. Blocking: until every rank calls it.
         """
 
-    def digests(self, digest: bytes) -> list[bytes]:
+    def allgather_digests(self, digest: bytes) -> list[bytes]:
         """Return the 32-byte digest of each rank. Collective: every rank. Blocking: until every rank calls it."""
 
     def open_pool(self, num_tasks: int) -> Pool:
@@ -54,9 +55,9 @@ class Ranks(Protocol):
 class OneRank:
     """This process alone."""
 
-    rank, num_ranks = 0, 1
+    rank, num_ranks, is_leader = 0, 1, True
 
-    def tell_failure(self) -> None:
+    def announce_failure(self) -> None:
         pass
 
     def check_peers(self) -> None:
@@ -65,7 +66,7 @@ class OneRank:
     def first_failure(self, exit_code: int) -> tuple[int, int] | None:
         return (0, exit_code) if exit_code else None
 
-    def digests(self, digest: bytes) -> list[bytes]:
+    def allgather_digests(self, digest: bytes) -> list[bytes]:
         return [digest]
 
     def open_pool(self, num_tasks: int) -> Pool:
@@ -105,6 +106,7 @@ class MpiRanks:
         self._comm: Any = MPI.COMM_WORLD
         self.rank: int = self._comm.Get_rank()
         self.num_ranks: int = self._comm.Get_size()
+        self.is_leader = self.rank == 0
         self._sent: list[Any] = []
         if self.num_ranks != (started := count_in(os.environ, "OMPI_COMM_WORLD_SIZE") or self.num_ranks):
             # Each process would take itself for the leader, and write the same file.
@@ -112,11 +114,11 @@ class MpiRanks:
                 f"mpirun started {started} ranks, but mpi4py sees {self.num_ranks}: it was built for another MPI"
             )
 
-    def tell_failure(self) -> None:
-        word = np.array([self.rank], dtype=np.int32)
+    def announce_failure(self) -> None:
+        message = np.array([self.rank], dtype=np.int32)
         others = (rank for rank in range(self.num_ranks) if rank != self.rank)
         # Kept, with its buffer, until the process ends: nobody has to receive it.
-        self._sent += [(word, self._comm.Isend(word, dest=rank, tag=_FAILED_TAG)) for rank in others]
+        self._sent += [(message, self._comm.Isend(message, dest=rank, tag=_FAILED_TAG)) for rank in others]
 
     def check_peers(self) -> None:
         status = self._mpi.Status()
@@ -131,7 +133,7 @@ class MpiRanks:
         rank, code = divmod(int(lowest[0]), 256)
         return (rank, code) if code else None
 
-    def digests(self, digest: bytes) -> list[bytes]:
+    def allgather_digests(self, digest: bytes) -> list[bytes]:
         everybody = np.empty((self.num_ranks, 32), dtype=np.uint8)
         self._comm.Allgather(np.frombuffer(digest, dtype=np.uint8), everybody)
         return [row.tobytes() for row in everybody]
@@ -139,11 +141,11 @@ class MpiRanks:
     def open_pool(self, num_tasks: int) -> Pool:
         return MpiPool(self._mpi, self._comm, num_tasks)
 
-    def say_last_words(self, program: str, error: CxrHvdError) -> None:
+    def print_error_and_leave(self, program: str, error: CxrHvdError) -> None:
         """Print the error and end this process, once every rank has had the time to print its own."""
         print_error(program, error)
         everybody = self._comm.Ibarrier()
-        deadline = time.monotonic() + _LAST_WORDS_S
+        deadline = time.monotonic() + _MAX_WAIT_S
         while not everybody.Test() and time.monotonic() < deadline:
             time.sleep(0.01)
         leave(error.exit_code)
@@ -159,7 +161,7 @@ def is_under_launcher() -> bool:
 
 
 @contextmanager
-def opened_ranks(program: str) -> Iterator[Ranks]:
+def open_ranks(program: str) -> Iterator[Ranks]:
     """Give the ranks of this job. Under a launcher an error inside ends every rank, each with its own line."""
     if not is_under_launcher():
         yield OneRank()
@@ -168,12 +170,12 @@ def opened_ranks(program: str) -> Iterator[Ranks]:
     try:
         yield ranks
     except CxrHvdError as error:
-        ranks.say_last_words(program, error)
+        ranks.print_error_and_leave(program, error)
 
 
-def leader_says(ranks: Ranks, answer: bool) -> bool:
-    """Return the leader's answer. Collective: every rank. Blocking: until every rank calls it."""
-    return any(ranks.digests(bytes([answer]) * 32)[0])
+def broadcast_flag(ranks: Ranks, flag: bool) -> bool:
+    """Return the leader's flag on every rank. Collective: every rank. Blocking: until every rank calls it."""
+    return any(ranks.allgather_digests(bytes([flag]) * 32)[0])
 
 
 class StoppedError(CxrHvdError):
@@ -182,8 +184,16 @@ class StoppedError(CxrHvdError):
     exit_code = 75
 
 
+class _StoppedWithPeer(PeerError):
+    """Another rank failed; this one leaves with the same exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 @contextmanager
-def stopping_on_request() -> Iterator[None]:
+def stop_on_signal() -> Iterator[None]:
     """Raise `StoppedError` where SIGTERM or SIGINT asks this process to stop."""
 
     def stop(number: int, frame: object) -> None:
@@ -197,7 +207,7 @@ def stopping_on_request() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def together(ranks: Ranks, work: Callable[[], Result]) -> Result:
+def run_phase(ranks: Ranks, work: Callable[[], Result]) -> Result:
     """Run this rank's part of a phase; raise on every rank where one of them failed.
 
     Collective: every rank. Blocking: until every rank has ended its part or noticed that another failed.
@@ -213,12 +223,10 @@ def together(ranks: Ranks, work: Callable[[], Result]) -> Result:
         pass
     except Exception as caught:
         error = caught
-        ranks.tell_failure()
+        ranks.announce_failure()
     first = ranks.first_failure(error.exit_code if isinstance(error, CxrHvdError) else int(error is not None))
     if first is not None:
         if error is not None and (first[0] == ranks.rank or not isinstance(error, CxrHvdError)):
             raise error
-        stopped = PeerError(f"rank {first[0]} failed and said why; rank {ranks.rank} stopped with it")
-        stopped.exit_code = first[1]
-        raise stopped
+        raise _StoppedWithPeer(f"rank {first[0]} failed and said why; rank {ranks.rank} stopped with it", first[1])
     return result  # type: ignore[return-value]

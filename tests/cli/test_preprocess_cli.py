@@ -10,8 +10,8 @@ import pytest
 
 from cxr_hvd.study.study_file import StudyFile
 from lab.launch import run
-from preprocess.cli_sources import VERBS
-from preprocess.pixels import load as pixels
+from preprocess.cli.sources import VERBS
+from preprocess.pixels import pipelines
 from preprocess.records import SourceOptions
 from preprocess.sources import SOURCES
 from tests.helpers.commands import preprocess_command, preprocess_here
@@ -34,11 +34,11 @@ def test_the_file_holds_the_folder(tmp_path: Path, source: str) -> None:
     assert job.exit_code == 0, job.output
     studies = {study.study_id: study for study in SOURCES[source](tmp_path / "data", SourceOptions()).studies}
     with StudyFile(out) as file:
-        assert (file.header.site, file.header.source, file.header.pixels) == ("north", source, pixels.PIXELS)
+        assert (file.header.site, file.header.source, file.header.pixels) == ("north", source, pipelines.RASTER)
         assert sorted(file.study_ids) == sorted(studies)
         for index, study_id in enumerate(file.study_ids):
             study = studies[study_id]
-            np.testing.assert_array_equal(file.images(index), pixels.load(study, 256))
+            np.testing.assert_array_equal(file.images(index), pipelines.load_study(study, 256))
             np.testing.assert_array_equal(file.labels[index], np.float32(study.labels))
             views = [image.view for image in study.images]
             assert file.views[index].tolist() == [*views, *[0] * (20 - len(views))]

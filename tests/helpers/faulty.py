@@ -13,10 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from preprocess import cli
+from preprocess import cli, convert
 from preprocess.parallel.merge import Merger
-from preprocess.parallel.work import WorkFolder
-from preprocess.pixels import load as pixels
+from preprocess.parallel.work_folder import WorkFolder
 
 RANK = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
 loaded = 0
@@ -62,10 +61,10 @@ def main() -> None:
     """Patch, then run the command line."""
     rank, point, number = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     sys.argv = [cli.PROGRAM, *sys.argv[4:]]
-    pixels.load_image = _counted(pixels.load_image, number / 1000 if point == "slow" else 0.0)
+    convert.load_image = _counted(convert.load_image, number / 1000 if point == "slow" else 0.0)
     if rank == RANK:
         if point == "load":
-            pixels.load_image = _killed_at(number, pixels.load_image)
+            convert.load_image = _killed_at(number, convert.load_image)
         elif point == "merge":
             Merger._merge = _killed_at(number, Merger._merge)  # type: ignore[method-assign]
         elif point == "complete":
@@ -73,7 +72,7 @@ def main() -> None:
         elif point == "named":
             WorkFolder.publish = _killed_at(number, WorkFolder.publish, after=True)  # type: ignore[method-assign]
     elif point == "load":
-        pixels.load_image = _waits_at(number, pixels.load_image)
+        convert.load_image = _waits_at(number, convert.load_image)
     try:
         cli.main()
     finally:

@@ -147,7 +147,7 @@ def test_a_bad_input_ends_every_rank_with_one_line(tmp_path: Path, what: str) ->
 ONE_FAILS = """
 import time
 from cxr_hvd.errors import DataError
-from preprocess.parallel.ranks import opened_ranks, together
+from preprocess.parallel.ranks import open_ranks, run_phase
 
 def work():
     if ranks.rank == 1:
@@ -157,8 +157,8 @@ def work():
         ranks.check_peers()
         time.sleep(0.01)
 
-with opened_ranks("test") as ranks:
-    together(ranks, work)
+with open_ranks("test") as ranks:
+    run_phase(ranks, work)
 """
 
 

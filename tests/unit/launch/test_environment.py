@@ -11,7 +11,7 @@ from cxr_hvd.environment import is_parallel
 from cxr_hvd.errors import UsageError
 from cxr_hvd.launch.launchers import is_rank
 from lab.launch import BIN, run
-from preprocess.parallel.ranks import OneRank, is_under_launcher, opened_ranks
+from preprocess.parallel.ranks import OneRank, is_under_launcher, open_ranks
 
 ALONE: list[Mapping[str, str]] = [
     {},
@@ -49,7 +49,7 @@ def test_one_process_alone_is_no_parallel_job(
     assert not is_parallel(environment) and not is_under_launcher()
     assert is_rank(environment) == ("OMPI_COMM_WORLD_SIZE" in environment)  # mpirun is watched, whatever its -np
     assert isinstance(start_comm(), LocalComm)
-    with opened_ranks("cxr-preprocess") as ranks:
+    with open_ranks("cxr-preprocess") as ranks:
         assert isinstance(ranks, OneRank)
 
 

@@ -18,8 +18,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from cxr_hvd.study.layout import View
 from cxr_hvd.study.study_file import StudyFile
-from preprocess.pixels import load as pixels
-from preprocess.pixels import rasters
+from preprocess.pixels import pipelines, rasters
 from preprocess.pixels.dicom import _quiet, decode_mimic, decode_voi, view_position
 from preprocess.records import BadImageError, ImageRecord
 from tests.helpers.commands import preprocess_here
@@ -33,7 +32,7 @@ PIPELINES = ("dicom-voi", "mimic-jpg-compat")
 def _load(tmp_path: Path, content: bytes, pipeline: str = "dicom-voi", size: int = 32) -> np.ndarray:
     path = tmp_path / "patient00001.dcm"
     path.write_bytes(content)
-    return pixels.load_image(ImageRecord(path, View.PA, "list.csv row 2"), size, pipeline)
+    return pipelines.load_image(ImageRecord(path, View.PA, "list.csv row 2"), size, pipeline)
 
 
 def _lut(first: int, entries: list[int], bits: int = 16) -> list[Dataset]:
@@ -364,7 +363,7 @@ def test_the_two_ways_and_raster_files_do_not_mix(tmp_path: Path) -> None:
     content = dicom_bytes(DEEP)
     assert (_load(tmp_path, content) != _load(tmp_path, content, "mimic-jpg-compat")).any()
     with pytest.raises(BadImageError, match="a DICOM file, which --pixels dicom-voi or mimic-jpg-compat reads"):
-        _load(tmp_path, content, pixels.PIXELS)
+        _load(tmp_path, content, pipelines.RASTER)
 
 
 def test_the_view_is_read_without_pixels(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from cxr_hvd.errors import CxrHvdError
 from cxr_hvd.study.layout import View
-from preprocess.pixels import load as pixels
+from preprocess.pixels import pipelines
 from preprocess.records import BadImageError, ImageRecord, SourceOptions
 from preprocess.sources import SOURCES
 from preprocess.sources.columns import SHIPPED
@@ -174,8 +174,8 @@ def test_no_bytes_for_an_image_are_a_traceback(tmp_path: Path, content: bytes, h
 def _load(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "patient4711"
     path.write_bytes(content)
-    for pipeline in pixels.PIPELINES:
+    for pipeline in pipelines.PIPELINES:
         try:
-            assert pixels.load_image(ImageRecord(path, View.PA, "t row 2"), 16, pipeline).shape == (16, 16)
+            assert pipelines.load_image(ImageRecord(path, View.PA, "t row 2"), 16, pipeline).shape == (16, 16)
         except BadImageError as error:
             assert "\n" not in error.reason and "4711" not in str(error) and "DOE" not in str(error)

@@ -14,7 +14,7 @@ import pytest
 from cxr_hvd.errors import ConfigError, CxrHvdError, DataError, UsageError
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import Split, View
-from preprocess.pixels import load as pixels
+from preprocess.pixels import pipelines
 from preprocess.records import ImageRecord, SourceOptions, StudyListing, StudyRecord
 from preprocess.sources import draft, manifest
 from preprocess.sources.columns import SHIPPED, load_columns
@@ -66,7 +66,7 @@ def test_nih_chestxray14(tmp_path: Path, name: str) -> None:
     assert _present(fourth) == {"Pleural Effusion", "Lung Lesion", "Pleural Other"}
     blank = {"Enlarged Cardiomediastinum", "Lung Opacity", "Fracture", "Support Devices"}
     assert all(set(LABELS) - set(_said(study)) == blank for study in listing.studies)
-    assert all(pixels.load(study, 16).shape == (1, 16, 16) for study in listing.studies)
+    assert all(pipelines.load_study(study, 16).shape == (1, 16, 16) for study in listing.studies)
 
 
 PADCHEST_HEADER = (
@@ -114,7 +114,7 @@ def test_padchest(tmp_path: Path, suffix: str) -> None:
     assert [image.view for image in second.images] == [View.LATERAL, View.PA]
     assert _present(third) == {"Support Devices"} and third.images[0].view is View.AP
     assert _said(fourth) == {} and fourth.images[0].view is View.OTHER
-    assert pixels.load(second, 16).shape == (2, 16, 16)
+    assert pipelines.load_study(second, 16).shape == (2, 16, 16)
 
 
 VINDR_LABELS = (
@@ -152,7 +152,9 @@ def test_vindr_cxr(tmp_path: Path) -> None:
     assert _present(third) == {"Lung Lesion", "Lung Opacity"}
     assert [study.split for study in (first, second, third)] == [Split.TRAIN, Split.TRAIN, Split.TEST]
     assert "Enlarged Cardiomediastinum" not in _said(first) and len(_said(first)) == 12
-    assert all(pixels.load(study, 16, "dicom-voi").shape == (1, 16, 16) for study in (first, second, third))
+    assert all(
+        pipelines.load_study(study, 16, "dicom-voi").shape == (1, 16, 16) for study in (first, second, third)
+    )
     with pytest.raises(UsageError, match="expected the folder of the tables"):
         _read(tmp_path / "annotations" / "image_labels_train.csv", "vindr-cxr")
 
@@ -179,7 +181,7 @@ def test_openi(tmp_path: Path) -> None:
     assert listing.num_unlabelled == 1
     assert [image.view for image in first.images] == [View.LATERAL, View.UNKNOWN]
     assert _present(first) == {"No Finding"} and _present(second) == {"Cardiomegaly", "Fracture"}
-    assert pixels.load(first, 16).shape == (2, 16, 16)
+    assert pipelines.load_study(first, 16).shape == (2, 16, 16)
 
 
 # ---- what a report says nothing of
@@ -293,7 +295,7 @@ def test_an_image_that_the_table_calls_a_negative_is_inverted(tmp_path: Path) ->
     table = _write_padchest(tmp_path, ["['normal']"] * 4, shades)
     for number, shade in enumerate(shades):
         _ramp(tmp_path / "0" / f"{number}.png", shade == "MONOCHROME1")
-    images = [pixels.load(study, 256)[0].astype(int) for study in _read(table, "padchest").studies]
+    images = [pipelines.load_study(study, 256)[0].astype(int) for study in _read(table, "padchest").studies]
     for image in images[1:]:
         assert np.abs(image - images[0]).max() <= 1
     assert images[0][0, 0] < 5 < 250 < images[0][-1, -1]
@@ -311,7 +313,7 @@ def test_a_dicom_file_says_itself_whether_it_is_a_negative(tmp_path: Path) -> No
     image = ImageRecord(tmp_path / "a.dcm", View.PA, "t.csv row 2")
     write_dicom(tmp_path / "a.dcm", 1)
     plain, called = (
-        pixels.load_image(replace(image, is_negative=is_negative), 16, "dicom-voi")
+        pipelines.load_image(replace(image, is_negative=is_negative), 16, "dicom-voi")
         for is_negative in (False, True)
     )
     np.testing.assert_array_equal(plain, called)

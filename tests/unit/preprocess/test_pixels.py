@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cxr_hvd.study.layout import View
-from preprocess.pixels import load as pixels
-from preprocess.pixels import rasters
+from preprocess.pixels import pipelines, rasters
 from preprocess.records import BadImageError, ImageRecord
 from tests.helpers.synthetic import write_jpeg
 
@@ -34,7 +33,7 @@ def _encoded(height: int, width: int, *options: int, channels: int = 1) -> bytes
 def test_an_image_fills_the_square(tmp_path: Path, height: int, width: int) -> None:
     path = tmp_path / "ramp.jpg"
     path.write_bytes(_encoded(height, width))
-    image = pixels.load_image(_record(path), 256)
+    image = pipelines.load_image(_record(path), 256)
     assert (image.shape, image.dtype) == ((256, 256), np.uint8)
     # A ramp from dark at the top to bright at the bottom stays one.
     rows = image.mean(axis=1)
@@ -47,7 +46,7 @@ def test_reduced_decoding_says_the_same_as_full_decoding(tmp_path: Path) -> None
     path = tmp_path / "large.jpg"
     cv2.imwrite(str(path), cv2.resize(coarse, (2500, 2100), interpolation=cv2.INTER_CUBIC))
     full = cv2.resize(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), (256, 256), interpolation=cv2.INTER_AREA)
-    assert np.abs(pixels.load_image(_record(path), 256).astype(int) - full).max() <= 3
+    assert np.abs(pipelines.load_image(_record(path), 256).astype(int) - full).max() <= 3
 
 
 @pytest.mark.parametrize("progressive", [0, 1])
@@ -72,7 +71,7 @@ def test_rubbish_is_refused_and_never_crashes(rubbish: bytes) -> None:
 def test_bytes_after_the_end_are_harmless(tmp_path: Path) -> None:
     path = tmp_path / "padded.jpg"
     path.write_bytes(_encoded(40, 50) + bytes(100))
-    assert pixels.load_image(_record(path), 32).shape == (32, 32)
+    assert pipelines.load_image(_record(path), 32).shape == (32, 32)
 
 
 def _claim(content: bytes, height: int, width: int) -> bytes:
@@ -109,7 +108,7 @@ def test_refusals_name_the_row_and_no_path(tmp_path: Path, content: bytes, messa
     path = tmp_path / "patient00001.jpg"
     path.write_bytes(content)
     with pytest.raises(BadImageError, match=message) as caught:
-        pixels.load_image(_record(path), 64)
+        pipelines.load_image(_record(path), 64)
     assert caught.value.where == "train.csv row 2"
     assert str(caught.value) == f"{caught.value.where}: {caught.value.reason}"
     assert "patient00001" not in str(caught.value) and "\n" not in str(caught.value)
@@ -119,14 +118,14 @@ def test_a_missing_file_is_refused_by_its_row(tmp_path: Path) -> None:
     with pytest.raises(
         BadImageError, match=r"train\.csv row 2: expected a readable image file, found none"
     ) as caught:
-        pixels.load_image(_record(tmp_path / "patient00001.jpg"), 64)
+        pipelines.load_image(_record(tmp_path / "patient00001.jpg"), 64)
     assert "patient00001" not in str(caught.value)
 
 
 def test_equal_files_give_equal_pixels(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_jpeg(tmp_path / f"{name}.jpg", 3, 400, 300)
-    images = [pixels.load_image(_record(tmp_path / f"{name}.jpg"), 64) for name in ("a", "b")]
+    images = [pipelines.load_image(_record(tmp_path / f"{name}.jpg"), 64) for name in ("a", "b")]
     assert (images[0] == images[1]).all()
 
 
@@ -139,7 +138,7 @@ def _saved(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
 def _loaded(tmp_path: Path, content: bytes, size: int = 64) -> np.ndarray:
     path = tmp_path / "patient00001"
     path.write_bytes(content)
-    return pixels.load_image(_record(path), size).astype(int)
+    return pipelines.load_image(_record(path), size).astype(int)
 
 
 RNG = np.random.default_rng(5)
@@ -258,10 +257,10 @@ def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path: Path, what: s
     else:
         path.symlink_to("/dev/zero")
     with pytest.raises(BadImageError, match="found a folder or a device"):
-        pixels.load_image(_record(path), 64)
+        pipelines.load_image(_record(path), 64)
 
 
 def test_a_file_of_many_bytes_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixels, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(pipelines, "MAX_FILE_BYTES", 1000)
     with pytest.raises(BadImageError, match="expected an image of at most 1000 bytes"):
         _loaded(tmp_path, bytes(1001))

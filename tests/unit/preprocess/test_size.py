@@ -20,25 +20,24 @@ from pathlib import Path
 import numpy as np
 from cxr_hvd.study.layout import image_digest
 from cxr_hvd.study.study_file import StudyFile
+from preprocess import convert
 from preprocess.parallel import blocks
-from preprocess.pixels import load as pixels
-from preprocess.parallel import merge as write
 from preprocess.identifiers import keyed_hash
-from preprocess.job import preprocess
-from preprocess.plan import Job
+from preprocess.plan import Conversion
 from preprocess.parallel.progress import Silence
 from preprocess.parallel.ranks import OneRank
 
 shade = np.zeros((2, 2), np.uint8)
-pixels.load_image = lambda image, size, pipeline: shade
+convert.load_image = lambda image, size, pipeline: shade
 blocks._signature = lambda studies: ""
 blocks.image_digest = lambda image, digest=image_digest(shade): digest
-job = Job("chexpert", Path(sys.argv[1]), Path(sys.argv[2]), "north", image_size=2, key=Path(sys.argv[3]))
-outcome = preprocess(job, OneRank(), Silence())
-with StudyFile(job.out) as file:
+data, out, key = map(Path, sys.argv[1:])
+conversion = Conversion("chexpert", data, out, "north", image_size=2, key=key)
+result = convert.convert_site(conversion, OneRank(), Silence())
+with StudyFile(conversion.out) as file:
     # Not ru_maxrss: a child begins with the peak of the process that started it, here of all tests before.
     [peak] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")]
-    print(len(file), outcome.num_images, int(peak) // 1024)
+    print(len(file), result.num_images, int(peak) // 1024)
 """
 
 

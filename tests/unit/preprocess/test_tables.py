@@ -15,7 +15,7 @@ import pytest
 from cxr_hvd.errors import CxrHvdError, DataError
 from cxr_hvd.study.layout import Split
 from preprocess.drawn import repeat_drawn
-from preprocess.identifiers import kept, load_key
+from preprocess.identifiers import keep_id, load_key
 from preprocess.records import SourceOptions, StudyListing
 from preprocess.sources import SOURCES, manifest, text
 from preprocess.sources.tables import read_rows
@@ -150,7 +150,7 @@ def test_no_pipe_is_waited_for(tmp_path: Path) -> None:
         path.unlink()
         path.write_bytes(content)
     _fifo(drawn)
-    assert isinstance(_in_time(lambda: repeat_drawn(drawn, [], kept)), DataError)
+    assert isinstance(_in_time(lambda: repeat_drawn(drawn, [], keep_id)), DataError)
     assert isinstance(_in_time(lambda: load_key(drawn)), DataError)
 
 

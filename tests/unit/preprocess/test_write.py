@@ -12,9 +12,10 @@ from cxr_hvd.study.layout import Split, View
 from cxr_hvd.study.study_file import StudyFile
 from lab.study_files import header
 from preprocess import identifiers
-from preprocess.parallel import merge as write
 from preprocess.parallel.blocks import fill_block, is_whole, plan_blocks
-from preprocess.parallel.work import WorkFolder
+from preprocess.parallel.merge import Merger
+from preprocess.parallel.work_folder import WorkFolder
+from preprocess.plan import created_now
 from preprocess.quarantine import parse_share
 from preprocess.records import BadImageError, ImageRecord, StudyRecord
 from preprocess.selection import Selection
@@ -55,8 +56,8 @@ def _fill(folder: WorkFolder, selection: Selection, blocks: list[range]) -> None
         fill_block(folder.block(number), folder.digest, studies, _load, lambda: None)
 
 
-def _merger(folder: WorkFolder, selection: Selection, blocks: list[range], advance: list[int]) -> write.Merger:
-    return write.Merger(folder, header(image_size=SIZE), selection, blocks, identifiers.kept, advance.append)
+def _merger(folder: WorkFolder, selection: Selection, blocks: list[range], advance: list[int]) -> Merger:
+    return Merger(folder, header(image_size=SIZE), selection, blocks, identifiers.keep_id, advance.append)
 
 
 def test_the_merge_puts_every_good_image_where_it_belongs(tmp_path: Path) -> None:
@@ -172,10 +173,10 @@ def test_no_shares(text: str) -> None:
 
 def test_the_time_of_writing_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
-    assert write.created_now() == "1970-01-01T00:00:00+00:00"
+    assert created_now() == "1970-01-01T00:00:00+00:00"
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "soon")
     with pytest.raises(UsageError, match="SOURCE_DATE_EPOCH"):
-        write.created_now()
+        created_now()
 
 
 def test_keyed_hashes_tell_kinds_and_keys_apart(tmp_path: Path) -> None:

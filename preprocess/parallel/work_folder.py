@@ -1,4 +1,4 @@
-"""The folder beside the output where a job keeps what it has done, so that a killed one goes on where it stopped.
+"""Keep finished work in a folder beside the output, so that a killed job goes on where it stopped.
 
 `.NAME.work/` holds finished blocks (`blocks.py`), the study file as far as it is merged, and the lock. It is
 readable by its owner alone, for these are a hospital's images. A block's name carries the digest of the job, so
@@ -64,7 +64,7 @@ class WorkFolder:
                 if not is_ours and entry.name != "lock":
                     entry.unlink()
         except OSError as error:
-            raise not_written(self.out, error) from error
+            raise disk_error(self.out, error) from error
         return self
 
     def _locked(self) -> int:
@@ -111,7 +111,7 @@ class WorkFolder:
             self.merged.replace(self.out)
             sync(self.out.parent)
         except OSError as error:
-            raise not_written(self.out, error) from error
+            raise disk_error(self.out, error) from error
 
     @staticmethod
     def is_begun(out: Path) -> bool:
@@ -155,7 +155,7 @@ class WorkFolder:
             self._lock = None
 
 
-def not_written(out: Path, error: OSError) -> DataError:
+def disk_error(out: Path, error: OSError) -> DataError:
     """Return the error of one line for a disk that refuses."""
     # HDF5 wraps the number in a long story.
     wrapped = re.search(r"errno = (\d+)", str(error))

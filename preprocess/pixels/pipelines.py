@@ -1,9 +1,9 @@
-"""From an image file to one (size, size) uint8 gray image.
+"""Load an image file as one (size, size) uint8 gray image, by a named pipeline.
 
-The way from file to pixels is a *pipeline*, a function from a file's bytes to gray shades. Its name goes into the
+A *pipeline* is a function from a file's bytes to gray shades. Its name goes into the
 study file: files made by different pipelines do not mix, and within one file nothing else is decoded.
 
-- `PIXELS`: JPEG and PNG files, see preprocess/pixels/rasters.py.
+- `RASTER`: JPEG and PNG files, see preprocess/pixels/rasters.py.
 - `dicom-voi`, `mimic-jpg-compat`: DICOM files, see preprocess/pixels/dicom.py.
 
 After each comes the same plain resize to a square, by area where the image shrinks (OpenCV's linear resize does
@@ -12,17 +12,19 @@ tells the detector, and with it the institution, to the model. Neither is physic
 pixels is passed over. See docs/decisions/0010-pixel-pipelines.md.
 """
 
-import stat
+import errno
+import os
 from collections.abc import Callable
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cxr_hvd.files import open_plain
 from preprocess.pixels import dicom, rasters
 from preprocess.records import BadImageError, ImageRecord, StudyRecord, UnusableImageError
 
-PIXELS = "jpeg-gray8-reduced2x-area-stretch-1"
+RASTER = "jpeg-gray8-reduced2x-area-stretch-1"
 MAX_FILE_BYTES = 400_000_000
 
 # From a file's bytes and the wanted size to (H, W) uint8 of at least that size where the file is as large;
@@ -30,15 +32,15 @@ MAX_FILE_BYTES = 400_000_000
 Pipeline = Callable[[bytes, int], NDArray[np.uint8]]
 
 PIPELINES: dict[str, Pipeline] = {
-    PIXELS: rasters.decode,
+    RASTER: rasters.decode,
     "dicom-voi": dicom.decode_voi,
     "mimic-jpg-compat": dicom.decode_mimic,
 }
-_FORMATS = {PIXELS: "JPEG or PNG"}
+_FORMATS = {RASTER: "JPEG or PNG"}
 _COPY_AGAIN = "copy it again from its source or remove the row"
 
 
-def load(study: StudyRecord, size: int, pipeline: str = PIXELS) -> NDArray[np.uint8]:
+def load_study(study: StudyRecord, size: int, pipeline: str = RASTER) -> NDArray[np.uint8]:
     """Return all images of a study as (n, size, size) uint8, in the study's order.
 
     Raises:
@@ -47,7 +49,7 @@ def load(study: StudyRecord, size: int, pipeline: str = PIXELS) -> NDArray[np.ui
     return np.stack([load_image(image, size, pipeline) for image in study.images])
 
 
-def load_image(image: ImageRecord, size: int, pipeline: str = PIXELS) -> NDArray[np.uint8]:
+def load_image(image: ImageRecord, size: int, pipeline: str = RASTER) -> NDArray[np.uint8]:
     """Return one image as (size, size) uint8 of 0 to 255.
 
     Args:
@@ -56,7 +58,7 @@ def load_image(image: ImageRecord, size: int, pipeline: str = PIXELS) -> NDArray
     Raises:
         BadImageError: the file is missing, truncated, too large, or not what the pipeline reads.
     """
-    content = _content(image)
+    content = _read(image)
     try:
         shades_HW = PIPELINES[pipeline](content, size)
     except ValueError as error:
@@ -65,26 +67,25 @@ def load_image(image: ImageRecord, size: int, pipeline: str = PIXELS) -> NDArray
             image.where, f"expected a whole {_FORMATS.get(pipeline, 'DICOM')} file, found {error}; {remedy}"
         ) from error
     # A DICOM file says for itself whether it is a negative; its pipelines have inverted it.
-    if image.is_negative and pipeline == PIXELS:
+    if image.is_negative and pipeline == RASTER:
         shades_HW = 255 - shades_HW
     shrinks = min(shades_HW.shape) >= size
     resized = cv2.resize(shades_HW, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return np.asarray(resized, dtype=np.uint8)
 
 
-def _content(image: ImageRecord) -> bytes:
+def _read(image: ImageRecord) -> bytes:
     try:
-        status = image.path.stat()
-        # Reading a pipe or a device would wait for ever.
-        if not stat.S_ISREG(status.st_mode):
-            raise BadImageError(image.where, "expected an image file, found a folder or a device; repair the row")
-        if status.st_size > MAX_FILE_BYTES:
-            raise BadImageError(
-                image.where, f"expected an image of at most {MAX_FILE_BYTES} bytes, found {status.st_size}"
-            )
-        return image.path.read_bytes()
+        with open_plain(image.path, follows_links=True) as file:
+            num_bytes = os.fstat(file.fileno()).st_size
+            if num_bytes > MAX_FILE_BYTES:
+                raise BadImageError(
+                    image.where, f"expected an image of at most {MAX_FILE_BYTES} bytes, found {num_bytes}"
+                )
+            return file.readall()
     except OSError as error:
-        raise BadImageError(
-            image.where,
-            f"expected a readable image file, found none ({type(error).__name__}); {_COPY_AGAIN}",
-        ) from error
+        if error.errno == errno.EINVAL:  # reading a pipe or a device would wait for ever
+            reason = "expected an image file, found a folder or a device; repair the row"
+        else:
+            reason = f"expected a readable image file, found none ({type(error).__name__}); {_COPY_AGAIN}"
+        raise BadImageError(image.where, reason) from error

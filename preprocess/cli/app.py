@@ -1,7 +1,7 @@
 """`cxr-preprocess`: the command line. It parses, calls one function, and prints.
 
 Heavy imports stand inside the verbs, so that `--help` is quick. The verbs that read a source are made from a
-table (preprocess/cli_sources.py), for they share most of their options.
+table (sources.py), for they share most of their options.
 """
 
 import json
@@ -14,9 +14,9 @@ import typer
 from cxr_hvd.errors import UsageError, reported, say_exit_codes
 from cxr_hvd.files import check_output, keep_private
 from cxr_hvd.terminal import say
-from preprocess import cli_sources
+from preprocess.cli import sources
+from preprocess.cli.conversions import PROGRAM
 
-PROGRAM = cli_sources.PROGRAM
 DUPLICATES_FOUND = 3  # of `compare`, so that a script tells it from a file that was refused
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-cli_sources.add_verbs(app)
+sources.add_verbs(app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Degree = partial(typer.Option, metavar="DEGREE")
@@ -47,16 +47,16 @@ def phantom(
 
     Hospitals of one layout and two seeds differ in their patients alone. Each shift adds a difference of one kind.
     """
-    from preprocess.parallel import ranks as run
+    from preprocess.parallel.ranks import is_under_launcher
     from preprocess.phantom.hospital import Shift
     from preprocess.phantom.phantom import write_phantom
 
-    if run.is_under_launcher():
+    if is_under_launcher():
         raise UsageError("phantom uses all cores by itself: run it without mpirun")
     shift = Shift(label=label_shift, acquisition=acquisition_shift, concept=concept_shift)
     num_images = write_phantom(out, layout, studies, seed, shift)
-    made = f"{studies:,} synthetic studies, {num_images:,} images"
-    say(f"{out}: {made}, in the layout of {layout}{shift.described()}")
+    counts = f"{studies:,} synthetic studies, {num_images:,} images"
+    say(f"{out}: {counts}, in the layout of {layout}{shift.described()}")
 
 
 @app.command(epilog="Example: cxr-preprocess inspect chexpert.h5 mimic.h5 --html sites.html")
@@ -137,7 +137,3 @@ def main() -> None:
     keep_private()
     with reported(PROGRAM):
         app()
-
-
-if __name__ == "__main__":
-    main()

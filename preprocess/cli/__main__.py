@@ -1,0 +1,5 @@
+"""Run `cxr-preprocess` as `python -m preprocess.cli`."""
+
+from preprocess.cli.app import main
+
+main()
