@@ -15,6 +15,7 @@ import torch
 from cxr_hvd.comm.communicator import allgather, allgather_text, together
 from cxr_hvd.comm.contract import check_contract, gather_digests
 from cxr_hvd.comm.horovod import HorovodComm
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.key import prove_key
 from cxr_hvd.comm.sites import bind
 from cxr_hvd.comm.step_status import StepStatus, StopReason, Writing, begin_statuses

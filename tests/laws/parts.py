@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cxr_hvd.comm.communicator import allgather_text, together
 from cxr_hvd.comm.horovod import HorovodComm
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.config.file import parse_config
 from cxr_hvd.config.schema import PRESETS, Config, Training
