@@ -29,7 +29,7 @@ def test_idle_cores_are_named_with_the_words_that_use_them(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(own)))
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    said = binding_remark(SimpleNamespace(ranks_per_node=ranks_per_node), environment)  # type: ignore[arg-type]
+    said = binding_remark(SimpleNamespace(ranks_per_node=ranks_per_node), environment)
     assert (said is not None) == is_said
     if said:
         assert "1 of 16 cores" in said and "--bind-to none" in said and "pe=8" in said

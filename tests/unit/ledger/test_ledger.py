@@ -237,7 +237,8 @@ def test_a_ledger_of_schema_1_is_read_and_audited(tmp_path: Path) -> None:
     earlier = {"allreduce": "sum", "allgather": "gather", "alltoall": "swap", "status": "pulse"}
 
     def reword() -> None:
-        previous, rows, renamed = "0" * 64, [], {}
+        previous, rows = "0" * 64, list[bytes]()
+        renamed: dict[str, str] = {}
         for raw in path.read_bytes().splitlines():
             line = json.loads(raw) | {"previous": previous}
             line.pop("ledger_schema", None)
