@@ -62,14 +62,9 @@ def begin(run: Path, site: str = "north", step: int = 0, content: dict[str, Any]
 
 def send(ledger: Ledger, block: str = "denseblock2", elements: int = SHARED, **changes: Any) -> None:
     """Hand one buffer over, as planned but for `changes`."""
-    said = {
-        "purpose": "weights",
-        "dtype": "float32",
-        "num_bytes": 4 * elements,
-        "group": "all",
-        "how": "allreduce",
-    }
-    ledger.note(**({"name": block, "shape": (elements,), "group_size": 2} | said | changes))
+    planned: dict[str, Any] = {"purpose": "weights", "name": block, "shape": (elements,), "dtype": "float32"}
+    planned |= {"num_bytes": 4 * elements, "group": "all", "group_size": 2, "how": "allreduce"}
+    ledger.note(**(planned | changes))
 
 
 def train(ledger: Ledger, first: int = 0, last: int = STEPS) -> None:
