@@ -27,12 +27,14 @@ from cxr_hvd.data.loader import Batch
 from cxr_hvd.ledger.allowed import Group
 from cxr_hvd.ledger.writer import Ledger
 from cxr_hvd.models.build import build_model, tensor_specs
+from cxr_hvd.models.forward import forward
 from cxr_hvd.partial.averager import EXCHANGES, Averager
 from cxr_hvd.partial.plan import Scope, SharingPlan, build_plan
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import MAX_IMAGES
-from cxr_hvd.training.engine import Engine, forward
+from cxr_hvd.training.engine import Engine
 from cxr_hvd.training.loss import MultiLabelLoss
+from cxr_hvd.training.state import start_state
 from lab.two_sites import own_traffic
 
 PRIVATE = {"C": PRESETS["none"], "D": PRESETS["ends"]}
@@ -158,16 +160,16 @@ class EngineStep(Step):
 
     def __init__(self, model: nn.Module, letter: str, comm: Communicator, topology: Topology) -> None:
         plan = build_plan(tensor_specs(model), PRIVATE[letter])
-        averager = EXCHANGES["weights"](
-            model, plan, Job(comm, topology), [1 / topology.num_sites] * topology.num_sites
-        )
+        self.job = job = Job(comm, topology)
+        averager = EXCHANGES["weights"](model, plan, job, [1 / topology.num_sites] * topology.num_sites)
         settings = Training(learning_rate=1e-5, schedule="constant", precision="bf16")
-        self.engine = Engine(model, averager, comm, topology, settings, 1_000_000_000, plan)
+        self.plan = plan
+        self.engine = Engine(start_state(model, averager, settings), job, plan, settings, num_steps=1_000_000_000)
         super().__init__(model)
         self.batch = Batch(self.images, self.targets, self.known.bool())
 
     def build_optimizer(self) -> Any:
-        return self.engine.optimizer
+        return self.engine.state.optimizer
 
     def __call__(self) -> dict[str, float]:
         started = time.perf_counter()

@@ -8,11 +8,14 @@ from pathlib import Path
 import torch
 
 from bench.exchanges import EngineStep, Step
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.models.build import build_model
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.training.checkpoint.checkpoint import CheckpointWriter, snapshot_record, snapshot_tensors
+from cxr_hvd.training.checkpoint.snapshot import take_snapshot
+from cxr_hvd.training.checkpoint.writer import CheckpointWriter
+from cxr_hvd.training.history import History
 from cxr_hvd.training.run_folder import RunFolder
 
 NUM_STEPS, SAVE_AT = 10, 5
@@ -27,13 +30,11 @@ def main() -> None:
         step = EngineStep(model, "C", LocalComm(), topology) if sys.argv[1] == "engine" else Step(model)
         folder = RunFolder(Path(name), "site")
         folder.open_new(overwrite=False)
-        writer = CheckpointWriter(folder, LocalComm(), topology, keep=2)
+        writer = CheckpointWriter(folder, Job(LocalComm(), topology), keep=2)
         for number in range(NUM_STEPS):
             step()
             if number == SAVE_AT and isinstance(step, EngineStep):
-                writer.begin(
-                    number, snapshot_tensors(step.engine, number), snapshot_record(step.engine, number, {})
-                )
+                writer.begin(take_snapshot(step.engine.state, topology, step.plan, number, NUM_STEPS, History()))
         writer.finish()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from cxr_hvd.cli import app as cli
 from cxr_hvd.training.between_steps import BetweenSteps
-from cxr_hvd.training.checkpoint.checkpoint import CheckpointWriter
+from cxr_hvd.training.checkpoint.writer import CheckpointWriter
 
 
 def main() -> None:

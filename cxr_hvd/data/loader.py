@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cxr_hvd.config.schema import Augmentation
+from cxr_hvd.config.schema import Augmentation, Config
 from cxr_hvd.data.augment import draw_changes
 from cxr_hvd.data.augment_gpu import to_device
 from cxr_hvd.data.buffers import BatchBuffer, CpuBuffer, GpuBuffer
@@ -54,6 +54,33 @@ class StudyRequest:
 
     position: int
     key: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How batches of a run are made.
+
+    Attributes:
+        batch_size: studies of a batch.
+        image_size: pixels a side.
+        threads: that fill studies; how many changes nothing of what is in a batch.
+        prefetch: batches that are made ahead.
+    """
+
+    batch_size: int
+    image_size: int
+    threads: int = 1
+    prefetch: int = 2
+
+
+def batching_of_run(config: Config, num_cores: int) -> Batching:
+    """Return how a config's batches are made by a rank that has `num_cores` cores to itself."""
+    return Batching(
+        batch_size=config.training.batch_size,
+        image_size=config.model.image_size,
+        threads=threads_for(config.loader.threads, num_cores),
+        prefetch=config.loader.prefetch,
+    )
 
 
 def threads_for(setting: Literal["auto"] | int, num_cores: int) -> int:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from cxr_hvd.comm.answers import read_answers
 from cxr_hvd.comm.communicator import Communicator, allgather_text, together
 from cxr_hvd.comm.device import choose_device, set_threads
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.config.schema import Config
-from cxr_hvd.data.loader import threads_for
+from cxr_hvd.data.loader import batching_of_run
 from cxr_hvd.data.studies import StudySet
 from cxr_hvd.errors import StudyFileError, UsageError
 from cxr_hvd.models.build import build_model
@@ -25,7 +26,7 @@ from cxr_hvd.stats.sample import Sample
 from cxr_hvd.stats.weighted import Auroc, Metric, columns_with, macro_auroc, mean_accuracy
 from cxr_hvd.study.layout import Split
 from cxr_hvd.study.study_file import StudyFile
-from cxr_hvd.training.checkpoint.checkpoint import load_judged_weights
+from cxr_hvd.training.checkpoint.snapshot import load_judged_weights
 from cxr_hvd.training.run_folder import LATEST, RunFolder, sites_in
 from cxr_hvd.training.validation import predict_at_site
 
@@ -128,11 +129,11 @@ def open_site(
 def judge_site(site_run: OpenSite, split: Split, which: str, comm: Communicator) -> SiteResults:
     """Return all metrics of a site's network. Collective: all ranks of the site."""
     config, topology, studies, thresholds = site_run.config, site_run.topology, site_run.studies, None
-    num_threads = threads_for(config.loader.threads, torch.get_num_threads())
-    scores_NL = predict_at_site(site_run.model, studies, config, num_threads, comm, topology)
+    batching, job = batching_of_run(config, torch.get_num_threads()), Job(comm, topology)
+    scores_NL = predict_at_site(site_run.model, studies, batching, job)
     if split is not Split.VALIDATE and len(site_run.validation_studies):
         validation = site_run.validation_studies
-        validated_NL = predict_at_site(site_run.model, validation, config, num_threads, comm, topology)
+        validated_NL = predict_at_site(site_run.model, validation, batching, job)
         thresholds = choose_thresholds(validated_NL, validation.targets, validation.known)
     metrics = compute_metrics(scores_NL, studies.targets, studies.known, studies.label_names, thresholds)
     patients_N = np.unique(site_run.file.patient_ids[site_run.file.indices(split)], return_inverse=True)[1]

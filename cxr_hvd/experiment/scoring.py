@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from cxr_hvd.comm.communicator import Communicator, together
 from cxr_hvd.comm.device import choose_device, set_threads
 from cxr_hvd.config.schema import SITE_PATTERN, Config
-from cxr_hvd.data.loader import threads_for
+from cxr_hvd.data.loader import batching_of_run
 from cxr_hvd.data.studies import StudySet, check_pixel_pipelines
 from cxr_hvd.errors import CheckpointError, UsageError
 from cxr_hvd.experiment.scores import AVERAGED, COMMON, NAME, Origin, Scores, Truth, config_digest, write_scores
@@ -30,7 +31,7 @@ from cxr_hvd.models.build import build_model, tensor_specs
 from cxr_hvd.partial.plan import Scope
 from cxr_hvd.study.layout import Split
 from cxr_hvd.study.study_file import StudyFile
-from cxr_hvd.training.checkpoint.checkpoint import load_judged_weights
+from cxr_hvd.training.checkpoint.snapshot import load_judged_weights
 from cxr_hvd.training.run_folder import RunFolder, disk_errors, sites_in
 from cxr_hvd.training.sharing import plan_sharing
 from cxr_hvd.training.validation import predict, share_of
@@ -92,16 +93,23 @@ def score_across_sites(
                 with disk_errors(path):
                     begin_folder(path)
         with together(comm, "scoring its share"):
+            batching = batching_of_run(whole.config, torch.get_num_threads())
+            note_work = partial(comm.watchdog.works, "validating")
             steps: dict[str, int] = {}
             parts: dict[str, NDArray[np.float32]] = {}
             for name, network, step in networks_of(whole, which):
                 steps[name] = step
                 network.to(device)
                 for (site, split), studies in whole.studies.items():
-                    own = share_of(studies.num_images, whole.config.training.batch_size, comm.rank, comm.num_ranks)
-                    num_threads = threads_for(whole.config.loader.threads, torch.get_num_threads())
+                    share = share_of(studies.num_images, batching.batch_size, comm.rank, comm.num_ranks)
                     place = "/".join((name, site, split.name.lower()))
-                    parts[place] = predict(network, studies, own, whole.config, num_threads, comm)
+                    parts[place] = predict(
+                        network,
+                        studies,
+                        share,
+                        batching,
+                        note_work,
+                    )
             with disk_errors(path):
                 save_file(parts, folder_beside(path) / f"{comm.rank}.safetensors")
         with together(comm, "putting the scores together"):

@@ -1,26 +1,71 @@
-"""What happens between two steps: rows of logs, checkpoints, validations, and the end of a run.
+"""What is due between two steps: checkpoints, validations, and the end of a run.
 
-All of it follows from the number of the step, the config, and what every rank told in the step's pulse, so that
+All of it follows from the number of the step, the config, and what every rank told in the step's status, so that
 every rank comes to the same conclusion by itself. A checkpoint is taken before the validation of the same step: a
 run that is stopped or killed in between judges again when it goes on, with the same result.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.step_status import StopReason
-from cxr_hvd.config.schema import Config
-from cxr_hvd.training.checkpoint.checkpoint import CheckpointWriter, snapshot_record, snapshot_tensors
-from cxr_hvd.training.engine import Engine, StepReport
+from cxr_hvd.config.schema import Checkpoints
+from cxr_hvd.config.schema import Validation as ValidationSettings
+from cxr_hvd.partial.plan import SharingPlan
+from cxr_hvd.training.checkpoint.snapshot import take_snapshot
+from cxr_hvd.training.checkpoint.writer import CheckpointWriter
+from cxr_hvd.training.engine import StepReport
 from cxr_hvd.training.records import Budget, Verdict
+from cxr_hvd.training.state import TrainingState
 from cxr_hvd.training.stopping import StopRequest
-from cxr_hvd.training.validation import History, Validation
+from cxr_hvd.training.validation import Validation
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When what is due, in steps that are done. Pure.
+
+    Attributes:
+        num_steps: steps of the whole run.
+        save_every: steps from one checkpoint to the next.
+        judge_every: steps from one validation to the next; 0: there is none.
+    """
+
+    num_steps: int
+    save_every: int
+    judge_every: int
+
+    def is_saved_after(self, done: int) -> bool:
+        """Whether a checkpoint is due whatever happens."""
+        return done % self.save_every == 0 or done == self.num_steps
+
+    def is_judged_after(self, done: int) -> bool:
+        """Whether a validation is due."""
+        return self.judge_every > 0 and done > 0 and (done % self.judge_every == 0 or done == self.num_steps)
+
+
+def pace_of_run(checkpoints: Checkpoints, validation: ValidationSettings, budget: Budget) -> Pace:
+    """Return the pace that the config's sections ask for; nothing is judged where no site can."""
+    has_studies = any(budget.validation_studies_per_site)
+    return Pace(
+        num_steps=budget.num_steps,
+        save_every=checkpoints.every_steps or budget.steps_per_epoch,
+        judge_every=validation.every_epochs * budget.steps_per_epoch if has_studies else 0,
+    )
 
 
 class BetweenSteps:
     """Decides after every step what is due, and does it.
 
     Args:
+        pace: when checkpoints and validations are due.
+        job: the ranks that take the steps.
+        plan: of the averager.
+        state: what checkpoints keep.
+        writer: writes them.
+        validation: judges the networks; knows the validations so far.
+        stop: why this rank asks to stop; is told how long checkpoints and validations take.
         show_verdict: is told of every validation.
 
     Attributes:
@@ -29,36 +74,32 @@ class BetweenSteps:
 
     def __init__(
         self,
-        config: Config,
-        budget: Budget,
-        engine: Engine,
+        pace: Pace,
+        job: Job,
+        plan: SharingPlan,
+        state: TrainingState,
         writer: CheckpointWriter,
         validation: Validation,
         stop: StopRequest,
         show_verdict: Callable[[Verdict], None],
     ) -> None:
         self.stopped_by = StopReason.NONE
-        self._engine = engine
+        self._pace = pace
+        self._job = job
+        self._plan = plan
+        self._state = state
         self._writer = writer
         self._validation = validation
         self._stop = stop
         self._show_verdict = show_verdict
-        self._num_steps = budget.num_steps
-        self._save_every = config.checkpoints.every_steps or budget.steps_per_epoch
-        has_studies = any(budget.validation_studies_per_site)
-        self._judge_every = config.validation.every_epochs * budget.steps_per_epoch if has_studies else 0
-        engine.ask = lambda step: (stop.wish(), writer.writing)
 
-    def go_on_from(self, step: int, validation: Mapping[str, Any]) -> bool:
-        """Take up where a checkpoint was taken. Collective: every rank.
+    def go_on_from(self, step: int) -> bool:
+        """Do what is due where a run begins or goes on. Collective: every rank.
 
         Returns:
             Whether the run is over already.
         """
-        self._validation.history = History.from_json(validation)
-        self._writer.best_step = self._validation.history.best_step
-        if self._engine.topology.is_site_leader:
-            self._writer.name_best()
+        self._writer.name_best(self._validation.history.best_step)
         return self._judge_if_due(step)
 
     def after_step(self, report: StepReport) -> bool:
@@ -68,39 +109,33 @@ class BetweenSteps:
             Whether all stop here.
         """
         done = report.step + 1
-        self._writer.settle(report.pulses)
+        self._writer.settle(report.statuses)
         if self._writer.seconds:
             self._stop.note_save(self._writer.seconds)
-        is_last = done == self._num_steps
-        self.stopped_by = StopReason.NONE if is_last else report.wish
-        is_due = done % self._save_every == 0 or self._is_judged_after(done) or self._is_over(done)
-        if is_last or self.stopped_by or is_due:
+        self.stopped_by = StopReason.NONE if done == self._pace.num_steps else report.wish
+        is_due = self._pace.is_saved_after(done) or self._pace.is_judged_after(done) or self._is_over(done)
+        if self.stopped_by or is_due:
             self._save(done)
         return bool(self.stopped_by) or self._judge_if_due(done)
 
     def _save(self, done: int) -> None:
         """Copy what a checkpoint holds, and begin to write it. Collective: every rank."""
-        self._engine.comm.watchdog.works("saving a checkpoint", done - 1)
-        state = snapshot_record(self._engine, done, self._validation.history.as_json())
-        self._writer.begin(done, snapshot_tensors(self._engine, done), state)
-        self._engine.comm.ledger.flush(is_durable=True)
-
-    def _is_judged_after(self, done: int) -> bool:
-        return self._judge_every > 0 and (done % self._judge_every == 0 or done == self._num_steps)
+        self._job.watchdog.works("saving a checkpoint", done - 1)
+        history, num_steps = self._validation.history, self._pace.num_steps
+        self._writer.begin(take_snapshot(self._state, self._job.topology, self._plan, done, num_steps, history))
+        self._job.ledger.flush(is_durable=True)
 
     def _judge_if_due(self, done: int) -> bool:
         """Validate after so many steps where that is due; return whether the run is over by it."""
-        if done and self._is_judged_after(done):
-            self._engine.comm.watchdog.works("validating", done - 1)
+        if self._pace.is_judged_after(done):
+            self._job.watchdog.works("validating", done - 1)
             verdict = self._validation.judge(done)
             self._stop.note_validation(verdict.seconds)
             if verdict.is_best:
-                self._writer.best_step = done
-                if self._engine.topology.is_site_leader:
-                    self._writer.name_best()
+                self._writer.name_best(done)
             self._show_verdict(verdict)
         return self._is_over(done)
 
     def _is_over(self, done: int) -> bool:
         """Whether patience ends the run here: sites' shared weights are alike after an average only."""
-        return self._validation.is_exhausted() and done % self._engine.plan.every == 0
+        return self._validation.is_exhausted() and done % self._plan.every == 0

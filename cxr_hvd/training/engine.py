@@ -1,37 +1,33 @@
 """The training loop: one step on this rank, one average with the others, until the steps are done or all stop.
 
-A step is the same on all ranks by construction: after backward each tells the others in five numbers how it went
-(`comm/step_status.py`), and every decision follows from what all then know. Own to this module: the loop, the
-step, the optimizer. Left to others: which studies (`loader`), what is averaged and how (`averaging`), what happens
-between steps (`milestones`).
+A step is the same on all ranks by construction: after backward each rank tells the others in five numbers how it
+went (`comm/step_status.py`), and every decision follows from what all then know. Owns the loop and the step.
+Left to others: what a step changes (`state`), which studies (`data`), what is averaged and how (`partial`), and
+what happens between steps (`between_steps`).
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch import Tensor
 from torch.profiler import record_function
 
-from cxr_hvd.comm.communicator import Communicator
 from cxr_hvd.comm.job import Job
-from cxr_hvd.comm.sites import Topology
 from cxr_hvd.comm.step_status import StepStatus, StopReason, Writing, begin_statuses
 from cxr_hvd.config.schema import Training
 from cxr_hvd.data.loader import Batch
-from cxr_hvd.models.build import as_channels_last
-from cxr_hvd.partial.averager import Averager
+from cxr_hvd.models.forward import forward
 from cxr_hvd.partial.plan import Scope, SharingPlan
 from cxr_hvd.training.loss import MultiLabelLoss
-from cxr_hvd.training.loss_scale import LossScale
 from cxr_hvd.training.nonfinite import MAX_SKIPPED, Statistics, nonfinite_error
-from cxr_hvd.training.optim import Optimizer
+from cxr_hvd.training.optim import clip, gradient_norm, gradients
 from cxr_hvd.training.schedule import learning_rate_factor
-from cxr_hvd.training.weight_mean import WeightMean
+from cxr_hvd.training.state import TrainingState
+
+Ask = Callable[[], tuple[StopReason, Writing]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class StepReport:
 
     Attributes:
         step: number of the step, from 0.
-        pulses: every rank's word, in rank order: losses, norms, wishes.
+        statuses: every rank's word, in rank order: losses, norms, wishes.
         loss: this rank's mean loss over its known labels.
         learning_rate: the rate of this step.
         gradient_norm: of this rank's whole gradient, before clipping.
@@ -49,7 +45,7 @@ class StepReport:
     """
 
     step: int
-    pulses: Sequence[StepStatus]
+    statuses: Sequence[StepStatus]
     loss: float
     learning_rate: float
     gradient_norm: float
@@ -60,12 +56,13 @@ class StepReport:
 
     @property
     def loss_of_rank(self) -> list[float]:
-        return [pulse.loss for pulse in self.pulses]
+        """Every rank's mean loss, in rank order."""
+        return [status.loss for status in self.statuses]
 
     @property
     def wish(self) -> StopReason:
         """Why all stop after this step; `StopReason.NONE` where they go on."""
-        return max(pulse.wish for pulse in self.pulses)
+        return max(status.wish for status in self.statuses)
 
 
 class Clock:
@@ -82,46 +79,40 @@ class Clock:
 
 
 class Engine:
-    """A model, its optimizer and its averager, ready to take steps in lockstep with the other ranks.
+    """Takes steps in lockstep with the other ranks.
 
-    Attributes:
-        model, averager, comm, topology, plan: as given.
-        ask: called once a step, with its number: why this rank wishes to stop after it, and how far its part of a
-            checkpoint is.
-        weight_mean: the running mean of the weights, where the settings want one.
-        loss_scale: what the loss is multiplied by before backward, for fp16; None otherwise.
-        num_skipped_in_a_row: steps without an update, up to this one.
+    Args:
+        state: what the steps change.
+        job: the ranks that take them.
+        plan: of the state's averager.
+        settings: section `training` of the config.
+        num_steps: steps of the whole run.
+        loss: what is minimised.
+        ask: called once a step: why this rank wishes to stop after it, and how far its part of a checkpoint is.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        averager: Averager,
-        comm: Communicator,
-        topology: Topology,
+        state: TrainingState,
+        job: Job,
+        plan: SharingPlan,
         settings: Training,
         num_steps: int,
-        plan: SharingPlan,
-        loss: MultiLabelLoss | None = None,
+        loss: MultiLabelLoss = MultiLabelLoss(),  # noqa: B008, it is frozen
+        ask: Ask = lambda: (StopReason.NONE, Writing.IDLE),
     ) -> None:
-        self.model = model
-        self.optimizer = Optimizer(model.parameters(), settings)
-        self.averager = averager
-        self.num_steps = num_steps
-        self.loss_scale = LossScale() if settings.precision == "fp16" else None
-        self.weight_mean = WeightMean(model, settings.ema_decay) if settings.ema_decay else None
-        self.num_skipped_in_a_row = 0
-        self.ask: Callable[[int], tuple[StopReason, Writing]] = lambda step: (StopReason.NONE, Writing.IDLE)
-        self._loss = loss or MultiLabelLoss(None, None)
-        self.plan = plan
-        self.comm = comm
-        self.topology = topology
+        self.state = state
+        self._job = job
         self._settings = settings
-        parameters, shared = dict(model.named_parameters()), set(plan.names(Scope.SHARED))
-        self._shared = [each for name, each in parameters.items() if name in shared]
-        self._private = [each for name, each in parameters.items() if name not in shared]
+        self._num_steps = num_steps
+        self._loss = loss
+        self._ask = ask
+        self._exchanges_gradients = plan.exchange == "gradients"
+        parameters, shared = dict(state.model.named_parameters()), set(plan.names(Scope.SHARED))
+        self._shared = [parameter for name, parameter in parameters.items() if name in shared]
+        self._private = [parameter for name, parameter in parameters.items() if name not in shared]
         self._may_skip = settings.precision == "fp16" or settings.on_nonfinite == "skip"
-        self._statistics = Statistics(model) if self._may_skip else None
+        self._statistics = Statistics(state.model) if self._may_skip else None
 
     def run(self, batches: Iterator[Batch], first_step: int, on_step: Callable[[StepReport], bool | None]) -> int:
         """Take steps from `first_step` on until all are done or `on_step` returns True.
@@ -131,17 +122,17 @@ class Engine:
         Returns:
             How many steps are done, those before `first_step` among them.
         """
-        for step in range(first_step, self.num_steps):
-            self.comm.watchdog.works("loading data", step)
+        for step in range(first_step, self._num_steps):
+            self._job.watchdog.works("loading data", step)
             started = time.perf_counter()
             with record_function("data"):
                 batch = next(batches)
             data_s = time.perf_counter() - started
-            self.comm.watchdog.works("training", step)
-            self.model.train()
+            self._job.watchdog.works("training", step)
+            self.state.model.train()
             if on_step(self.train_step(batch, step, data_s)):
                 return step + 1
-        return self.num_steps
+        return self._num_steps
 
     def train_step(self, batch: Batch, step: int, data_s: float = 0.0) -> StepReport:
         """Take one step in lockstep with the other ranks. Collective: every rank, with the same step. Blocking.
@@ -150,33 +141,55 @@ class Engine:
             TrainingError: on every rank alike, where a loss or gradient is not finite and the step may not be
                 skipped.
         """
+        state, settings = self.state, self._settings
         started, waiting = time.perf_counter(), Clock()
-        self.comm.ledger.begin_step(step)
-        rate = self._set_learning_rate(step)
+        self._job.ledger.begin_step(step)
+
+        # Each rank: forward and backward. Gradients that are shared leave during the last backward.
+        factor = learning_rate_factor(settings.schedule, step, self._num_steps, settings.warmup_steps)
+        state.optimizer.learning_rate = settings.learning_rate * factor
         if self._statistics:
             self._statistics.keep()
         loss = self._forward_and_backward(batch, step, waiting)
+
+        # All ranks: wait until gradients that are shared are averaged.
         with waiting, record_function("exchange"):
-            self.averager.before_update()
-        norms = self._gradient_norms()
-        pulses = self._exchange_statuses(float(loss), norms, step, waiting)
-        is_finite = all(pulse.is_finite for pulse in pulses)
-        if self.loss_scale:
-            self.loss_scale.update(is_finite)
+            state.averager.before_update()
+        if state.loss_scale:
+            torch._foreach_mul_(gradients(self._shared + self._private), 1 / state.loss_scale.scale)
+
+        # All ranks: tell each other how the step went, whether to stop, and how far checkpoints are.
+        shared_norm, private_norm = gradient_norm(self._shared), gradient_norm(self._private)
+        status = StepStatus(float(loss), shared_norm, math.isfinite(private_norm), *self._ask())
+        with waiting, record_function("pulse"):
+            statuses = begin_statuses(self._job, status)()
+        is_finite = all(status.is_finite for status in statuses)
+        if state.loss_scale:
+            state.loss_scale.update(is_finite)
+
+        # Each rank: update its weights, where all are finite; else no rank does.
         if is_finite:
-            self._update(pulses, norms)
+            state.num_skipped_in_a_row = 0
+            if settings.clip_norm:
+                self._clip(statuses, (shared_norm, private_norm), settings.clip_norm)
+            with record_function("update"):
+                state.optimizer.step()
         else:
-            self._skip(pulses, batch, step)
+            self._skip(statuses, batch, step)
+
+        # All ranks: average weights, where these are shared and it is time to.
         with waiting, record_function("exchange"):
-            self.averager.after_update(step, step + 1 == self.num_steps, self.optimizer)
-        if self.weight_mean:
-            self.weight_mean.update()
+            state.averager.after_update(step, step + 1 == self._num_steps, state.optimizer)
+
+        # Each rank: follow the weights with their running mean.
+        if state.weight_mean:
+            state.weight_mean.update()
         return StepReport(
             step=step,
-            pulses=pulses,
-            loss=pulses[self.topology.rank].loss,
-            learning_rate=rate,
-            gradient_norm=math.hypot(*norms),
+            statuses=statuses,
+            loss=statuses[self._job.rank].loss,
+            learning_rate=state.optimizer.learning_rate,
+            gradient_norm=math.hypot(shared_norm, private_norm),
             is_skipped=not is_finite,
             data_s=data_s,
             compute_s=time.perf_counter() - started - waiting.spent_s,
@@ -185,46 +198,25 @@ class Engine:
 
     def _forward_and_backward(self, batch: Batch, step: int, waiting: Clock) -> Tensor:
         """Send the batch through in its parts; leave the gradient of the mean loss, and return that loss."""
-        self.optimizer.zero_grad()
+        state = self.state
+        state.optimizer.zero_grad()
         num_known = batch.known.sum().clamp(min=1)
         loss = torch.zeros((), device=batch.images.device)
         parts = split(batch, self._settings.accumulate)
         for number, part in enumerate(parts):
             with record_function("forward"):
-                logits_BL = forward(self.model, part.images, self._settings.precision)
+                logits_BL = forward(state.model, part.images, self._settings.precision)
                 part_loss = self._loss(logits_BL, part.targets, part.known, num_known)
             if number == len(parts) - 1:  # gradients may leave while the last backward still makes others
                 with waiting, record_function("exchange"):
-                    self.averager.begin(step, int(batch.known.sum()))
+                    state.averager.begin(step, int(batch.known.sum()))
             with record_function("backward"):
-                scaled = part_loss * self.loss_scale.scale if self.loss_scale else part_loss
+                scaled = part_loss * state.loss_scale.scale if state.loss_scale else part_loss
                 scaled.backward()  # type: ignore[no-untyped-call]
             loss += part_loss.detach()
         return loss
 
-    def _gradient_norms(self) -> tuple[float, float]:
-        """Take the loss's scale out of the gradient; return the norms of its shared and its private part."""
-        if self.loss_scale:
-            torch._foreach_mul_(_gradients(self._shared + self._private), 1 / self.loss_scale.scale)
-        return _norm(self._shared), _norm(self._private)
-
-    def _exchange_statuses(
-        self, loss: float, norms: tuple[float, float], step: int, waiting: Clock
-    ) -> list[StepStatus]:
-        """Tell the others how this rank's step went, and hear how theirs did. Collective: every rank. Blocking."""
-        shared_norm, private_norm = norms
-        own = StepStatus(loss, shared_norm, math.isfinite(private_norm), *self.ask(step))
-        with waiting, record_function("pulse"):
-            return begin_statuses(Job(self.comm, self.topology), own)()
-
-    def _update(self, pulses: Sequence[StepStatus], norms: tuple[float, float]) -> None:
-        self.num_skipped_in_a_row = 0
-        if self._settings.clip_norm:
-            self._clip(pulses, norms, self._settings.clip_norm)
-        with record_function("update"):
-            self.optimizer.step()
-
-    def _clip(self, pulses: Sequence[StepStatus], norms: tuple[float, float], most: float) -> None:
+    def _clip(self, statuses: Sequence[StepStatus], norms: tuple[float, float], max_norm: float) -> None:
         """Shorten the shared gradient and the private one to this norm, each for itself.
 
         Where gradients are common to several ranks, one rank's norm counts for all: norms of equal gradients may
@@ -232,53 +224,28 @@ class Engine:
 
         Collective: where gradients are exchanged, the ranks of a site.
         """
-        is_common = self.plan.exchange == "gradients"
-        shared_norm, private_norm = pulses[0].shared_norm if is_common else norms[0], norms[1]
-        if is_common and len(self.topology.ranks_of_site) > 1:
-            said = torch.tensor([private_norm if self.topology.is_site_leader else 0.0], dtype=torch.float64)
-            self.comm.begin_allreduce({"private": said}, "norm", "site")()
-            private_norm = float(said)
-        for parameters, norm in ((self._shared, shared_norm), (self._private, private_norm)):
-            if norm > most:
-                torch._foreach_mul_(_gradients(parameters), most / norm)
+        shared_norm, private_norm = norms
+        if self._exchanges_gradients:
+            shared_norm = statuses[0].shared_norm
+            if self._job.num_ranks_of_site > 1:
+                leaders = private_norm if self._job.is_site_leader else 0.0
+                norm = torch.tensor([leaders], dtype=torch.float64)
+                self._job.comm.begin_allreduce({"private": norm}, "norm", "site")()
+                private_norm = float(norm)
+        clip(self._shared, shared_norm, max_norm)
+        clip(self._private, private_norm, max_norm)
 
-    def _skip(self, pulses: Sequence[StepStatus], batch: Batch, step: int) -> None:
+    def _skip(self, statuses: Sequence[StepStatus], batch: Batch, step: int) -> None:
         """Leave all as it was before the step, or stop. Collective: every rank."""
-        self.num_skipped_in_a_row += 1
-        if self._statistics is None or self.num_skipped_in_a_row > MAX_SKIPPED:
-            raise nonfinite_error(
-                self.comm, self.topology, self.model, self.averager, pulses, batch, step, self._may_skip
-            )
+        self.state.num_skipped_in_a_row += 1
+        if self._statistics is None or self.state.num_skipped_in_a_row > MAX_SKIPPED:
+            raise nonfinite_error(self._job, self.state, statuses, batch, step, self._may_skip)
         self._statistics.restore()
-
-    def _set_learning_rate(self, step: int) -> float:
-        settings = self._settings
-        factor = learning_rate_factor(settings.schedule, step, self.num_steps, settings.warmup_steps)
-        self.optimizer.learning_rate = settings.learning_rate * factor
-        return self.optimizer.learning_rate
 
 
 def split(batch: Batch, num_parts: int) -> list[Batch]:
     """Cut a batch into parts of equally many studies, a divisor of its size."""
     if num_parts == 1:
         return [batch]
-    pieces = (each.chunk(num_parts) for each in (batch.images, batch.targets, batch.known))
+    pieces = (tensor.chunk(num_parts) for tensor in (batch.images, batch.targets, batch.known))
     return [Batch(*part) for part in zip(*pieces, strict=True)]
-
-
-def forward(model: nn.Module, images_BMHW: Tensor, precision: str) -> Tensor:
-    """Return logits (B, L) float32. Activations are channels_last, also where all studies have one image."""
-    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    is_short = precision in types
-    with torch.autocast(images_BMHW.device.type, dtype=types[precision]) if is_short else nullcontext():
-        logits_BL: Tensor = model(as_channels_last(images_BMHW))
-    return logits_BL.float()
-
-
-def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    return [each.grad for each in parameters if each.grad is not None]
-
-
-def _norm(parameters: Sequence[nn.Parameter]) -> float:
-    gradients = _gradients(parameters)
-    return float(get_total_norm(gradients)) if gradients else 0.0

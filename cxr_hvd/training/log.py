@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 import torch
 
 from cxr_hvd import __version__
-from cxr_hvd.comm.communicator import Communicator, allgather, together
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.schema import Config
 from cxr_hvd.data.studies import TrainingData
@@ -144,31 +144,32 @@ def _write_row(file: TextIO, row: Record) -> None:
         file.flush()
 
 
-def open_ledger(folder: RunFolder, comm: Communicator, topology: Topology, first_step: int) -> None:
+def open_ledger(folder: RunFolder, job: Job, first_step: int) -> None:
     """Write what leaves this rank to its run folder from now on. Collective: every rank."""
-    with together(comm, "opening its ledger"):
+    with job.together("opening its ledger"):
+        rank_in_site = job.topology.rank_in_site
         first_event = opening(
-            topology.site,
-            topology.rank,
-            topology.num_ranks,
-            topology.rank_in_site,
-            len(topology.ranks_of_site),
+            job.site,
+            job.rank,
+            job.num_ranks,
+            rank_in_site,
+            job.num_ranks_of_site,
             folder.path / "plan.json",
             first_step,
         )
-        comm.ledger.open(folder.path / ledger_name(topology.rank_in_site), first_event)
+        job.ledger.open(folder.path / ledger_name(rank_in_site), first_event)
 
 
-def witness_ledgers(comm: Communicator, topology: Topology) -> None:
+def witness_ledgers(job: Job) -> None:
     """Write the end of every rank's ledger into each, and close them. Collective: every rank."""
-    head = torch.frombuffer(bytearray.fromhex(comm.ledger.head()), dtype=torch.uint8)
-    heads = allgather(comm, head, "head.ledger")
+    head = torch.frombuffer(bytearray.fromhex(job.ledger.head()), dtype=torch.uint8)
+    heads, topology = job.allgather(head, "head.ledger"), job.topology
     names = [
         head_name(topology.site_names[site], topology.ranks_at(site).index(rank))
         for rank, site in enumerate(topology.site_of_rank)
     ]
-    with together(comm, "closing its ledger"):
-        comm.ledger.record_heads(
+    with job.together("closing its ledger"):
+        job.ledger.record_heads(
             {name: bytes(head.tolist()).hex() for name, head in zip(names, heads, strict=True)}
         )
-    comm.ledger.close()
+    job.ledger.close()

@@ -7,14 +7,29 @@ ranks are finite, and multiplies and divides, is the engine.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
-from cxr_hvd.errors import CheckpointError
+from pydantic import AfterValidator, Field
+
+from cxr_hvd.record import Record
 
 FIRST_SCALE = 2.0**16
 MAX_SCALE = 2.0**24
 GROWTH_STEPS = 2000
+
+
+def _check_power_of_two(scale: float) -> float:
+    if math.frexp(scale)[0] != 0.5:
+        raise ValueError("expected a power of two")
+    return scale
+
+
+class LossScaleState(Record):
+    """What a resume needs of a loss scale; its attributes are those of `LossScale`."""
+
+    scale: Annotated[float, Field(ge=1, le=MAX_SCALE), AfterValidator(_check_power_of_two)]
+    good_steps: Annotated[int, Field(ge=0, lt=GROWTH_STEPS)]
 
 
 @dataclass
@@ -44,21 +59,10 @@ class LossScale:
             self.scale = min(MAX_SCALE, self.scale * 2)
             self.good_steps = 0
 
-    def state(self) -> dict[str, float | int]:
+    def state(self) -> LossScaleState:
         """Return what a resume needs."""
-        return {"scale": self.scale, "good_steps": self.good_steps}
+        return LossScaleState(scale=self.scale, good_steps=self.good_steps)
 
-    def load_state(self, state: Mapping[str, float | int]) -> None:
-        """Go on from a saved state.
-
-        Raises:
-            CheckpointError: it is not one that `state` could have returned.
-        """
-        scale, good_steps = state.get("scale"), state.get("good_steps")
-        is_power = scale is not None and 1 <= scale <= MAX_SCALE and math.frexp(scale)[0] == 0.5
-        if scale is None or good_steps is None or not (is_power and 0 <= good_steps < GROWTH_STEPS):
-            raise CheckpointError(
-                f"loss scale: expected a power of two up to 2^24 and less than {GROWTH_STEPS} good steps, "
-                f"found {scale} and {good_steps}; resume from another checkpoint"
-            )
-        self.scale, self.good_steps = float(scale), int(good_steps)
+    def load_state(self, state: LossScaleState) -> None:
+        """Go on from a saved state."""
+        self.scale, self.good_steps = state.scale, state.good_steps

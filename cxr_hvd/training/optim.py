@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
@@ -48,11 +49,11 @@ class Optimizer:
     def step(self) -> None:
         """Update all parameters, in one kernel a device."""
         parameters: list[Tensor] = [each for each in self._parameters if each.grad is not None]
-        gradients = [each.grad for each in parameters if each.grad is not None]
+        own_gradients = gradients(self._parameters)
         if self._settings.optimizer == "adamw":
-            self._step_adamw(parameters, gradients)
+            self._step_adamw(parameters, own_gradients)
         else:
-            self._step_sgd(parameters, gradients)
+            self._step_sgd(parameters, own_gradients)
 
     def _step_adamw(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
         for each in parameters:
@@ -102,3 +103,20 @@ class Optimizer:
             for each, buffer in zip(parameters, buffers, strict=True)
             if buffer is not None
         }
+
+
+def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """Return the gradients of those parameters that have one."""
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
+    """Return the norm of all gradients as one vector; 0 where there is none."""
+    tensors = gradients(parameters)
+    return float(get_total_norm(tensors)) if tensors else 0.0
+
+
+def clip(parameters: Iterable[nn.Parameter], norm: float, max_norm: float) -> None:
+    """Shorten gradients of this norm to `max_norm`, in place; shorter ones stay as they are."""
+    if norm > max_norm:
+        torch._foreach_mul_(gradients(parameters), max_norm / norm)

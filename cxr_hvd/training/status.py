@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cxr_hvd.comm.communicator import Communicator
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.comm.watchdog import Doing
 from cxr_hvd.errors import CxrHvdError, Stopped
@@ -20,10 +20,10 @@ MAX_DOING = 80
 
 
 @contextmanager
-def status_kept(folder: RunFolder, comm: Communicator, topology: Topology, num_steps: int) -> Iterator[None]:
+def status_kept(folder: RunFolder, job: Job, num_steps: int) -> Iterator[None]:
     """Keep this rank's status file while the body runs, and write how it ended; name those who may hang."""
-    status = StatusFile(folder.path, topology, num_steps)
-    comm.watchdog.report_to(status)
+    status = StatusFile(folder.path, job.topology, num_steps)
+    job.watchdog.report_to(status)
     try:
         yield
     except Stopped as stopped:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
+from torch import nn
 from torch.profiler import record_function
 
 from cxr_hvd.comm.communicator import Communicator, together
@@ -19,40 +19,30 @@ from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.key import prove_key
 from cxr_hvd.comm.sites import bind
 from cxr_hvd.config.schema import Config
-from cxr_hvd.console import Console
-from cxr_hvd.data.loader import threads_for, train_batches
+from cxr_hvd.data.loader import batching_of_run, train_batches
 from cxr_hvd.data.staging import stage
-from cxr_hvd.data.studies import TrainingData, open_training_data
+from cxr_hvd.data.studies import open_training_data
 from cxr_hvd.errors import Stopped
 from cxr_hvd.launch.orphan import LauncherWatch
 from cxr_hvd.models.build import build_model, tensor_specs
 from cxr_hvd.partial.averager import EXCHANGES, Averager, site_weights
 from cxr_hvd.partial.plan import SharingPlan
-from cxr_hvd.training.agreement import (
-    agree_on_budget,
-    changed_settings,
-    check_length,
-    check_shared_weights,
-    contract_items,
-    describe_changes,
-    find_twins,
-)
-from cxr_hvd.training.between_steps import BetweenSteps
-from cxr_hvd.training.checkpoint.checkpoint import CheckpointWriter, agree_on_step, load_checkpoint
+from cxr_hvd.training.agreement import agree_on_budget, contract_items, find_twins
+from cxr_hvd.training.between_steps import BetweenSteps, pace_of_run
+from cxr_hvd.training.checkpoint.writer import CheckpointWriter
 from cxr_hvd.training.display import TrainingDisplay, console_for, print_agreed, twins_warning
 from cxr_hvd.training.engine import Engine, StepReport
-from cxr_hvd.training.log import Log, open_ledger, record_run, record_settings, witness_ledgers
+from cxr_hvd.training.log import Log, open_ledger, witness_ledgers
 from cxr_hvd.training.loss import build_loss
-from cxr_hvd.training.profiling import Profile
+from cxr_hvd.training.open_run import Resume, RunSetup, open_run
+from cxr_hvd.training.profiling import profiled
 from cxr_hvd.training.records import Budget, Verdict
-from cxr_hvd.training.run_folder import RunFolder, disk_errors
+from cxr_hvd.training.run_folder import RunFolder
 from cxr_hvd.training.sharing import plan_sharing
+from cxr_hvd.training.state import start_state
 from cxr_hvd.training.status import status_kept
 from cxr_hvd.training.stopping import REASONS, StopRequest
 from cxr_hvd.training.validation import Validation
-
-Resume = Literal["never", "latest", "auto"]
-"""Whether to go on from the newest checkpoint: `latest` wants one, `auto` starts anew where there is none."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +79,9 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
     console, stop = console_for(comm.num_ranks), StopRequest(options.deadline)
     with stop.listening(), watched(comm), ExitStack() as opened:
         opened.callback(LauncherWatch(stop.lose_launcher).stop)
-        # Every rank finds its site, opens its own data and fits its threads to the machine.
-        ranks_per_site = {name: site.ranks for name, site in config.sites.items()}
-        topology = bind(comm, ranks_per_site)
+
+        # Every rank finds its site, fits its threads to the machine and opens its own data.
+        topology = bind(comm, {name: site.ranks for name, site in config.sites.items()})
         comm.watchdog.call_rank(topology.name_of(topology.rank))
         set_threads(comm)
         with together(comm, "opening its study file"):
@@ -102,57 +92,59 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
 
         # Every rank builds the same network and plan, and all agree on them before a tensor moves.
         model = build_model(config.model.name, len(data.studies.label_names), config.seed)
-        with together(comm, "making the sharing plan"):
+        with job.together("making the sharing plan"):
             plan = plan_sharing(config, tensor_specs(model))
-        items = contract_items(config, plan, model, data)
-        digests = gather_digests(job, items)
-        prove_key(job, options.key, digests)
-        check_contract(job, items, digests)
-        budget = agree_on_budget(config, comm, topology, data)
-        twins = find_twins(data.own_file, comm, topology)
-        if topology.is_leader:
+        agree(contract_items(config, plan, model, data), options.key, job)
+        budget = agree_on_budget(config, job, data)
+        twins = find_twins(data.own_file, job)
+        if job.is_leader:
             print_agreed(console, config, plan, budget, has_key=options.key is not None)
             for names in twins:
                 console.print(twins_warning(names), highlight=False, soft_wrap=True)
             if remark := binding_remark(comm):
                 console.print(remark, highlight=False)
+
+        # Every rank lays the network out for averaging.
         averager = build_averager(config, plan, model.to(job.device), job, budget)
-        with together(comm, "building its loss"):
+        with job.together("building its loss"):
             studies = data.studies
-            loss = build_loss(config.loss, studies.label_names, studies.targets, studies.known)
-        engine = Engine(
-            model, averager, comm, topology, config.training, budget.num_steps, plan, loss.to(job.device)
-        )
+            loss = build_loss(config.loss, studies.label_names, studies.targets, studies.known).to(job.device)
+        state = start_state(model, averager, config.training)
 
         # Each site's leader keeps the run folder; every rank goes on from the same step.
-        folder = RunFolder(run, topology.site)
-        first_step, validated = open_run(folder, config, engine, options, data, budget, console)
-        open_ledger(folder, comm, topology, first_step)
-        opened.enter_context(status_kept(folder, comm, topology, budget.num_steps))
+        folder, setup = RunFolder(run, job.site), RunSetup(config, plan, data, budget)
+        first_step, history = open_run(folder, setup, state, job, options.resume, options.overwrite, console)
+        open_ledger(folder, job, first_step)
+        opened.enter_context(status_kept(folder, job, budget.num_steps))
 
-        # Every rank takes the same steps; what is due between them follows from what all know.
-        studies_per_step = config.training.batch_size * topology.num_ranks
+        # Each site's leader writes its curves, the leader of all shows them.
+        studies_per_step = config.training.batch_size * job.num_ranks
         log = opened.enter_context(closing(Log(folder, topology, first_step, studies_per_step)))
         display = TrainingDisplay(console, topology, first_step, budget.num_steps, studies_per_step)
         opened.callback(display.close)
-        num_threads = threads_for(config.loader.threads, torch.get_num_threads())
-        validation = Validation(data.validation_studies, config, engine, num_threads)
-        writer = CheckpointWriter(folder, comm, topology, config.checkpoints.keep)
 
         def show_verdict(verdict: Verdict) -> None:
             display.verdict(verdict)
             log.verdict(verdict)
 
-        milestones = BetweenSteps(config, budget, engine, writer, validation, stop, show_verdict)
+        # Every rank takes the same steps; what is due between them follows from what all know.
+        batching = batching_of_run(config, torch.get_num_threads())
+        writer = CheckpointWriter(folder, job, config.checkpoints.keep)
+        validation = Validation(data.validation_studies, config.validation, state, job, batching, history)
+        pace = pace_of_run(config.checkpoints, config.validation, budget)
+        between_steps = BetweenSteps(pace, job, plan, state, writer, validation, stop, show_verdict)
+        engine = Engine(
+            state, job, plan, config.training, budget.num_steps, loss, ask=lambda: (stop.wish(), writer.writing)
+        )
         note_step = (
-            opened.enter_context(profiled(folder, engine, first_step, console)) if options.has_profile else None
+            opened.enter_context(profiled(folder, job, first_step, console)) if options.has_profile else None
         )
 
         def on_step(report: StepReport) -> bool:
             display.show(report)
             log.step(report)
             with record_function("checkpoint"):
-                is_over = milestones.after_step(report)
+                is_over = between_steps.after_step(report)
             if note_step:
                 note_step()
             return is_over
@@ -161,24 +153,37 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
             data.studies,
             data.shuffle,
             range(first_step, budget.num_steps),
-            config.model.image_size,
+            batching.image_size,
             config.augmentation,
-            num_threads,
-            config.loader.prefetch,
+            batching.threads,
+            batching.prefetch,
             job.device,
         )
-        is_over = milestones.go_on_from(first_step, validated)
+        is_over = between_steps.go_on_from(first_step)
         num_done = first_step if is_over else engine.run(batches, first_step, on_step)
+
+        # All ranks: the last checkpoint is finished, and every ledger witnesses the others.
         writer.finish()
-        witness_ledgers(comm, topology)
-        if milestones.stopped_by:
-            why = REASONS[milestones.stopped_by]
+        witness_ledgers(job)
+        if between_steps.stopped_by:
+            why = REASONS[between_steps.stopped_by]
             raise Stopped(
                 f"stopped after step {num_done} of {budget.num_steps}, since {why}; a checkpoint is written: run "
                 "again with --resume auto to go on"
             )
-    if topology.is_leader:
+    if job.is_leader:
         console.print(f"trained {num_done} steps; run folder: {run}", highlight=False)
+
+
+def agree(items: dict[str, str], key: bytes | None, job: Job) -> None:
+    """Check that all ranks state the same items and hold the same key. Collective: every rank. Blocking.
+
+    Raises:
+        ContractError: on every rank, where they do not.
+    """
+    digests = gather_digests(job, items)
+    prove_key(job, key, digests)
+    check_contract(job, items, digests)
 
 
 def staged_in(folder: Path | None, comm: Communicator) -> Callable[[Path], Path]:
@@ -198,36 +203,10 @@ def watched(comm: Communicator) -> Iterator[None]:
         comm.watchdog.rests()
 
 
-@contextmanager
-def profiled(folder: RunFolder, engine: Engine, first_step: int, console: Console) -> Iterator[Callable[[], None]]:
-    """Record some steps of the body in `profile/`, with Horovod's timeline; the leader shows what came of it.
-
-    Collective: every rank; so is what it gives, to be called after each step.
-    """
-    path = folder.path / "profile"
-    with together(engine.comm, "making a folder for the profile"), disk_errors(path):
-        path.mkdir(mode=0o700, exist_ok=True)
-    engine.comm.start_timeline(str(path / "horovod-timeline.json"))
-    has_timeline = True
-
-    def note_step() -> None:
-        nonlocal has_timeline
-        profile.step()
-        if has_timeline and profile.spending:
-            engine.comm.stop_timeline()
-            has_timeline = False
-            if engine.topology.is_leader:
-                console.print(profile.summary())
-                console.print(f"traces: {path} (chrome://tracing or ui.perfetto.dev)", highlight=False)
-
-    with Profile(path, engine.topology.rank, first_step) as profile:
-        yield note_step
-
-
 def build_averager(
     config: Config,
     plan: SharingPlan,
-    model: torch.nn.Module,
+    model: nn.Module,
     job: Job,
     budget: Budget,
 ) -> Averager:
@@ -236,47 +215,3 @@ def build_averager(
     if config.is_merged:  # every rank has an equal part of all studies, whatever its site
         weights = [site.ranks / job.num_ranks for site in config.sites.values()]
     return EXCHANGES[plan.exchange](model, plan, job, weights)
-
-
-def open_run(
-    folder: RunFolder,
-    config: Config,
-    engine: Engine,
-    options: LaunchOptions,
-    data: TrainingData,
-    budget: Budget,
-    console: Console,
-) -> tuple[int, dict[str, Any]]:
-    """Make the run folder, or go on in one. Collective: every rank.
-
-    Returns:
-        The number of steps that are done, and what the checkpoint remembers of validations.
-    """
-    comm, topology, plan = engine.comm, engine.topology, engine.plan
-    step: int | None = None
-    changed: dict[str, tuple[str, str]] = {}
-    if options.resume != "never":
-        with together(comm, "comparing its config with that of its run"):
-            changed = changed_settings(folder, config)
-        step = agree_on_step(folder, plan, comm, topology)
-    if step is None:
-        with together(comm, "making its run folder"):
-            if options.resume == "latest":
-                raise folder.nothing_to_resume()
-            if topology.is_site_leader:
-                folder.open_new(options.overwrite or options.resume == "auto")
-                record_run(folder, config, plan, data, budget)
-        return 0, {}
-    with together(comm, "reading its checkpoint"):
-        check_length(changed, step, budget.num_steps, folder)
-        state = load_checkpoint(folder, step, engine)
-    with together(comm, "going back to its checkpoint"):
-        if topology.is_site_leader:
-            folder.go_back_to(step)
-            if changed:
-                record_settings(folder, config, data, budget)
-    if changed and topology.is_leader:
-        said = describe_changes(changed, config, step, budget.num_steps)
-        console.print(f"goes on from step {step}: {said}", highlight=False, markup=False)
-    check_shared_weights(plan, engine.model, comm, topology, step)
-    return step, dict(state["validation"])

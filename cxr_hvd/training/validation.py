@@ -11,57 +11,26 @@ are the same, and AUROC counts ties as half.
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from cxr_hvd.comm.answers import check_number, read_answers
-from cxr_hvd.comm.communicator import Communicator, allgather
-from cxr_hvd.comm.sites import Topology
-from cxr_hvd.config.schema import Config
-from cxr_hvd.data.loader import plain_batches
+from cxr_hvd.comm.answers import check_number
+from cxr_hvd.comm.job import Job
+from cxr_hvd.config.schema import Validation as Settings
+from cxr_hvd.data.loader import Batching, plain_batches
 from cxr_hvd.data.studies import StudySet
+from cxr_hvd.models.forward import forward
 from cxr_hvd.stats.metrics import compute_metrics
-from cxr_hvd.training.engine import Engine, forward
+from cxr_hvd.training.history import History
 from cxr_hvd.training.records import Verdict
+from cxr_hvd.training.state import TrainingState
 
 ROWS_AT_ONCE = 16_384  # 14 labels of 4 bytes: less than the megabyte that may be sent at once
-
-
-@dataclass(frozen=True)
-class History:
-    """What all ranks remember of the validations before; part of a checkpoint's state.
-
-    Attributes:
-        best_auroc: the best that was agreed on; None before the first.
-        best_step: after how many steps that was.
-        num_since_best: validations since then.
-    """
-
-    best_auroc: float | None = None
-    best_step: int | None = None
-    num_since_best: int = 0
-
-    def after(self, step: int, agreed_auroc: float | None, min_delta: float) -> "History":
-        """Return the history with one more validation. Pure."""
-        if agreed_auroc is None:
-            return replace(self, num_since_best=self.num_since_best + 1)
-        if self.best_auroc is None or agreed_auroc > self.best_auroc + min_delta:
-            return History(agreed_auroc, step, 0)
-        return replace(self, num_since_best=self.num_since_best + 1)
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> "History":
-        """Read what `as_json` gave; an empty mapping is no validation yet."""
-        return cls(said.get("best_auroc"), said.get("best_step"), int(said.get("num_since_best", 0)))
 
 
 class Validation:
@@ -69,69 +38,85 @@ class Validation:
 
     Args:
         studies: the site's VALIDATE studies; may be none.
-        engine: the one whose network is judged: the running mean of its weights where it keeps one.
-        num_threads: of the loader.
-
-    Attributes:
+        settings: section `validation` of the config.
+        state: its network is judged: the running mean of the weights where it keeps one.
+        job: the ranks that judge together.
+        batching: how batches are made.
         history: what came of the validations so far.
     """
 
-    def __init__(self, studies: StudySet, config: Config, engine: Engine, num_threads: int) -> None:
-        self.history = History()
+    def __init__(
+        self,
+        studies: StudySet,
+        settings: Settings,
+        state: TrainingState,
+        job: Job,
+        batching: Batching,
+        history: History = History(),  # noqa: B008, it is frozen
+    ) -> None:
+        self._history = history
         self._studies = studies
-        self._config = config
-        self._engine = engine
-        self._comm, self._topology = engine.comm, engine.topology
-        self._num_threads = num_threads
-        self._mean_model = copy.deepcopy(engine.model) if engine.weight_mean else None
+        self._settings = settings
+        self._state = state
+        self._job = job
+        self._batching = batching
+        self._mean_model = copy.deepcopy(state.model) if state.weight_mean else None
+
+    @property
+    def history(self) -> History:
+        """What came of the validations so far."""
+        return self._history
 
     def is_exhausted(self) -> bool:
         """Whether patience is over."""
-        patience = self._config.validation.patience
-        return patience is not None and self.history.num_since_best >= patience
+        patience = self._settings.patience
+        return patience is not None and self._history.num_since_best >= patience
 
     def judge(self, step: int) -> Verdict:
         """Judge every site's network after so many steps. Collective: every rank. Blocking."""
         started = time.perf_counter()
-        auroc, accuracy = self._judge_own()
-        answers = allgather(self._comm, torch.tensor([auroc], dtype=torch.float64), "auroc").flatten().tolist()
-        of_rank = read_answers(answers, _read_auroc, "auroc", self._topology.name_of)
-        first_ranks = [self._topology.ranks_at(site)[0] for site in range(self._topology.num_sites)]
-        of_site = [None if math.isnan(of_rank[rank]) else of_rank[rank] for rank in first_ranks]
-        defined = [auroc for auroc in of_site if auroc is not None]
+        auroc, accuracy = self._judge_site(step)
+        answer = torch.tensor([auroc], dtype=torch.float64)
+        auroc_of_rank = self._job.allgather_numbers(answer, "auroc", _read_auroc)
+        topology = self._job.topology
+        auroc_of_site = {
+            name: None if math.isnan(auroc_of_rank[rank]) else auroc_of_rank[rank]
+            for site, name in enumerate(topology.site_names)
+            for rank in [topology.ranks_at(site)[0]]
+        }
+        defined = [auroc for auroc in auroc_of_site.values() if auroc is not None]
         agreed = sum(defined) / len(defined) if defined else None
-        self.history = self.history.after(step, agreed, self._config.validation.min_delta)
+        self._history = self._history.after(step, agreed, self._settings.min_delta)
         return Verdict(
             step=step,
             macro_auroc=None if math.isnan(auroc) else auroc,
             mean_accuracy=accuracy,
             agreed_auroc=agreed,
-            is_best=self.history.best_step == step,
+            is_best=self._history.best_step == step,
             seconds=time.perf_counter() - started,
-            auroc_of_site=dict(zip(self._topology.site_names, of_site, strict=True)),
+            auroc_of_site=auroc_of_site,
         )
 
-    def _network(self) -> torch.nn.Module:
-        if self._mean_model is None or self._engine.weight_mean is None:
-            return self._engine.model
-        self._mean_model.load_state_dict(self._engine.weight_mean.tensors(), strict=False)
+    def _network(self) -> nn.Module:
+        if self._mean_model is None or self._state.weight_mean is None:
+            return self._state.model
+        self._mean_model.load_state_dict(self._state.weight_mean.tensors(), strict=False)
         return self._mean_model
 
-    def _judge_own(self) -> tuple[float, float | None]:
+    def _judge_site(self, step: int) -> tuple[float, float | None]:
         """Return the site's mean AUROC (NaN where undefined) and accuracy; the same on all its ranks."""
         if not len(self._studies):
             return math.nan, None
         studies = self._studies
-        probabilities_NL = predict_at_site(
-            self._network(), studies, self._config, self._num_threads, self._comm, self._topology
-        )
+        probabilities_NL = predict_at_site(self._network(), studies, self._batching, self._job, step - 1)
         metrics = compute_metrics(probabilities_NL, studies.targets, studies.known, studies.label_names)
         auroc = math.nan if metrics.macro_auroc is None else metrics.macro_auroc
         return auroc, metrics.mean_accuracy
 
 
-def _read_auroc(answer: float) -> float:
+def _read_auroc(numbers: list[float]) -> float:
     """Return a site's AUROC, 0 to 1, or NaN where it is undefined."""
+    [answer] = numbers
     return answer if math.isnan(answer) else check_number(answer, 0, 1)
 
 
@@ -147,63 +132,61 @@ def share_of(num_images_N: NDArray[np.uint8], batch_size: int, rank: int, num_ra
 
 
 def predict_at_site(
-    model: torch.nn.Module,
-    studies: StudySet,
-    config: Config,
-    num_threads: int,
-    comm: Communicator,
-    topology: Topology,
+    model: nn.Module, studies: StudySet, batching: Batching, job: Job, step: int | None = None
 ) -> NDArray[np.float32]:
     """Return probabilities (N, L) of all studies of a site's set, its batches shared out among the site's ranks.
 
     They are the same on all of them, and bit for bit those of one rank. Collective: all ranks of the site.
+
+    Args:
+        step: the step that training is in, for the watchdog; None where nothing is trained.
     """
-    num_ranks = len(topology.ranks_of_site)
-    own = share_of(studies.num_images, config.training.batch_size, topology.rank_in_site, num_ranks)
+    num_ranks = job.num_ranks_of_site
+    share = share_of(studies.num_images, batching.batch_size, job.topology.rank_in_site, num_ranks)
     probabilities_NL = np.zeros(studies.targets.shape, dtype=np.float32)
-    probabilities_NL[own] = predict(model, studies, own, config, num_threads, comm)
+    probabilities_NL[share] = predict(
+        model, studies, share, batching, on_batch=lambda: job.watchdog.works("validating", step)
+    )
     if num_ranks > 1:
         for start in range(0, len(studies), ROWS_AT_ONCE):
             rows = torch.from_numpy(probabilities_NL[start : start + ROWS_AT_ONCE])
             # Each row comes from one rank, and zeros from the others: the sum is exact.
-            comm.begin_allreduce({f"rows from {start}": rows}, "scores", "site")()
+            job.comm.begin_allreduce({f"rows from {start}": rows}, "scores", "site")()
     return probabilities_NL
 
 
 @torch.inference_mode()
 def predict(
-    model: torch.nn.Module,
+    model: nn.Module,
     studies: StudySet,
     positions: Sequence[int] | NDArray[np.int64],
-    config: Config,
-    num_threads: int = 1,
-    comm: Communicator | None = None,
+    batching: Batching,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float32]:
     """Return probabilities (len(positions), L), 0 to 1, of studies of a set, in the order of the positions.
 
     The network computes in float32, without TensorFloat-32 on a GPU, whatever the config's `precision` is.
 
     Args:
-        comm: where given, its watchdog is told of every batch. Not collective.
+        on_batch: called before each batch. Not collective.
     """
     model.eval()
     device = next(model.parameters()).device
     positions = np.asarray(positions)
-    order = share_of(studies.num_images[positions], config.training.batch_size, rank=0, num_ranks=1)
+    order = share_of(studies.num_images[positions], batching.batch_size, rank=0, num_ranks=1)
     batches = plain_batches(
         studies,
         positions[order].tolist(),
-        config.training.batch_size,
-        config.model.image_size,
-        num_threads,
-        config.loader.prefetch,
+        batching.batch_size,
+        batching.image_size,
+        batching.threads,
+        batching.prefetch,
         device,
     )
     rows = []
     with _full_float32():
         for batch in batches:
-            if comm:
-                comm.watchdog.works("validating", comm.ledger.step)
+            on_batch()
             logits_BL = forward(model, batch.images, "fp32")
             rows.append(torch.sigmoid(logits_BL).cpu().numpy())
     probabilities_NL = np.empty((len(positions), studies.targets.shape[1]), dtype=np.float32)

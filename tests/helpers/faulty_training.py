@@ -19,7 +19,7 @@ from typing import Any
 
 from cxr_hvd.cli import app as cli
 from cxr_hvd.training import validation
-from cxr_hvd.training.checkpoint import checkpoint
+from cxr_hvd.training.checkpoint import writer
 from cxr_hvd.training.engine import Engine
 
 RANK = int(os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("HOROVOD_RANK", "0"))
@@ -82,17 +82,17 @@ def put_in(fault: str, step: int) -> None:
     if fault in IN_STEP:
         before(Engine, "train_step", lambda engine, batch, at, *_: at == step, IN_STEP[fault])
     elif fault == "kill-copied":
-        before(checkpoint, "write_files", lambda beside, *_: f"step-{step}." in beside.name, kill)
+        before(writer, "write_files", lambda beside, *_: f"step-{step}." in beside.name, kill)
     elif fault == "kill-writing":
         files = iter(range(1_000))
-        before(checkpoint, "sync", lambda path: f"step-{step}." in path.parent.name and next(files) == 1, kill)
+        before(writer, "sync", lambda path: f"step-{step}." in path.parent.name and next(files) == 1, kill)
     elif fault == "kill-written":
-        before(checkpoint, "finish_folder", lambda path: path.name == f"step-{step}", kill)
+        before(writer, "finish_folder", lambda path: path.name == f"step-{step}", kill)
     elif fault == "kill-renamed":
-        before(checkpoint, "point_link", lambda link, target: target.name == f"step-{step}", kill)
+        before(writer, "point_link", lambda link, target: target.name == f"step-{step}", kill)
     elif fault == "kill-linked":
-        is_linked = lambda writer: (writer._folder.checkpoints / "latest").readlink().name == f"step-{step}"  # noqa: E731
-        before(checkpoint.CheckpointWriter, "_remove_old", is_linked, kill)
+        is_linked = lambda own: (own._folder.checkpoints / "latest").readlink().name == f"step-{step}"  # noqa: E731
+        before(writer.CheckpointWriter, "_remove_old", is_linked, kill)
     elif fault == "kill-judging":
         batches = iter(range(1_000))
         before(validation, "forward", lambda *_: next(batches) == step, kill)

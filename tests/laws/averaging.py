@@ -145,17 +145,17 @@ def the_last_step_averages_whatever_the_pace(comm: HorovodComm, folder: Path) ->
 def no_private_tensor_enters_a_collective(comm: HorovodComm, folder: Path) -> None:
     topology = one_rank_a_site(comm)
     engine, plan = engine_of(comm, topology, {"private_patterns": ENDS}, weight_decay=0.01)
-    tensors = engine.model.state_dict()
+    tensors = engine.state.model.state_dict()
     kept = [tensors[name] for name in plan.names(Scope.PRIVATE) + plan.names(Scope.LOCAL)]
     batches = iter([random_batch(10 * comm.rank + step) for step in range(3)])
     shared_before: list[Tensor] = []
-    after_update = engine.averager.after_update
+    after_update = engine.state.averager.after_update
 
     def note_then_average(*args: Any) -> None:
         shared_before.append(torch.cat([tensors[name].reshape(-1) for name in plan.names(Scope.SHARED)]))
         after_update(*args)
 
-    engine.averager.after_update = note_then_average  # type: ignore[method-assign]
+    engine.state.averager.after_update = note_then_average  # type: ignore[method-assign, assignment]
     with recorded_collectives() as records:
         engine.run(batches, 0, lambda report: None)
     for _, sent, address in records:
@@ -181,13 +181,13 @@ def private_tensors_train_as_alone_given_the_same_shared_weights(
     alone_at = Topology(0, ("alone",), (0,))
     alone, alone_plan = engine_of(LocalComm(), alone_at, {"private_patterns": ("*",)}, weight_decay=0.01)
     assert not alone_plan.names(Scope.SHARED)
-    tensors, tensors_alone = engine.model.state_dict(), alone.model.state_dict()
+    tensors, tensors_alone = engine.state.model.state_dict(), alone.state.model.state_dict()
     for step in range(3):
         batch = random_batch(10 * comm.rank + step)
         for name in plan.names(Scope.SHARED):
             tensors_alone[name].copy_(tensors[name])
         for each in (engine, alone):
-            each.model.train()
+            each.state.model.train()
             each.train_step(batch, step)
         for name in plan.names(Scope.PRIVATE) + plan.names(Scope.LOCAL):
             assert torch.equal(tensors[name], tensors_alone[name]), f"{name} in step {step}"

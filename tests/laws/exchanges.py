@@ -14,6 +14,7 @@ from cxr_hvd.data.loader import Batch
 from cxr_hvd.models.build import as_channels_last, tensor_specs
 from cxr_hvd.partial.plan import Kind, Scope, build_plan
 from cxr_hvd.training.loss import MultiLabelLoss
+from cxr_hvd.training.optim import gradients
 from tests.laws.law import law
 from tests.laws.parts import (
     ENDS,
@@ -93,7 +94,7 @@ def the_order_of_sites_changes_no_gradient(comm: HorovodComm, folder: Path) -> N
         topology = bind(comm, dict.fromkeys(order, 1), {"CXR_SITE": f"site{comm.rank}"})
         engine, plan = engine_of(comm, topology, {"private_patterns": ENDS, "exchange": "gradients"}, "sgd")
         engine.run(iter([random_batch(10 * comm.rank + step) for step in range(3)]), 0, lambda report: None)
-        results.append(values(engine.model))
+        results.append(values(engine.state.model))
     for name in plan.names(Scope.SHARED):
         if comm.num_ranks == 2:
             assert torch.equal(results[0][name], results[1][name]), name
@@ -108,7 +109,7 @@ def sharing_nothing_is_training_alone_bit_for_bit(comm: HorovodComm, folder: Pat
         alone, _ = engine_of(LocalComm(), Topology(0, ("alone",), (0,)), {"private_patterns": ()})
         for each in (engine, alone):
             each.run(iter([random_batch(10 * comm.rank + step) for step in range(3)]), 0, lambda report: None)
-        found, expected = values(engine.model), values(alone.model)
+        found, expected = values(engine.state.model), values(alone.state.model)
         assert all(torch.equal(found[name], expected[name]) for name in expected), exchange
 
 
@@ -125,7 +126,7 @@ def sharing_everything_is_horovods_own_optimizer(comm: HorovodComm, folder: Path
         horovods.zero_grad()
         bce(peer(as_channels_last(batch.images)), batch.targets, batch.known).backward()  # type: ignore[no-untyped-call]
         horovods.step()
-    for (name, found), expected in zip(engine.model.named_parameters(), peer.parameters(), strict=True):
+    for (name, found), expected in zip(engine.state.model.named_parameters(), peer.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
@@ -135,10 +136,11 @@ def shared_optimizer_state_is_equal_everywhere_and_local_is_not(comm: HorovodCom
         settings = {"private_patterns": ENDS, "moments": moments}
         engine, plan = engine_of(comm, one_rank_a_site(comm), settings)
         engine.run(iter([random_batch(10 * comm.rank + step) for step in range(3)]), 0, lambda report: None)
-        state = {n: engine.optimizer.state[p]["exp_avg_sq"] for n, p in engine.model.named_parameters()}
-        names = tuple(name for name in plan.names(Scope.SHARED) if name in state)
-        assert is_equal_everywhere(comm, digest(state, names)) is is_shared
-        assert not is_equal_everywhere(comm, digest(state, tuple(set(state) - set(names))))
+        parameters, remembered = engine.state.model.named_parameters(), engine.state.optimizer.state
+        squares = {name: remembered[parameter]["exp_avg_sq"] for name, parameter in parameters}
+        names = tuple(name for name in plan.names(Scope.SHARED) if name in squares)
+        assert is_equal_everywhere(comm, digest(squares, names)) is is_shared
+        assert not is_equal_everywhere(comm, digest(squares, tuple(set(squares) - set(names))))
 
 
 @law(day="mpirun-2", night="gloo-2")
@@ -147,9 +149,9 @@ def clipping_keeps_exchanged_weights_equal_and_bounds_the_step(comm: HorovodComm
     for exchange in ("weights", "gradients"):
         settings = {"private_patterns": ENDS, "exchange": exchange}
         engine, plan = engine_of(comm, one_rank_a_site(comm), settings, "sgd", clip_norm=clip_norm)
-        before = values(engine.model)
+        before = values(engine.state.model)
         engine.train_step(random_batch(comm.rank), 0)
-        after = values(engine.model)
+        after = values(engine.state.model)
         assert is_equal_everywhere(comm, digest(after, plan.names(Scope.SHARED)))
         for scope in (Scope.SHARED, Scope.PRIVATE):
             names = [n for n in plan.names(scope) if "running" not in n]
@@ -170,14 +172,14 @@ def a_batch_in_parts_gives_the_gradient_of_the_whole(comm: HorovodComm, folder: 
             engine, _ = engine_of(
                 comm, one_rank_a_site(comm), settings, "sgd", accumulate=accumulate, batch_size=4
             )
-            for module in engine.model.modules():
+            for module in engine.state.model.modules():
                 if isinstance(module, torch.nn.BatchNorm2d):
                     module.eval()
             batch = random_batch(comm.rank)
             known = batch.known.clone()
             known[0, 3:] = False
             report = engine.train_step(Batch(batch.images, batch.targets, known), 0)
-            own = torch.cat([each.grad.flatten() for each in engine.model.parameters() if each.grad is not None])
+            own = torch.cat([gradient.flatten() for gradient in gradients(engine.state.model.parameters())])
             grads.append((exchange, own, report.loss))
     for exchange in ("weights", "gradients"):
         (_, whole, loss), *others = [each for each in grads if each[0] == exchange]

@@ -35,7 +35,7 @@ def a_loss_that_is_not_finite_stops_all_ranks_and_names_the_site(comm: HorovodCo
 def poisoned(engine: Engine, rank_is_meant: bool, name: str) -> None:
     """Make a gradient infinite in backward."""
     if rank_is_meant:
-        parameter = dict(engine.model.named_parameters())[name]
+        parameter = dict(engine.state.model.named_parameters())[name]
         parameter.register_hook(lambda gradient: torch.full_like(gradient, math.inf))
 
 
@@ -49,11 +49,11 @@ def a_gradient_that_is_not_finite_stops_all_and_is_named(comm: HorovodComm, fold
             settings = {"private_patterns": ENDS, "exchange": exchange}
             engine, _ = engine_of(comm, one_rank_a_site(comm), settings)
             poisoned(engine, comm.rank == 1, name)
-            before = values(engine.model)
+            before = values(engine.state.model)
             step = partial(engine.train_step, random_batch(comm.rank), 0)
             fails_with(TrainingError, "in step 0 (site site1, rank 1): the gradient of", step)
-            after = values(engine.model)
-            parameters = [n for n, _ in engine.model.named_parameters()]
+            after = values(engine.state.model)
+            parameters = [n for n, _ in engine.state.model.named_parameters()]
             assert all(torch.equal(before[n], after[n]) for n in parameters), "no weight was changed"
             try:
                 engine.train_step(random_batch(comm.rank), 1)
@@ -76,7 +76,7 @@ def a_step_that_is_not_finite_is_skipped_by_all_where_asked(comm: HorovodComm, f
         for step, batch in zip((0, 2), good, strict=True):
             other.train_step(batch, step)
         assert [report.is_skipped for report in reports] == [False, True, False]
-        found, expected = values(engine.model), values(other.model)
+        found, expected = values(engine.state.model), values(other.state.model)
         if exchange == "gradients":
             assert all(torch.equal(found[name], expected[name]) for name in expected)
         else:  # the skipped step averaged once more what was equal already
@@ -99,4 +99,4 @@ def too_many_skipped_steps_end_the_run(comm: HorovodComm, folder: Path) -> None:
             engine.train_step(bad, step)
 
     fails_with(TrainingError, "the images of its batch are not finite, after 20 skipped steps in a row", many)
-    assert engine.num_skipped_in_a_row == 21
+    assert engine.state.num_skipped_in_a_row == 21

@@ -24,6 +24,7 @@ from cxr_hvd.partial.averager import EXCHANGES, Averager, site_weights
 from cxr_hvd.partial.plan import SharingPlan, build_plan
 from cxr_hvd.study.layout import Split
 from cxr_hvd.training.engine import Engine
+from cxr_hvd.training.state import start_state
 from cxr_hvd.training.train import LaunchOptions
 from lab.study_files import write_study_file
 
@@ -121,7 +122,8 @@ def engine_of(
     plan = build_plan(tensor_specs(model), **plan_settings)
     fixed = {"precision": "fp32", "learning_rate": 1e-3, "schedule": "constant", "weight_decay": 0.0}
     settings = Training.model_validate({**fixed, "optimizer": optimizer, **more})
-    return Engine(model, averager_of(model, plan, comm, topology), comm, topology, settings, 3, plan), plan
+    state = start_state(model, averager_of(model, plan, comm, topology), settings)
+    return Engine(state, Job(comm, topology), plan, settings, num_steps=3), plan
 
 
 def assert_mean(

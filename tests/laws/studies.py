@@ -7,8 +7,10 @@ import torch
 
 from cxr_hvd.comm.communicator import allgather, allgather_text
 from cxr_hvd.comm.horovod import HorovodComm
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology, bind
+from cxr_hvd.data.loader import batching_of_run
 from cxr_hvd.data.studies import open_training_data
 from cxr_hvd.errors import ConfigError
 from cxr_hvd.study.layout import Split
@@ -66,7 +68,9 @@ def a_sites_ranks_judge_together_as_one_would(comm: HorovodComm, folder: Path) -
     for own_comm, own_topology in ((comm, topology), (LocalComm(), Topology(0, ("site0",), (0,)))):
         data = open_training_data(config, own_topology)
         engine, _ = engine_of(own_comm, own_topology, {"private_patterns": ENDS})
-        verdicts.append(Validation(data.validation_studies, config, engine, 1).judge(3))
+        job, batching = Job(own_comm, own_topology), batching_of_run(config, num_cores=1)
+        validation = Validation(data.validation_studies, config.validation, engine.state, job, batching)
+        verdicts.append(validation.judge(3))
         data.files[0].close()
     assert verdicts[0].macro_auroc is not None
     assert verdicts[0].macro_auroc == verdicts[1].macro_auroc

@@ -29,9 +29,9 @@ def short_wires_keep_shared_tensors_equal_and_near_the_exact_mean(comm: HorovodC
         for wire in ("float32", "bfloat16", "float16"):
             settings = {"private_patterns": ENDS, "exchange": exchange, "wire": wire}
             engine, plan = engine_of(comm, one_rank_a_site(comm), settings, "sgd")
-            engine.model.train()
+            engine.state.model.train()
             engine.train_step(random_batch(comm.rank), 0)
-            results[wire] = values(engine.model)
+            results[wire] = values(engine.state.model)
             assert is_equal_everywhere(comm, digest(results[wire], plan.names(Scope.SHARED))), wire
         start = fresh_model().state_dict()
         names = [n for n in plan.names(Scope.SHARED) if "running" not in n]

@@ -1,74 +1,29 @@
-"""The files of a checkpoint as they are read back, with nothing believed: damaged, of another model, or no files.
+"""The files of a checkpoint are checked before they are believed: damaged, of another model, or no files at all.
 
-Owns what `state.json` must say and which tensors each file must hold. Checks headers alone: what lies behind them
-has no checksum. Leaves to `checkpoint` when a checkpoint is written, and which one is taken.
+Owns which tensors each file must hold. Checks headers alone: what lies behind them has no checksum. Which
+checkpoint is taken is `resume`'s matter.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
 
 import safetensors
-from pydantic import Field, ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.errors import CheckpointError
-from cxr_hvd.files import open_plain, read_plain
-from cxr_hvd.ledger.form import MAX_RANKS, Count, Form, Name, first_of
+from cxr_hvd.files import open_plain
 from cxr_hvd.partial.plan import Kind, Scope, SharingPlan, TensorSpec
 from cxr_hvd.terminal import shown
+from cxr_hvd.training.checkpoint.record import CheckpointRecord, read_checkpoint_record
 
-MAX_STATE_BYTES = 1 << 16
 NAMES_OF_DTYPE = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
 DAMAGES = (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError)
 
 Held = dict[str, tuple[list[int], str]]
 """Shape and type of each tensor of a file, as safetensors calls them."""
-
-
-class LossScaleState(Form):
-    scale: Annotated[float, Field(ge=1, le=1 << 24)]
-    good_steps: Count
-
-
-class HistoryState(Form):
-    """What a checkpoint remembers of validations."""
-
-    best_auroc: Annotated[float, Field(ge=0, le=1)] | None = None
-    best_step: Count | None = None
-    num_since_best: Count = 0
-
-
-class State(Form):
-    """What `state.json` says; what a checkpoint of an earlier version does not say has its neutral value."""
-
-    step: Count
-    site: Name
-    num_ranks_of_site: Annotated[int, Field(ge=1, le=MAX_RANKS)]
-    has_exchange: bool = False
-    has_mean: bool = False
-    num_skipped_in_a_row: Count = 0
-    loss_scale: LossScaleState | None = None
-    validation: HistoryState = HistoryState()
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Read `state.json` as plain values.
-
-    Raises:
-        CheckpointError: there is no checkpoint, or it is damaged.
-    """
-    path = checkpoint / "state.json"
-    try:
-        return State.model_validate_json(read_plain(path, MAX_STATE_BYTES)).model_dump()
-    except OSError as error:
-        why = str(error.strerror)
-    except ValidationError as error:
-        why = first_of(error)
-    raise CheckpointError(f"{checkpoint}: expected a checkpoint with state.json, found none to read ({why})")
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -92,16 +47,14 @@ def check_whole(checkpoint: Path, step: int, plan: SharingPlan, topology: Topolo
     Raises:
         CheckpointError: it says what is wrong.
     """
-    state, rank = read_state(checkpoint), topology.rank_in_site
+    record, rank = read_checkpoint_record(checkpoint), topology.rank_in_site
     num_ranks = len(topology.ranks_of_site)
-    if state["step"] != step:
-        raise CheckpointError(f"it is of step {state['step']}")
-    if state["num_ranks_of_site"] != num_ranks:
-        raise CheckpointError(
-            f"it is of {state['num_ranks_of_site']} ranks of its site, there are {num_ranks} now"
-        )
+    if record.step != step:
+        raise CheckpointError(f"it is of step {record.step}")
+    if record.num_ranks_of_site != num_ranks:
+        raise CheckpointError(f"it is of {record.num_ranks_of_site} ranks of its site, there are {num_ranks} now")
     shared, specs = set(plan.names(Scope.SHARED)), [planned.spec for planned in plan.tensors]
-    held_by = {name: _held_by(checkpoint / f"{name}.safetensors") for name in _names_of(checkpoint, state, rank)}
+    held_by = {name: _held_by(checkpoint / f"{name}.safetensors") for name in _names_of(checkpoint, record, rank)}
     for name, held in held_by.items():
         file = f"{name}.safetensors"
         if name in ("shared", "private"):
@@ -114,9 +67,10 @@ def check_whole(checkpoint: Path, step: int, plan: SharingPlan, topology: Topolo
             _check_moments(file, held, specs)
 
 
-def _names_of(checkpoint: Path, state: dict[str, Any], rank: int) -> list[str]:
+def _names_of(checkpoint: Path, record: CheckpointRecord, rank: int) -> list[str]:
     names = ["shared", "private", f"optimizer-{rank}"]
-    names += [f"{name}-{rank}" for name in ("exchange", "mean") if state[f"has_{name}"]]
+    names += [f"exchange-{rank}"] if record.has_exchange else []
+    names += [f"mean-{rank}"] if record.has_mean else []
     return names + ([f"weights-{rank}"] if (checkpoint / f"weights-{rank}.safetensors").exists() else [])
 
 
@@ -133,9 +87,9 @@ def _held_by(path: Path) -> Held:
 def _check_tensors(file: str, held: Held, specs: Iterable[TensorSpec]) -> None:
     wanted = {spec.name: (list(spec.shape), NAMES_OF_DTYPE.get(spec.dtype, spec.dtype)) for spec in specs}
     for name in sorted(wanted.keys() | held.keys()):
-        found, expected = held.get(name, "none"), wanted.get(name, "none")
-        if found != expected:
-            raise CheckpointError(f"{file}: tensor {shown(name)}: expected {expected}, found {shown(found)}")
+        is_held, expected = held.get(name, "none"), wanted.get(name, "none")
+        if is_held != expected:
+            raise CheckpointError(f"{file}: tensor {shown(name)}: expected {expected}, found {shown(is_held)}")
 
 
 def _check_moments(file: str, held: Held, specs: Iterable[TensorSpec]) -> None:

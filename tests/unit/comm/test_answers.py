@@ -1,6 +1,7 @@
 """Whatever another rank hands over, every rank says one line that names it; nothing of it is a traceback."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from cxr_hvd.comm.step_status import StepStatus, begin_statuses
 from cxr_hvd.errors import ContractError, CxrHvdError, PeerError
 from cxr_hvd.monitor.results_file import RESULTS
 from cxr_hvd.training.agreement import _read_counts
-from cxr_hvd.training.checkpoint.checkpoint import _read_steps
+from cxr_hvd.training.checkpoint.resume import _read_steps
 from cxr_hvd.training.validation import _read_auroc
 
 TOPOLOGY = Topology(0, ("north", "south"), (0, 1))
@@ -138,11 +139,11 @@ def test_numbers_of_studies_that_cannot_be_are_refused(answer: list[int]) -> Non
 
 
 def test_an_auroc_is_a_share_or_undefined() -> None:
-    assert _read_auroc(0.5) == 0.5
-    assert _read_auroc(float("nan")) != _read_auroc(float("nan"))
+    assert _read_auroc([0.5]) == 0.5
+    assert math.isnan(_read_auroc([float("nan")]))
     for answer in (-0.1, 1.5, float("inf")):
         with pytest.raises(ValueError, match="at most 1"):
-            _read_auroc(answer)
+            _read_auroc([answer])
 
 
 def test_steps_are_no_negative_numbers() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.ledger.allowed import check_traffic
 from cxr_hvd.study.study_file import StudyFile
@@ -45,7 +46,7 @@ def twins_of(files: Sequence[Any], site_of_rank: Sequence[int], job: Gathering) 
 
     def found(rank: int) -> list[list[str]]:
         topology = Topology(rank, names, tuple(site_of_rank))
-        return find_twins(files[site_of_rank[rank]], job.rank(rank), topology)
+        return find_twins(files[site_of_rank[rank]], Job(job.rank(rank), topology))
 
     with ThreadPoolExecutor(len(site_of_rank)) as ranks:
         answers = list(ranks.map(found, range(len(site_of_rank))))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from cxr_hvd.models.build import as_channels_last, build_model, tensor_specs
-from cxr_hvd.training.engine import forward
+from cxr_hvd.models.forward import forward
 
 SIZE = 64
 pytestmark = pytest.mark.usefixtures("one_thread")

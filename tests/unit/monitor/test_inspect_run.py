@@ -32,7 +32,8 @@ from cxr_hvd.monitor.curves import draw_curves, running_mean, thinned, write_cur
 from cxr_hvd.monitor.snapshot import load_run
 from cxr_hvd.monitor.table import render, to_json
 from cxr_hvd.monitor.view import RunView, newest_common
-from cxr_hvd.training.checkpoint.checkpoint import write_files
+from cxr_hvd.training.checkpoint.record import CheckpointRecord
+from cxr_hvd.training.checkpoint.writer import write_files
 from cxr_hvd.training.engine import StepReport
 from cxr_hvd.training.log import Log
 from cxr_hvd.training.records import Verdict
@@ -157,13 +158,14 @@ def test_what_training_writes_is_what_is_read(tmp_path: Path) -> None:
     log = Log(folder, topology, 0, 16)
     spent = {"data_s": 0.1, "compute_s": 0.7, "averaging_s": 0.2}
     for step, loss in enumerate((0.5, math.nan)):
-        pulses = [StepStatus(loss, 1.0, True)]
-        log.step(StepReport(step, pulses, loss, 1e-3, math.inf, bool(step), **spent))
+        statuses = [StepStatus(loss, 1.0, True)]
+        log.step(StepReport(step, statuses, loss, 1e-3, math.inf, bool(step), **spent))
     log.verdict(Verdict.model_validate(json.loads(validation_line(2, 0.7, mean_accuracy=None, is_best=True))))
     log.close()
     status = StatusFile(folder.path, topology, 10)
     status.tick(Doing("waiting for the other ranks in status", True, 2, time.time() - 60))
-    write_files(folder_beside(folder.checkpoint(2)), {name: {} for name in PARTS[1:]}, {"step": 2})
+    record = CheckpointRecord(step=2, site="north", num_ranks_of_site=1)
+    write_files(folder_beside(folder.checkpoint(2)), {name: {} for name in PARTS[1:]}, record)
     finish_folder(folder.checkpoint(2))
     [north] = load_run(tmp_path).sites
     assert north.rows and north.rows.steps.tolist() == [0, 1] and north.num_skipped == 1

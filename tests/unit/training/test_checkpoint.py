@@ -13,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.partial.plan import Kind, TensorSpec, build_plan
-from cxr_hvd.training.checkpoint.checkpoint import agree_on_step
-from cxr_hvd.training.checkpoint.files import State, read_state
+from cxr_hvd.training.checkpoint.record import CheckpointRecord, read_checkpoint_record
+from cxr_hvd.training.checkpoint.resume import agree_on_step
+from cxr_hvd.training.history import History
 from cxr_hvd.training.run_folder import RunFolder
 
 ALONE = Topology(0, ("north",), (0,))
@@ -52,7 +54,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def newest(folder: RunFolder) -> int | None:
-    return agree_on_step(folder, PLAN, LocalComm(), ALONE)
+    return agree_on_step(folder, PLAN, Job(LocalComm(), ALONE))
 
 
 def state(**changes: Any) -> Callable[[Path], object]:
@@ -134,21 +136,21 @@ def test_where_none_is_whole_the_run_is_not_begun_anew(folder: RunFolder) -> Non
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5)
 
 
-@given(st.dictionaries(st.sampled_from(sorted(State.model_fields)), JSON))
+@given(st.dictionaries(st.sampled_from(sorted(CheckpointRecord.model_fields)), JSON))
 def test_any_state_is_read_or_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]
 ) -> None:
     path = tmp_path_factory.mktemp("state")
     state(**changes)(path)
     try:
-        assert read_state(path)["num_ranks_of_site"] >= 1
+        assert read_checkpoint_record(path).num_ranks_of_site >= 1
     except CheckpointError as error:
         assert "expected a checkpoint with state.json" in str(error)
 
 
 def test_a_state_of_an_earlier_version_has_neutral_values(tmp_path: Path) -> None:
     text(json.dumps({"step": 4, "site": "north", "num_ranks_of_site": 1}))(tmp_path)
-    read = read_state(tmp_path)
-    assert (read["has_exchange"], read["has_mean"], read["num_skipped_in_a_row"]) == (False, False, 0)
-    assert read["loss_scale"] is None
-    assert read["validation"] == {"best_auroc": None, "best_step": None, "num_since_best": 0}
+    record = read_checkpoint_record(tmp_path)
+    assert (record.has_exchange, record.has_mean, record.num_skipped_in_a_row) == (False, False, 0)
+    assert record.loss_scale is None
+    assert record.validation == History(best_auroc=None, best_step=None, num_since_best=0)

@@ -22,12 +22,13 @@ from cxr_hvd.errors import CheckpointError, ConfigError, Stopped
 from cxr_hvd.launch.rank_status import RankStatus
 from cxr_hvd.models.build import build_model
 from cxr_hvd.study.layout import Split
-from cxr_hvd.training.checkpoint.checkpoint import load_judged_weights, load_weights
+from cxr_hvd.training.checkpoint.files import load_tensors
+from cxr_hvd.training.checkpoint.snapshot import load_judged_weights
+from cxr_hvd.training.history import History
 from cxr_hvd.training.run_folder import cut_rows
 from cxr_hvd.training.status import suspects
 from cxr_hvd.training.stopping import StopRequest, is_near
 from cxr_hvd.training.train import LaunchOptions, train
-from cxr_hvd.training.validation import History
 from cxr_hvd.training.weight_mean import WeightMean
 from lab.launch import PROJECT
 from lab.study_files import write_study_file
@@ -71,8 +72,8 @@ def test_a_history_remembers_the_best_and_counts_from_there() -> None:
     for step, auroc in enumerate((0.6, 0.7, 0.705, None, 0.69)):
         history = history.after(step, auroc, min_delta=0.01)
     assert history == History(best_auroc=0.7, best_step=1, num_since_best=3)
-    assert History.from_json(json.loads(json.dumps(history.as_json()))) == history
-    assert History.from_json({}) == History()
+    assert History.model_validate_json(history.model_dump_json()) == history
+    assert History.model_validate_json("{}") == History()
 
 
 def test_the_mean_of_weights_is_what_its_formula_says_and_what_is_judged(tmp_path: Path) -> None:
@@ -89,7 +90,8 @@ def test_the_mean_of_weights_is_what_its_formula_says_and_what_is_judged(tmp_pat
     latest = tmp_path / "run" / "north" / "checkpoints" / "latest"
     judged, last = (build_model("tiny", 14, seed=5) for _ in range(2))
     assert load_judged_weights(latest, judged) == 3
-    load_weights([latest / "shared.safetensors", latest / "private.safetensors"], last)
+    for name in ("shared", "private"):
+        last.load_state_dict(load_tensors(latest / f"{name}.safetensors"), strict=False)
     of_judged, of_last = (each.state_dict()["features.conv0.weight"] for each in (judged, last))
     assert not torch.equal(of_judged, of_last)
 
@@ -159,12 +161,12 @@ def test_rows_of_steps_to_be_taken_again_are_cut(tmp_path: Path) -> None:
 
 
 def test_a_run_whose_disk_takes_no_checkpoint_says_so_in_one_line(tmp_path: Path, monkeypatch: Any) -> None:
-    from cxr_hvd.training.checkpoint import checkpoint
+    from cxr_hvd.training.checkpoint import writer
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(writer, "save_file", full)
     with pytest.raises(CheckpointError, match=r"cannot write .*No space left.* what was there before is whole"):
         train(config_of(tmp_path), tmp_path / "run", LocalComm())
     status = json.loads((tmp_path / "run" / "north" / "status-0.json").read_text())

@@ -16,11 +16,11 @@ from torch import nn
 from torch.profiler import record_function
 
 from cxr_hvd.errors import CheckpointError
-from cxr_hvd.training.profiling import (
+from cxr_hvd.training.profiling import Profile
+from cxr_hvd.training.spending import (
     OTHER,
     PARTS,
     Operator,
-    Profile,
     Span,
     Spending,
     operator_table,

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from cxr_hvd.comm.contract import flat_items
+from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.file import parse_config
 from cxr_hvd.config.schema import Config
 from cxr_hvd.errors import ConfigError
-from cxr_hvd.training.agreement import MAY_CHANGE, changed_settings, check_length, describe_changes
-from cxr_hvd.training.checkpoint.checkpoint import CheckpointWriter
+from cxr_hvd.training.checkpoint.writer import CheckpointWriter
+from cxr_hvd.training.open_run import MAY_CHANGE, changed_settings, check_length, describe_changes
 from cxr_hvd.training.run_folder import RunFolder
 from cxr_hvd.training.train import LaunchOptions, train
 from lab.study_files import write_study_file
@@ -126,18 +127,17 @@ def test_a_run_is_not_cut_to_less_than_it_has_done(tmp_path: Path) -> None:
 def test_what_is_not_judged_again_is_not_called_the_best(tmp_path: Path) -> None:
     folder = a_run_of(a_config(), tmp_path)
     (folder.checkpoints / "best").symlink_to("step-3")
-    writer = CheckpointWriter(folder, LocalComm(), Topology(0, ("north",), (0,)), keep=2)
-    writer.name_best()
+    writer = CheckpointWriter(folder, Job(LocalComm(), Topology(0, ("north",), (0,))), keep=2)
+    writer.name_best(None)
     assert not (folder.checkpoints / "best").is_symlink()
-    writer.best_step = 3
-    writer.name_best()
+    writer.name_best(3)
     assert (folder.checkpoints / "best").resolve() == folder.checkpoint(3)
 
 
 def test_the_rate_of_another_length_is_said() -> None:
-    said = describe_changes({"training.epochs": ("1", "2")}, a_config(), 10, 20)
+    said = describe_changes({"training.epochs": ("1", "2")}, "one-cycle", 10, 20)
     assert said.startswith(
         "training.epochs was 1 and is 2 now; from step 10 on the learning rate is that of a run"
     )
     assert said.endswith("a run of 20 steps (one-cycle)")
-    assert "rate" not in describe_changes({"loader.threads": ("1", "2")}, a_config(), 10, 20)
+    assert "rate" not in describe_changes({"loader.threads": ("1", "2")}, "one-cycle", 10, 20)

@@ -8,7 +8,7 @@ from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.config.file import parse_config
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.models.build import build_model
-from cxr_hvd.training.checkpoint.checkpoint import load_judged_weights
+from cxr_hvd.training.checkpoint.snapshot import load_judged_weights
 from cxr_hvd.training.run_folder import RunFolder
 from cxr_hvd.training.train import train
 from lab.study_files import write_study_file

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.file import parse_config
 from cxr_hvd.config.schema import Config
+from cxr_hvd.data.loader import batching_of_run
 from cxr_hvd.data.studies import StudySet
 from cxr_hvd.models.build import OccupiedConv2d, build_model
 from cxr_hvd.study.layout import Split
@@ -45,7 +46,7 @@ def scores_of(model: nn.Module, path: Path, precision: str, batch_size: int = 8)
     config = config_of(path, precision, batch_size)
     with StudyFile(path) as file:
         studies = StudySet([file], Split.VALIDATE, config.labels.policy(file.header.label_names))
-        return predict(model, studies, range(len(studies)), config)
+        return predict(model, studies, range(len(studies)), batching_of_run(config, num_cores=1))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -1,0 +1,24 @@
+"""One forward pass, in the precision and the memory layout that the network runs fastest in."""
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from cxr_hvd.models.build import as_channels_last
+
+AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def forward(model: nn.Module, images_BMHW: Tensor, precision: str) -> Tensor:
+    """Return logits (B, L) float32. Activations are channels_last, also where all studies have one image.
+
+    Args:
+        model: any network for (B, M, H, W).
+        images_BMHW: float32, 0 to 1.
+        precision: `fp32`, or `bf16` or `fp16` for autocast.
+    """
+    dtype = AUTOCAST_TYPES.get(precision)
+    with torch.autocast(images_BMHW.device.type, dtype=dtype) if dtype else nullcontext():
+        logits_BL: Tensor = model(as_channels_last(images_BMHW))
+    return logits_BL.float()
