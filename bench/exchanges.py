@@ -34,8 +34,7 @@ from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import MAX_IMAGES
 from cxr_hvd.training.engine import Engine
 from cxr_hvd.training.loss import MultiLabelLoss
-from cxr_hvd.training.state import start_state
-from lab.two_sites import own_traffic
+from lab.two_sites import traffic_here
 
 PRIVATE = {"C": PRESETS["none"], "D": PRESETS["ends"]}
 BATCH, IMAGES, SIDE = 8, 2, 96
@@ -319,10 +318,10 @@ def measure_bytes(names: list[str], comm: Communicator, topology: Topology, num_
         told[name] = {"wire": [], "theory": [theory], "ledger": []}
         for _ in range(num_rounds):
             WORLD.Barrier()
-            counted, noted = own_traffic(device).sent_bytes, comm.ledger.sent_bytes()
+            counted, noted = traffic_here(device).sent_bytes, comm.ledger.sent_bytes()
             step()
             WORLD.Barrier()
-            told[name]["wire"].append(own_traffic(device).sent_bytes - counted)
+            told[name]["wire"].append(traffic_here(device).sent_bytes - counted)
             told[name]["ledger"].append(comm.ledger.sent_bytes() - noted)
     return told
 

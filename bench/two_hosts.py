@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.report import Figure, describe_machine, ratios, table, write_report
+from lab.commands import output_of
 from lab.launch import PROJECT
 from lab.study_files import write_study_file
 from lab.two_hosts import TwoHosts, horovodrun, mpirun, two_hosts, why_not
-from lab.two_sites import SlowLink, output_of
+from lab.two_sites import SlowLink
 
 SITES = "chexpert", "mimic"
 LINKS: dict[str, SlowLink | None] = {"cable": None, "20 ms, 100 Mbit/s": SlowLink(delay_ms=20, rate_mbit=100)}

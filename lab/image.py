@@ -1,8 +1,8 @@
 """Build the project's image and start containers of it, without an engine: buildah and podman.
 
-All that is made lies in one folder and goes with it: base, images, containers, networks, temporary files. The
-machine's own container storage is not touched; of its caches, uv's and Horovod's serve the build as they serve
-`tools/install.sh`. Needs root. Every command runs in a mount namespace of its own, so no mount is left behind.
+Base, images, containers, networks and temporary files are in one folder, which is removed at the end. The
+machine's container storage is not touched; the build uses the caches of uv and Horovod, as `tools/install.sh`
+does. Needs root. Every command runs in a mount namespace of its own, so no mount is left behind.
 """
 
 import json
@@ -23,9 +23,9 @@ from typing import Any
 import pytest
 import yaml
 
+from lab import janitor
 from lab.launch import PROJECT, Finished, run
-from tests.helpers import janitor
-from tests.helpers.packages import need_packages
+from lab.packages import need_packages
 
 PROGRAMS = ("buildah", "podman", "debootstrap", "crun", "iptables")
 BASE = "docker.io/library/debian:bookworm-slim"
@@ -45,9 +45,9 @@ class Engine:
     environment: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Write down where all lies, and link the machine's caches to where buildah looks for its own.
+        """Write the configuration, and link the machine's caches into buildah's cache.
 
-        Limits are low, for raising them needs more than root has everywhere.
+        The limits are low, since root may not raise them everywhere.
         """
         storage = self.folder / "storage.conf"
         storage.write_text(
@@ -88,14 +88,16 @@ class Engine:
         return run(self.container(*options, IMAGE, *command), limit_s, **self.environment)
 
     def inspect(self) -> dict[str, Any]:
-        """Return what the image says of itself."""
-        (said,) = json.loads(succeed(self.podman("image", "inspect", IMAGE)).output)
-        return dict(said)
+        """Return the image's metadata."""
+        (record,) = json.loads(succeed(self.podman("image", "inspect", IMAGE)).output)
+        return dict(record)
 
     def layers(self) -> list[tuple[int, str]]:
         """Return the bytes of each layer of the image that has any, the base first, and what made it."""
-        said = json.loads(succeed(self.podman("history", "--format", "json", IMAGE)).output)
-        return [(layer["size"], layer.get("CreatedBy", "")) for layer in reversed(said) if layer["size"] > 100_000]
+        layers = json.loads(succeed(self.podman("history", "--format", "json", IMAGE)).output)
+        return [
+            (layer["size"], layer.get("CreatedBy", "")) for layer in reversed(layers) if layer["size"] > 100_000
+        ]
 
 
 def succeed(done: Finished) -> Finished:
@@ -191,12 +193,12 @@ class Composed:
     def read(cls, engine: Engine, file: Path, **variables: str) -> "Composed":
         """Read a file, with `${NAME:-default}` filled in and `$$` turned into a dollar."""
 
-        def fill(found: re.Match[str]) -> str:
-            return "$" if found[0] == "$$" else variables.get(found[1], found[2])
+        def fill(match: re.Match[str]) -> str:
+            return "$" if match[0] == "$$" else variables.get(match[1], match[2])
 
         text = re.sub(r"\$\$|\$\{(\w+):-([^}]*)\}", fill, file.read_text())
-        said = yaml.safe_load(text)
-        return cls(engine, said["services"], said["networks"])
+        document = yaml.safe_load(text)
+        return cls(engine, document["services"], document["networks"])
 
     def create_networks(self) -> None:
         """Create the networks."""
@@ -205,7 +207,7 @@ class Composed:
             succeed(self.engine.podman("network", "create", *internal, name))
 
     def command(self, service: str) -> list[str]:
-        """Return the words that start a service. What the file says of it and this cannot do is an error."""
+        """Return the command that starts a service; raise ValueError for settings that are not supported here."""
         settings = dict(self.services[service])
         settings.pop("build", None)
         settings.pop("depends_on", None)

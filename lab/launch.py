@@ -1,16 +1,10 @@
-"""Start real ranks for tests, and never wait for them without a limit.
+"""Start commands and real ranks for tests and benches, and wait for their end with a time limit."""
 
-`launch` runs any command under a launcher. `run_laws` runs laws (`tests.laws.law`) on every rank of one job:
-each rank writes down what became of each law, so that a law that fails, and a rank that hangs in it, are named.
-"""
-
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +38,10 @@ class Hung(AssertionError):
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return the environment for ranks: this project, one thread each, no pause of busy ranks."""
+    """Return the environment for ranks: this project, one thread each."""
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    own = {"PATH": path, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return {**os.environ, **own, **more}
+    variables = {"PATH": path, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return {**os.environ, **variables, **more}
 
 
 def launch(
@@ -93,34 +87,8 @@ def _end(process: "subprocess.Popen[str]") -> str:
     return output
 
 
-def run_laws(
-    num_ranks: int, launcher: str, names: Sequence[str], folder: Path, limit_s: float, **more: str
-) -> dict[str, str]:
-    """Run laws one after the other on all ranks of one job; return for each "kept", or what went wrong."""
-    command = [sys.executable, "-m", "tests.laws.rank", str(folder), str(time.time() + limit_s - 5), *names]
-    try:
-        job = launch(num_ranks, command, launcher, limit_s, **more)
-        last_words = job.output[-2000:]
-    except Hung as hung:
-        last_words = str(hung)[-2000:]
-    return {name: _verdict(name, num_ranks, folder, last_words) for name in names}
-
-
-def _verdict(name: str, num_ranks: int, folder: Path, last_words: str) -> str:
-    failures = []
-    for rank in range(num_ranks):
-        record = folder / f"{name}.{rank}.json"
-        stack = folder / f"stack.{rank}.txt"
-        if not record.exists():
-            where = stack.read_text()[-1500:] if stack.exists() else ""
-            failures.append(f"rank {rank} did not finish {name}\n{where}")
-        elif error := json.loads(record.read_text()):
-            failures.append(f"rank {rank}: {error}")
-    return "kept" if not failures else "\n".join([*failures, last_words])
-
-
 def has_ended(pid: str) -> bool:
-    """Return whether a process is gone, or will only be read its status from, within five seconds."""
+    """Return whether a process has ended, or ends within five seconds; a zombie has ended."""
     state = Path("/proc", pid, "stat")
     for _ in range(50):
         try:

@@ -1,6 +1,6 @@
-"""Every packet that crosses a device of a host, so that a test can look for what must not be in them.
+"""Capture the packets on a device of a host, so that a test can search them.
 
-Run as `python -m lab.packets DEVICE FILE` at a host, it writes them to a file.
+Run as `python -m lab.packets DEVICE FILE` at a host, the module writes the packets to a file.
 """
 
 import os
@@ -23,7 +23,7 @@ SOL_PACKET, PACKET_STATISTICS, SO_RCVBUFFORCE, ETH_P_ALL = 263, 6, 33, 3
 
 
 class Packets:
-    """What a device carried while it was `captured`."""
+    """The bytes that a device carried during `captured`."""
 
     def __init__(self) -> None:
         self.content = b""
@@ -35,7 +35,7 @@ class Packets:
 
 @contextmanager
 def captured(both: TwoHosts, device: str, host: int = 0) -> Iterator[Packets]:
-    """Write down every packet of a host's device while the body runs; what is given can be read after it.
+    """Capture every packet of a host's device while the body runs; the result can be read after it.
 
     Raises:
         RuntimeError: a packet was lost.

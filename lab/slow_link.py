@@ -1,7 +1,7 @@
 """A slow link between two network namespaces: a constant delay and a constant rate each way, without tc netem.
 
 Run as `python -m lab.slow_link A B DELAY_MS RATE_MBIT MTU` by root. Gives each namespace a `tun0` (10.78.0.1 and
-10.78.0.2), says "up", and carries packets between them until it is ended, which takes the devices away.
+10.78.0.2), prints "up", and carries packets between them; the devices disappear when it ends.
 """
 
 import contextlib

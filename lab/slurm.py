@@ -1,6 +1,6 @@
-"""A private Slurm for tests: munge, a controller and two nodes, all on this machine and in a folder of its own.
+"""A private Slurm for tests: munge, a controller and two nodes, on this machine and in one folder.
 
-Nothing of an installed Slurm is used or touched but its programs. All is taken down at the end, whatever happened.
+It uses the programs of an installed Slurm and nothing else of it. All is taken down at the end, whatever happens.
 Needs root, since a node's daemon starts jobs as other users.
 """
 
@@ -90,19 +90,19 @@ class Slurm:
     def environment(self) -> dict[str, str]:
         """Return the environment that finds this Slurm; jobs inherit it."""
         as_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-        found = environment(
+        variables = environment(
             SLURM_CONF=str(self.folder / "slurm.conf"), OMPI_MCA_mpi_yield_when_idle="1", **as_root
         )
-        return found | {"PATH": f"{found['PATH']}:/usr/sbin"}
+        return variables | {"PATH": f"{variables['PATH']}:/usr/sbin"}
 
     def submit(self, *words: str) -> str:
         """Submit a job, and return its id."""
         return self.call("sbatch", "--parsable", *words)
 
     def about(self, job: str) -> dict[str, str]:
-        """Return what the controller says of a job; of its first part, where it has several."""
-        said = self.call("scontrol", "show", "job", job, may_fail=True).split("\n\n")[0]
-        return dict(word.split("=", 1) for word in said.split() if "=" in word)
+        """Return the controller's record of a job; the first part's, where a job has several."""
+        record = self.call("scontrol", "show", "job", job, may_fail=True).split("\n\n")[0]
+        return dict(word.split("=", 1) for word in record.split() if "=" in word)
 
     def state(self, job: str) -> str:
         """Return PENDING, RUNNING, COMPLETED, ..."""
@@ -187,8 +187,8 @@ def wait_for_nodes(slurm: Slurm, limit_s: float = 60) -> None:
     """Wait until all nodes are idle."""
 
     def are_idle() -> bool:
-        said = slurm.call("sinfo", "--noheader", "--partition=low", "--Node", "--format=%N %t", may_fail=True)
-        return said.split() == [word for node in NODES for word in (node, "idle")]
+        states = slurm.call("sinfo", "--noheader", "--partition=low", "--Node", "--format=%N %t", may_fail=True)
+        return states.split() == [word for node in NODES for word in (node, "idle")]
 
     deadline = time.monotonic() + limit_s
     while not are_idle():
@@ -207,12 +207,12 @@ def _end(slurm: Slurm) -> None:
 
 def _pids_with(mark: str) -> list[int]:
     """Return the processes that were started with a variable in their environment, but for this one."""
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if entry.name.isdigit() and mark.encode() in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return [pid for pid in found if pid != os.getpid()]
+                pids.append(int(entry.name))
+    return [pid for pid in pids if pid != os.getpid()]
 
 
 def _parent(pid: int) -> int:
@@ -230,6 +230,6 @@ def _name(pid: int) -> str:
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in sockets]

@@ -1,4 +1,4 @@
-"""Small seeded study files for tests that start behind the ingest."""
+"""Small study files of a fixed seed, for tests that need no source images."""
 
 from pathlib import Path
 
@@ -12,8 +12,8 @@ SIZE = 64
 
 
 def header(site: str = "north", **changes: object) -> StudyFileHeader:
-    """Return a header that nothing is wrong with."""
-    said = {
+    """Return a valid header."""
+    values = {
         "site": site,
         "source": "test",
         "label_names": LABELS,
@@ -24,7 +24,7 @@ def header(site: str = "north", **changes: object) -> StudyFileHeader:
         "created": "2026-01-01T00:00:00+00:00",
         "tool": "tests",
     }
-    return StudyFileHeader(**{**said, **changes})  # type: ignore[arg-type]
+    return StudyFileHeader(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def write_study_file(
@@ -36,8 +36,8 @@ def write_study_file(
 ) -> Path:
     """Write studies of 1 to 4 noisy images with random labels; study i is of split i modulo the splits given."""
     rng = np.random.default_rng(seed)
-    said = header(**changes)
-    num_labels, shares = len(said.label_names), [0.4, 0.4, 0.1, 0.1]
+    file_header = header(**changes)
+    num_labels, shares = len(file_header.label_names), [0.4, 0.4, 0.1, 0.1]
     rows = [
         StudyRow(
             study_id=f"study{index}",
@@ -48,7 +48,7 @@ def write_study_file(
         )
         for index in range(num_studies)
     ]
-    writer = StudyFileWriter(path, said, len(rows))
+    writer = StudyFileWriter(path, file_header, len(rows))
     for row in rows:
         writer.append(row, rng.integers(0, 256, (len(row.views), SIZE, SIZE), dtype=np.uint8))
     writer.close()

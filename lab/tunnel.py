@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lab.two_hosts import TUNNEL, TwoHosts, running, told, wait_until
-from lab.two_sites import output_of
-from tests.helpers.packages import install
+from lab.commands import output_of, running, wait_until
+from lab.packages import install
+from lab.two_hosts import TUNNEL, TwoHosts
 
 
 def need_wireguard() -> None:
@@ -24,7 +24,7 @@ def need_wireguard() -> None:
 def wireguard(both: TwoHosts) -> Iterator[str]:
     """Join the hosts by an encrypted tunnel as well, as `tunnel-a` and `tunnel-b`; yield its device."""
     private = [output_of(["wg", "genkey"]).strip() for _ in both.hosts]
-    public = [told(["wg", "pubkey"], key).strip() for key in private]
+    public = [output_of(["wg", "pubkey"], key + "\n").strip() for key in private]
     with ExitStack() as stack:
         for number, host in enumerate(both.hosts):
             other = 1 - number
@@ -40,7 +40,7 @@ def wireguard(both: TwoHosts) -> Iterator[str]:
             peer = ["peer", public[other], "allowed-ips", f"{TUNNEL}.{other + 1}/32"]
             peer += ["endpoint", f"{both.hosts[other].site.address}:51820"]
             setting = ["wg", "set", "wg0", "listen-port", "51820", "private-key", "/dev/stdin", *peer]
-            told(host.as_root(*setting), private[number])
+            output_of(host.as_root(*setting), private[number] + "\n")
             output_of(host.as_root("ip", "addr", "add", f"{TUNNEL}.{number + 1}/24", "dev", "wg0"))
             output_of(host.as_root("ip", "link", "set", "wg0", "up"))
         yield "wg0"

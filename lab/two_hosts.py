@@ -1,12 +1,9 @@
-"""Two institutions on one machine: two hosts, each with its own user, data, and an sshd as the only way in.
+"""Two institutions on one machine: two hosts, each with a user, data, and an sshd as the only way in.
 
 A host is a network namespace of `lab.two_sites` in which an sshd listens (port 2222, keys only). Its user owns a
 home of mode 0700, which holds the site's study file and its runs. The first host's user may log in at the second
-host as that host's user, and nobody else may anywhere. Users, keys and names are made anew for each pair, and all
-is taken down at the end, whatever happened. Needs root and openssh-server.
-
-Users must be able to read this checkout and its Python. What lies below a folder that is closed to them (/root,
-as a rule) is mounted into a private view of the file system that each host has; the folder itself stays closed.
+host as that host's user; there is no other login. Users, keys and names are new for each pair, and all is taken
+down at the end, whatever happens. Needs root and openssh-server.
 """
 
 import contextlib
@@ -14,38 +11,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab import janitor
 from lab import two_sites as sites
-from lab.launch import BIN, PROJECT, Finished, run
-from lab.two_sites import Site, SlowLink, Traffic, TwoSites, end_all, output_of, two_sites
-from tests.helpers import janitor
-from tests.helpers.packages import install
+from lab.commands import output_of
+from lab.host import PORT, Host, running_sshd, user_with_home
+from lab.launch import PROJECT, Finished, run
+from lab.packages import install
+from lab.two_sites import SlowLink, Traffic, TwoSites, end_all, two_sites
 
 HOST_NAMES = "hospital-a", "hospital-b"
 TUNNEL_NAMES = "tunnel-a", "tunnel-b"
 TUNNEL = "10.79.0"
-PORT = 2222
-UP_WITHIN_S = 10.0
 
-SSHD = """\
-Port {port}
-HostKey {folder}/host_key
-PidFile none
-UsePAM no
-AuthenticationMethods publickey
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-PermitRootLogin no
-AllowUsers {user}
-AuthorizedKeysFile .ssh/authorized_keys
-PrintMotd no
-LogLevel ERROR
-"""
 SSH = """\
 Host {names}
     User {user}
@@ -55,27 +37,6 @@ Host {names}
     BatchMode yes
     LogLevel ERROR
 """
-
-
-@dataclass(frozen=True)
-class Host:
-    """One institution's machine: where it is, whose it is, and the process of its sshd, which holds its view."""
-
-    site: Site
-    user: str
-    home: Path
-    sshd: int
-
-    def command(self, *command: str) -> list[str]:
-        """Return a command that runs the given one as this host's user, in its home, as after a login."""
-        own = [f"HOME={self.home}", f"USER={self.user}", f"LOGNAME={self.user}", "LANG=C.UTF-8", "COLUMNS=200"]
-        own += [f"PATH={BIN}:/usr/local/bin:/usr/bin:/bin", "OMP_NUM_THREADS=1"]
-        user = [f"--reuid={self.user}", f"--regid={self.user}", "--init-groups"]
-        return [*self.as_root("setpriv", *user), "env", "-i", "-C", str(self.home), *own, *command]
-
-    def as_root(self, *command: str) -> list[str]:
-        """Return a command that runs the given one at this host as root."""
-        return ["nsenter", "--target", str(self.sshd), "--mount", "--uts", "--net", *command]
 
 
 @dataclass(frozen=True)
@@ -97,9 +58,9 @@ class TwoHosts:
     def start(self, host: int, command: Sequence[str], output: Path) -> "subprocess.Popen[bytes]":
         """Start a command at one host as its user, and do not wait; to be ended by `end` or by itself."""
         with output.open("wb") as file:
-            own = self.hosts[host].command(*command)
+            words = self.hosts[host].command(*command)
             return subprocess.Popen(
-                own, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+                words, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
             )
 
     def ranks(self, host: int) -> list[int]:
@@ -148,14 +109,14 @@ def two_hosts(link: SlowLink | None = None) -> Iterator[TwoHosts]:
         users = pair.sites[0].name, pair.sites[1].name
         homes = folder / "a", folder / "b"
         for user, home in zip(users, homes, strict=True):
-            stack.enter_context(_user(user, home))
+            stack.enter_context(user_with_home(user, home))
         stack.callback(lambda: [end_all(site.name) for site in pair.sites])
         _write_keys(folder, pair, users, homes)
         hosts = []
         for number, site in enumerate(pair.sites):
             with Path("/etc/netns", site.name, "hosts").open("a") as known:
                 known.writelines(f"{TUNNEL}.{at} {name}\n" for at, name in enumerate(TUNNEL_NAMES, 1))
-            sshd = stack.enter_context(_sshd(site, users[number], folder))
+            sshd = stack.enter_context(running_sshd(site, users[number], folder))
             hosts.append(Host(site, users[number], homes[number], sshd))
         both = TwoHosts(pair, (hosts[0], hosts[1]))
         for number in (0, 1):
@@ -166,7 +127,7 @@ def two_hosts(link: SlowLink | None = None) -> Iterator[TwoHosts]:
 
 
 def why_not(link: SlowLink | None = None) -> str | None:
-    """Say why two hosts cannot be set up here, or None where they can."""
+    """Return the reason why two hosts cannot be set up here, or None where they can."""
     if reason := sites.why_not(link):
         return reason.replace("two sites", "two hosts")
     missing = [name for name in ("setpriv", "nsenter", "useradd", "userdel") if shutil.which(name) is None]
@@ -189,39 +150,6 @@ def need_two_hosts(link: SlowLink | None = None) -> None:
         pytest.skip(reason)
 
 
-@contextmanager
-def _user(name: str, home: Path) -> Iterator[None]:
-    """Make a user that nobody can log in as by a password, and its home of mode 0700."""
-    janitor.run_at_end("userdel", "--force", name)
-    output_of(
-        ["useradd", "--no-create-home", "--no-log-init", "--home-dir", str(home), "--shell", "/bin/sh", name]
-    )
-    try:
-        output_of(["usermod", "-p", "*", name])  # not locked, and no password fits
-        home.mkdir(mode=0o700)
-        (home / ".ssh").mkdir(mode=0o700)
-        for each in (home, home / ".ssh"):
-            shutil.chown(each, name, name)
-        uid = home.stat().st_uid
-        yield
-    finally:
-        _remove_user(name)
-        for left in (path for path in Path("/tmp").glob("ompi.*") if path.name.endswith(f".{uid}")):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _remove_user(name: str) -> None:
-    """Remove a user whose processes were ended; the kernel may need a moment for them."""
-    for is_last in (False, False, False, True):
-        try:
-            output_of(["userdel", *(["--force"] if is_last else []), name])
-            return
-        except RuntimeError:
-            if is_last:
-                raise
-            time.sleep(0.5)
-
-
 def _write_keys(folder: Path, pair: TwoSites, users: tuple[str, str], homes: tuple[Path, Path]) -> None:
     """Make one host key for both, and let the first user in at the second host."""
     for path in (folder / "host_key", homes[0] / ".ssh" / "id_ed25519"):
@@ -241,69 +169,3 @@ def _write_keys(folder: Path, pair: TwoSites, users: tuple[str, str], homes: tup
         for path in (home / ".ssh").iterdir():
             path.chmod(0o600)
             shutil.chown(path, user, user)
-
-
-@contextmanager
-def _sshd(site: Site, user: str, folder: Path) -> Iterator[int]:
-    """Run an sshd at a site, with a view of the file system of its own; yield its process id."""
-    config = folder / f"sshd-{site.host}"
-    config.write_text(SSHD.format(port=PORT, folder=folder, user=user))
-    sshd = shutil.which("sshd") or "/usr/sbin/sshd"
-    script = "\n".join(["set -e", *_view([PROJECT, Path(sys.prefix), Path(sys.base_prefix), folder])])
-    command = site.command("sh", "-c", f'{script}\nexec "$0" "$@"', sshd, "-D", "-e", "-f", str(config))
-    with running(command) as process:
-        listening = f":{PORT:04X} "
-        wait_until(lambda: listening in Path("/proc", str(process.pid), "net/tcp").read_text(), "an sshd", process)
-        yield process.pid
-
-
-def _view(needed: Iterable[Path]) -> list[str]:
-    """Return the shell's lines that make paths reachable for everybody, where a folder above them is closed.
-
-    Inside a private view: a closed folder is covered by an empty one that is open, with the needed ones in it.
-    """
-    lines = ["mount -t tmpfs -o mode=755 tmpfs /run", "mkdir /run/sshd"]
-    resolved = sorted({path.resolve() for path in needed})
-    tops = [path for path in resolved if not any(above in resolved for above in path.parents)]
-    closed: dict[Path, list[Path]] = {}
-    for path in tops:
-        above = [each for each in reversed(path.parents) if not each.stat().st_mode & 0o001]
-        if above:
-            closed.setdefault(above[0], []).append(path)
-    for root, below in closed.items():
-        staged = [(f"/run/staged-{number}", path) for number, path in enumerate(below)]
-        lines += [f"mkdir {stage} && mount --bind '{path}' {stage}" for stage, path in staged]
-        lines += [f"mount -t tmpfs -o mode=755 tmpfs '{root}'"]
-        lines += [f"mkdir -p '{path}' && mount --move {stage} '{path}' && rmdir {stage}" for stage, path in staged]
-    return lines
-
-
-@contextmanager
-def running(command: list[str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a command beside the body, and end it."""
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
-        try:
-            yield process
-        except RuntimeError as error:
-            said.seek(0)
-            raise RuntimeError(f"{error}: {said.read().decode(errors='replace').strip()[-300:]}") from error
-        finally:
-            process.kill()
-            process.wait()
-
-
-def wait_until(is_up: Callable[[], object], what: str, process: "subprocess.Popen[bytes] | None" = None) -> None:
-    """Wait until something is up."""
-    deadline = time.monotonic() + UP_WITHIN_S
-    while time.monotonic() < deadline and (process is None or process.poll() is None):
-        with contextlib.suppress(OSError):
-            if is_up():
-                return
-        time.sleep(0.02)
-    raise RuntimeError(f"{what} did not start")
-
-
-def told(command: list[str], said: str) -> str:
-    """Return what a command prints that is told something."""
-    return subprocess.run(command, input=said + "\n", capture_output=True, text=True, check=True).stdout

@@ -1,8 +1,8 @@
-"""Two sites on one machine: two network namespaces joined by a cable, or by a slow link, with jobs across them.
+"""Two sites on one machine: two network namespaces joined by a cable or by a slow link, with jobs across them.
 
-What a rank of one site tells a rank of the other goes through a network interface whose counters can be read.
-Names are drawn anew for each pair, so that several test runs may stand side by side; all is taken down at the
-end, whatever happened. Needs root and `ip`. No sshd: mpirun reaches the other site through a small script.
+Messages between ranks of different sites go through a network interface with counters. Names are new for each
+pair, so several test runs can work at the same time; all is taken down at the end, whatever happens. Needs root
+and `ip`. There is no sshd: mpirun reaches the other site through a small script.
 """
 
 import contextlib
@@ -17,10 +17,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab import janitor
+from lab.commands import output_of
 from lab.launch import PROJECT, Finished, environment, run
-from tests.helpers import janitor
 
-NAMED = 'hostname "$0" && exec "$@"'
+SET_HOST_NAME = 'hostname "$0" && exec "$@"'
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class SlowLink:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What an interface has carried, headers included."""
+    """The counters of an interface, headers included."""
 
     received_bytes: int
     received_packets: int
@@ -42,7 +43,7 @@ class Traffic:
     sent_packets: int
 
     def since(self, earlier: "Traffic") -> "Traffic":
-        """Return what it has carried since an earlier reading."""
+        """Return the difference to an earlier reading."""
         return Traffic(
             self.received_bytes - earlier.received_bytes,
             self.received_packets - earlier.received_packets,
@@ -61,7 +62,7 @@ def traffic_in(table: str, device: str) -> Traffic:
     raise LookupError(f"no {device} in:\n{table}")
 
 
-def own_traffic(device: str) -> Traffic:
+def traffic_here(device: str) -> Traffic:
     """Read the counters of an interface in the namespace that this process is in."""
     return traffic_in(Path("/proc/net/dev").read_text(), device)
 
@@ -76,7 +77,19 @@ class Site:
 
     def command(self, *command: str) -> list[str]:
         """Return a command that runs the given one at this site."""
-        return ["ip", "netns", "exec", self.name, "unshare", "--uts", "sh", "-c", NAMED, self.host, *command]
+        return [
+            "ip",
+            "netns",
+            "exec",
+            self.name,
+            "unshare",
+            "--uts",
+            "sh",
+            "-c",
+            SET_HOST_NAME,
+            self.host,
+            *command,
+        ]
 
 
 @dataclass(frozen=True)
@@ -137,7 +150,7 @@ def two_sites(link: SlowLink | None = None, host_names: tuple[str, str] | None =
             janitor.run_at_end("rm", "-rf", known)
             known.mkdir(parents=True)
             stack.callback(shutil.rmtree, known, ignore_errors=True)
-            lines = ["127.0.0.1 localhost", *(f"{each.address} {each.host}" for each in sites)]
+            lines = ["127.0.0.1 localhost", *(f"{entry.address} {entry.host}" for entry in sites)]
             (known / "hosts").write_text("\n".join(lines) + "\n")
         if link:
             stack.enter_context(_slow_link(names, link))
@@ -147,7 +160,7 @@ def two_sites(link: SlowLink | None = None, host_names: tuple[str, str] | None =
 
 
 def why_not(link: SlowLink | None = None) -> str | None:
-    """Say why two sites cannot be set up here, or None where they can."""
+    """Return the reason why two sites cannot be set up here, or None where they can."""
     if os.geteuid() != 0:
         return "two sites need root"
     missing = [name for name in ("ip", "unshare", "mpirun") if shutil.which(name) is None]
@@ -198,7 +211,7 @@ def _slow_link(names: tuple[str, str], link: SlowLink) -> Iterator[None]:
 
 
 def _write_agent(folder: Path, sites: tuple[Site, Site]) -> Path:
-    """Write what mpirun calls in place of ssh: AGENT HOST COMMAND..., the command to be read by a shell."""
+    """Write the script that mpirun calls instead of ssh: AGENT HOST COMMAND..., the command for a shell."""
     chosen = "\n".join(f"  {site.address}|{site.host}) name={site.name} host={site.host} ;;" for site in sites)
     agent = folder / "agent"
     agent.write_text(
@@ -223,11 +236,3 @@ def _remove(name: str) -> None:
 
 def _ip(*arguments: str) -> None:
     output_of(["ip", *arguments])
-
-
-def output_of(command: list[str]) -> str:
-    """Return what a command prints, or raise RuntimeError with what it complains of."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
-    return done.stdout

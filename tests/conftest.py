@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from lab import janitor
 from lab.launch import PROJECT
-from tests.helpers import janitor
 
 # One thread a process: tests run in several processes, and threads that wait for each other on busy cores crawl.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -16,7 +16,7 @@ from cxr_hvd.comm.start import start_comm
 from cxr_hvd.models.build import build_model, tensor_specs
 from cxr_hvd.partial.averager import EXCHANGES
 from cxr_hvd.partial.plan import build_plan
-from lab.two_sites import own_traffic
+from lab.two_sites import traffic_here
 
 WAYS = (("weights", "float32"), ("weights", "bfloat16"), ("gradients", "float32"))
 UNCOUNTED, COUNTED = 2, 9
@@ -32,7 +32,7 @@ def compare(exchange: str, wire: str, device: str, comm: Communicator, topology:
     shares = []
     for step in range(UNCOUNTED + COUNTED):
         allgather(comm, torch.zeros(1), "status")
-        counted, noted = own_traffic(device).sent_bytes, comm.ledger.sent_bytes()
+        counted, noted = traffic_here(device).sent_bytes, comm.ledger.sent_bytes()
         optimizer.zero_grad()
         loss = model(images).sum()
         averager.begin(step, 28)
@@ -41,7 +41,7 @@ def compare(exchange: str, wire: str, device: str, comm: Communicator, topology:
         optimizer.step()
         averager.after_update(step, False, optimizer)
         allgather(comm, torch.zeros(1), "status")
-        shares.append((comm.ledger.sent_bytes() - noted) / (own_traffic(device).sent_bytes - counted))
+        shares.append((comm.ledger.sent_bytes() - noted) / (traffic_here(device).sent_bytes - counted))
     return max(shares[UNCOUNTED:])
 
 
@@ -50,9 +50,9 @@ def main() -> None:
     torch.set_num_threads(1)
     comm = start_comm()
     topology = bind(comm, {"a": 1, "b": 1})
-    told = {" ".join(way): compare(*way, sys.argv[1], comm, topology) for way in WAYS}
+    shares = {" ".join(way): compare(*way, sys.argv[1], comm, topology) for way in WAYS}
     if comm.rank == 0:
-        print(json.dumps(told))
+        print(json.dumps(shares))
     comm.close()
 
 

@@ -17,9 +17,9 @@ import pytest
 from cxr_hvd.study.layout import Split
 from cxr_hvd.study.study_file import StudyFile
 from lab.launch import BIN, PROJECT, Finished, need_horovod, run
+from lab.packages import need_packages
 from lab.slurm import NODES, PACKAGES, PROGRAMS, Slurm, private_slurm, wait_for_nodes
 from lab.study_files import write_study_file
-from tests.helpers.packages import need_packages
 
 need_horovod()
 pytestmark = pytest.mark.slow

@@ -23,12 +23,13 @@ from safetensors.numpy import load_file
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import Split, StudyRow, View
 from cxr_hvd.study.study_writer import StudyFileWriter
+from lab.commands import output_of
 from lab.launch import BIN, PROJECT, Finished, launch, need_horovod
 from lab.packets import captured
 from lab.study_files import SIZE, header
 from lab.tunnel import need_wireguard, wireguard
 from lab.two_hosts import TUNNEL_NAMES, TwoHosts, horovodrun, mpirun, need_two_hosts, two_hosts
-from lab.two_sites import Traffic, output_of
+from lab.two_sites import Traffic
 
 need_horovod()
 pytestmark = pytest.mark.slow

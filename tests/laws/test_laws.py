@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.launch import launch, need_horovod, run_laws
+from lab.launch import launch, need_horovod
+from tests.laws.run_laws import run_laws
 
 need_horovod()
 

@@ -14,7 +14,7 @@ from lab.launch import PROJECT, has_ended
 RUN = """
 import subprocess, sys, time
 from pathlib import Path
-from tests.helpers import janitor
+from lab import janitor
 janitor.run_at_end("rm", "-f", sys.argv[1])
 janitor.run_at_end("sh", "-c", "test -e $0 && touch $0.was_there", sys.argv[1])
 Path(sys.argv[1]).touch()

@@ -32,13 +32,13 @@ def install(programs: Sequence[str], packages: Sequence[str]) -> str | None:
     try:
         quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
-        said = ""
+        errors = ""
         for command in (install, ["apt-get", "update", "-qq"], install):
             done = subprocess.run(command, env=quiet, capture_output=True, text=True, timeout=300, check=False)
-            said = (done.stderr or done.stdout).strip()
+            errors = (done.stderr or done.stdout).strip()
             if command is install and done.returncode == 0:
                 return None
-        return f"apt-get could not install it: {said.splitlines()[-1] if said else 'no reason given'}"
+        return f"apt-get could not install it: {errors.splitlines()[-1] if errors else 'no reason given'}"
     except subprocess.TimeoutExpired:
         return "apt-get did not end in time"
     finally:

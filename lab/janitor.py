@@ -1,8 +1,8 @@
-"""A process beside the test run that cleans up behind it, however the run ends, by SIGKILL as well.
+"""A process that cleans up after a test run, however the run ends, also by SIGKILL.
 
-The run holds the writing end of a pipe. When that closes, the janitor kills every process that was started with
-the run's mark in its environment. Then it runs the commands that were handed to it, the last one first: those that
-remove a user or a namespace. A fixture that has cleaned up by itself leaves commands that find nothing to do.
+The run holds the writing end of a pipe. When the pipe closes, the janitor kills every process with the run's mark
+in its environment. Then it runs the commands that were handed to it, the last one first; they remove users,
+namespaces and folders. Where a fixture has cleaned up itself, these commands find nothing to do.
 """
 
 import contextlib
