@@ -34,6 +34,7 @@ from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import MAX_IMAGES
 from cxr_hvd.training.engine import Engine
 from cxr_hvd.training.loss import MultiLabelLoss
+from cxr_hvd.training.state import start_state
 from lab.two_sites import traffic_here
 
 PRIVATE = {"C": PRESETS["none"], "D": PRESETS["ends"]}

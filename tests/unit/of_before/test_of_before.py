@@ -1,4 +1,4 @@
-"""Files that an earlier version made are read by this one: study file, ledger, checkpoint, run folder, comparison."""
+"""Files of an earlier version are read by this one: study file, ledger, checkpoint, run folder, comparison."""
 
 import json
 import math
