@@ -368,7 +368,8 @@ def experiment(
     A: each site alone. B: all sites' studies merged and divided evenly. C: each site its own, all shared.
     D: as C, with blocks that stay private. All train equally long. Started again, it goes on where it stopped.
     """
-    from cxr_hvd.experiment.run import plan_experiment, print_plan, run_experiment
+    from cxr_hvd.experiment.plan import plan_experiment
+    from cxr_hvd.experiment.run import print_plan, run_experiment
     from cxr_hvd.experiment.variants import choose_variants
     from cxr_hvd.launch.launchers import parse_duration, split_launcher
     from cxr_hvd.training.display import console_for
@@ -414,11 +415,11 @@ def report(
         check_folder(folder, overwrite)
     comparison = compare(runs, resamples)
     if as_json:
-        print(json.dumps(comparison, allow_nan=False))
+        print(comparison.as_json())
         return
     page = write_report(comparison, folder)
     with disk_errors(folder):
-        write_text(folder / COMPARISON, json.dumps(comparison, allow_nan=False) + "\n")
+        write_text(folder / COMPARISON, comparison.as_json() + "\n")
     console = console_for(1)
     console.print(console_table(comparison))
     console.print(f"{page}", highlight=False)

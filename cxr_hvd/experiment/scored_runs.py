@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_hvd.errors import CheckpointError
-from cxr_hvd.experiment.scores import NAME, Origin, Scores, Truth, read_scores
+from cxr_hvd.experiment.scores import NAME, Origin, RunScores, Truth, read_scores
 from cxr_hvd.experiment.variants import EXPERIMENTS
+from cxr_hvd.stats.bootstrap import Draws, draw
 from cxr_hvd.stats.sample import Sample
 
 SEED_FOLDER = re.compile(r"seed-[0-9]+")
@@ -27,7 +28,7 @@ class ScoredRun:
 
     name: str
     path: Path
-    scores: Scores
+    scores: RunScores
 
     @property
     def seed(self) -> int:
@@ -71,9 +72,14 @@ class ScoredRuns:
         """Return what a network of a set-up says of a site's studies, seed by seed."""
         return np.stack([run.scores.probabilities[network, site, split] for run in self.of_name[name]])
 
-    def own_scores_SNL(self, name: str, site: str, split: str = "test") -> NDArray[np.float32]:
+    def site_scores_SNL(self, name: str, site: str, split: str = "test") -> NDArray[np.float32]:
         """Return the same of the network that the site uses."""
         return self.scores_SNL(name, self.of_name[name][0].scores.origin.network_of(site), site, split)
+
+    def draw(self, site: str, num_seeds: int, num_resamples: int, split: str = "test") -> Draws:
+        """Draw a site's patients: the same draws for all set-ups, so that they can be compared in pairs."""
+        stream = self.institutions.index(site)
+        return draw(self.samples[site, split].patients_N, num_seeds, num_resamples, stream=stream)
 
 
 def load_runs(paths: Sequence[Path]) -> ScoredRuns:
@@ -82,14 +88,14 @@ def load_runs(paths: Sequence[Path]) -> ScoredRuns:
     Raises:
         CheckpointError: there are none, or they are not of the same studies.
     """
-    found = [folder for path in paths for folder in find_folders(path)]
-    if not found:
+    folders = [folder for path in paths for folder in find_folders(path)]
+    if not folders:
         raise CheckpointError(
             f"{', '.join(map(str, paths))}: expected runs with {NAME}, found none; make them with "
             "cxr-hvd experiment, or cxr-hvd evaluate RUN --across-sites"
         )
     of_name: dict[str, list[ScoredRun]] = {}
-    for folder in found:
+    for folder in folders:
         run = ScoredRun(name_of(folder), folder, read_scores(folder / NAME))
         of_name.setdefault(run.name, []).append(run)
     names = sorted(of_name, key=lambda name: (name not in EXPERIMENTS, name))

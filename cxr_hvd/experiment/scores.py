@@ -7,7 +7,7 @@ no image. Scores of single studies are as private as the studies: the file has m
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -54,8 +54,7 @@ class Truth:
         return len(self.patients_N)
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(Form):
     """Where scores come from.
 
     Attributes:
@@ -71,27 +70,6 @@ class Origin:
         pixels: name of its pixel pipeline; empty in scores of schema 1.
     """
 
-    experiment: str
-    seed: int
-    step: int
-    checkpoint: str
-    label_names: tuple[str, ...]
-    sites: tuple[str, ...]
-    outside: tuple[str, ...]
-    networks: tuple[str, ...]
-    config_sha256: str
-    data_sha256: Mapping[str, str]
-    pixels: Mapping[str, str] = field(default_factory=dict)
-
-    def network_of(self, site: str) -> str:
-        """Return which network a site that took part uses."""
-        return site if site in self.networks else COMMON
-
-
-class OriginForm(Form):
-    """The same as a file says it."""
-
-    schema_number: Annotated[int, Field(alias="schema", ge=min(READABLE), le=max(READABLE))]
     experiment: Name
     seed: int
     step: Count
@@ -103,6 +81,10 @@ class OriginForm(Form):
     config_sha256: Name
     data_sha256: dict[SiteName, Name]
     pixels: dict[SiteName, Name] = Field(default_factory=dict)
+
+    def network_of(self, site: str) -> str:
+        """Return which network a site that took part uses."""
+        return site if site in self.networks else COMMON
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
@@ -118,8 +100,12 @@ class OriginForm(Form):
         return self
 
 
+class _Header(Form):
+    schema_number: Annotated[int, Field(alias="schema", ge=min(READABLE), le=max(READABLE))]
+
+
 @dataclass(frozen=True)
-class Scores:
+class RunScores:
     """All scores of a run.
 
     Attributes:
@@ -138,7 +124,7 @@ def config_digest(config: Config) -> str:
     return hashlib.sha256(json.dumps(config.shared_part(), sort_keys=True).encode()).hexdigest()
 
 
-def write_scores(path: Path, scores: Scores) -> None:
+def write_scores(path: Path, scores: RunScores) -> None:
     """Write scores as the whole file `path`."""
     tensors: dict[str, NDArray[Any]] = {}
     for (site, split), truth in scores.truth.items():
@@ -146,9 +132,9 @@ def write_scores(path: Path, scores: Scores) -> None:
             tensors[f"{name}/{site}/{split}"] = np.ascontiguousarray(values)
     for place, probabilities_NL in scores.probabilities.items():
         tensors["/".join(["probabilities", *place])] = np.ascontiguousarray(probabilities_NL)
-    said = {"schema": SCHEMA, "tool": f"cxr-hvd {__version__}", **vars(scores.origin)}
+    header = {"schema": SCHEMA, "tool": f"cxr-hvd {__version__}", **scores.origin.model_dump(mode="json")}
     with disk_errors(path), replaced_file(path) as beside:
-        save_file(tensors, beside, metadata={"origin": json.dumps(said)})
+        save_file(tensors, beside, metadata={"origin": json.dumps(header)})
 
 
 def read_origin(path: Path) -> Origin:
@@ -160,7 +146,7 @@ def read_origin(path: Path) -> Origin:
     return _read(path, with_tensors=False).origin
 
 
-def read_scores(path: Path) -> Scores:
+def read_scores(path: Path) -> RunScores:
     """Read all scores of a run.
 
     Raises:
@@ -169,12 +155,13 @@ def read_scores(path: Path) -> Scores:
     return _read(path, with_tensors=True)
 
 
-def _read(path: Path, with_tensors: bool) -> Scores:
+def _read(path: Path, with_tensors: bool) -> RunScores:
     try:
         open_plain(path, follows_links=True).close()  # a pipe would hang who opens it
         with safetensors.safe_open(path, framework="numpy") as file:
-            header = OriginForm.model_validate_json(file.metadata()["origin"])
-            origin = Origin(**{name: value for name, value in vars(header).items() if name != "schema_number"})
+            header = file.metadata()["origin"]
+            _Header.model_validate_json(header)
+            origin = Origin.model_validate_json(header)
             places = [name.split("/") for name in list(file.keys())] if with_tensors else []
             truth = {
                 (site, split): Truth(
@@ -197,13 +184,13 @@ def _read(path: Path, with_tensors: bool) -> Scores:
             f"{path}: expected scores of schema {SCHEMA}, found none to read ({type(error).__name__}); make them "
             "with cxr-hvd evaluate RUN --across-sites"
         ) from error
-    scores = Scores(origin, truth, probabilities)
+    scores = RunScores(origin, truth, probabilities)
     if with_tensors:
         _check_tensors(path, scores)
     return scores
 
 
-def _check_tensors(path: Path, scores: Scores) -> None:
+def _check_tensors(path: Path, scores: RunScores) -> None:
     """Raise where not every network was judged on every split of every institution, or not by its form."""
     origin, num_labels = scores.origin, len(scores.origin.label_names)
     institutions = (*origin.sites, *origin.outside)
@@ -221,11 +208,11 @@ def _check_tensors(path: Path, scores: Scores) -> None:
     for values in scores.probabilities.values():
         if values.dtype != np.float32 or (values < 0).any() or (values > 1).any():
             raise CheckpointError(f"{path}: expected probabilities, found other numbers")
-    for (network, site, split), found in scores.probabilities.items():
+    for (network, site, split), probabilities_NL in scores.probabilities.items():
         truth = scores.truth.get((site, split))
         wanted = None if truth is None else (len(truth), num_labels)
-        if truth is None or not found.shape == truth.targets_NL.shape == truth.known_NL.shape == wanted:
+        if truth is None or not probabilities_NL.shape == truth.targets_NL.shape == truth.known_NL.shape == wanted:
             raise CheckpointError(
-                f"{path}: scores of {network} on {site}'s {split} studies have shape {found.shape}, expected "
-                f"{wanted}; make them again with cxr-hvd evaluate RUN --across-sites"
+                f"{path}: scores of {network} on {site}'s {split} studies have shape {probabilities_NL.shape}, "
+                f"expected {wanted}; make them again with cxr-hvd evaluate RUN --across-sites"
             )

@@ -25,7 +25,7 @@ from cxr_hvd.config.schema import SITE_PATTERN, Config
 from cxr_hvd.data.loader import batching_of_run
 from cxr_hvd.data.studies import StudySet, check_pixel_pipelines
 from cxr_hvd.errors import CheckpointError, UsageError
-from cxr_hvd.experiment.scores import AVERAGED, COMMON, NAME, Origin, Scores, Truth, config_digest, write_scores
+from cxr_hvd.experiment.scores import AVERAGED, COMMON, NAME, Origin, RunScores, Truth, config_digest, write_scores
 from cxr_hvd.files import begin_folder, folder_beside
 from cxr_hvd.models.build import build_model, tensor_specs
 from cxr_hvd.partial.plan import Scope
@@ -101,12 +101,12 @@ def score_across_sites(
                 steps[name] = step
                 network.to(device)
                 for (site, split), studies in whole.studies.items():
-                    share = share_of(studies.num_images, batching.batch_size, comm.rank, comm.num_ranks)
+                    rows = share_of(studies.num_images, batching.batch_size, comm.rank, comm.num_ranks)
                     place = "/".join((name, site, split.name.lower()))
                     parts[place] = predict(
                         network,
                         studies,
-                        share,
+                        rows,
                         batching,
                         note_work,
                     )
@@ -174,8 +174,8 @@ def networks_of(whole: OpenRun, which: str) -> Iterator[tuple[str, torch.nn.Modu
                 "with --resume auto, or judge another --checkpoint"
             )
         if private and len(sites) > 1:
-            own = model.state_dict()
-            sums = {name: sums.get(name, 0.0) + own[name].double() / len(sites) for name in private}
+            tensors = model.state_dict()
+            sums = {name: sums.get(name, 0.0) + tensors[name].double() / len(sites) for name in private}
         yield site if private else COMMON, model, min(steps)
     if sums:
         model.cpu()
@@ -185,7 +185,7 @@ def networks_of(whole: OpenRun, which: str) -> Iterator[tuple[str, torch.nn.Modu
         yield AVERAGED, model, min(steps)
 
 
-def put_together(whole: OpenRun, steps: Mapping[str, int], which: str, path: Path, num_ranks: int) -> Scores:
+def put_together(whole: OpenRun, steps: Mapping[str, int], which: str, path: Path, num_ranks: int) -> RunScores:
     """Build the scores from what the ranks wrote beside `path`.
 
     Args:
@@ -200,17 +200,17 @@ def put_together(whole: OpenRun, steps: Mapping[str, int], which: str, path: Pat
     probabilities: dict[Place, NDArray[np.float32]] = {}
     truth = {}
     for (site, split), studies in whole.studies.items():
-        said = split.name.lower()
+        split_name = split.name.lower()
         patients = whole.files[site].patient_ids[whole.files[site].indices(split)]
-        truth[site, said] = Truth(
+        truth[site, split_name] = Truth(
             studies.targets, studies.known, np.unique(patients, return_inverse=True)[1].astype(np.int64)
         )
         for network in steps:
             filled = np.full(studies.targets.shape, np.nan, dtype=np.float32)
             for rank, part in enumerate(parts):
-                own = share_of(studies.num_images, whole.config.training.batch_size, rank, num_ranks)
-                filled[own] = part["/".join((network, site, said))]
-            probabilities[network, site, said] = filled
+                rows = share_of(studies.num_images, whole.config.training.batch_size, rank, num_ranks)
+                filled[rows] = part["/".join((network, site, split_name))]
+            probabilities[network, site, split_name] = filled
     first = next(iter(whole.files.values()))
     origin = Origin(
         experiment=whole.config.experiment,
@@ -225,4 +225,4 @@ def put_together(whole: OpenRun, steps: Mapping[str, int], which: str, path: Pat
         data_sha256={name: file.digest for name, file in whole.files.items()},
         pixels={name: file.header.pixels for name, file in whole.files.items()},
     )
-    return Scores(origin, truth, probabilities)
+    return RunScores(origin, truth, probabilities)

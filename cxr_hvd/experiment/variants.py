@@ -56,16 +56,16 @@ def choose_variants(names: Sequence[str], path: Path | None) -> list[Variant]:
 def read_variants(path: Path) -> dict[str, Variant]:
     """Read a file of variants."""
     variants = {}
-    for name, said in read_tree(path).items():
+    for name, settings in read_tree(path).items():
         if not NAME.fullmatch(name) or name in EXPERIMENTS:
             raise ConfigError(
                 f"{path}: variant '{shortened(name)}': expected a name of letters, digits and _+.- but not A to D"
             )
-        if not isinstance(said, dict) or "experiment" not in said:
+        if not isinstance(settings, dict) or "experiment" not in settings:
             raise ConfigError(
-                f"{path}: variant {name}: expected {{experiment: D, ...}}, found {shortened(str(said))}"
+                f"{path}: variant {name}: expected {{experiment: D, ...}}, found {shortened(str(settings))}"
             )
-        variants[name] = Variant(name, tuple(f"{key}={_value(value)}" for key, value in said.items()))
+        variants[name] = Variant(name, tuple(f"{key}={_value(value)}" for key, value in settings.items()))
     return variants
 
 
@@ -81,17 +81,22 @@ def configure(path: Path, settings: Sequence[str], variant: Variant, steps_per_e
     """
     common = load_config(path, settings)
     experiment = dict(setting.split("=", 1) for setting in variant.settings)["experiment"]
-    own = [] if experiment == common.experiment == "D" else ["sharing.private=null"]
+    private = [] if experiment == common.experiment == "D" else ["sharing.private=null"]
     budget = [f"training.steps_per_epoch={steps_per_epoch}"] if steps_per_epoch else []
-    return load_config(path, [*settings, *own, *budget, *variant.settings])
+    return load_config(path, [*settings, *private, *budget, *variant.settings])
 
 
 def resolved(config: Config) -> dict[str, Any]:
     """Return a config as plain values that mean the same in any working folder."""
-    said = config.model_dump(mode="json")
+    values = config.model_dump(mode="json")
     for name, site in config.sites.items():
-        said["sites"][name]["data"] = str(site.data.resolve())
-    return said
+        values["sites"][name]["data"] = str(site.data.resolve())
+    return values
+
+
+def describe_data(config: Config) -> str:
+    """Say in some words what each network trains on."""
+    return "all sites' studies, merged" if config.is_merged else "each site's own studies"
 
 
 def private_of(config: Config) -> str:

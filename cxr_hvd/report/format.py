@@ -4,11 +4,10 @@ Text of others goes through `shown` first, which leaves one line without control
 is laid out. Pure.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeGuard
 
+from cxr_hvd.experiment.comparison import Estimate, PairedEstimate, SeedMean
 from cxr_hvd.terminal import shown as shown
 
 UNDEFINED = "undefined"
@@ -33,7 +32,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """Rows under headings.
 
     Attributes:
@@ -49,11 +48,6 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     num_texts: int = 1
     is_grouped: bool = False
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value of a comparison is defined."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def as_score(value: float) -> str:
@@ -76,16 +70,14 @@ def as_points(value: float) -> str:
     return _signed(100 * value, 1)
 
 
-def as_p(value: object) -> str:
+def as_p(value: float) -> str:
     """Write a p-value: 0.034, or < 0.001."""
-    if not is_number(value):
-        return UNDEFINED
     return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
 
 
-def as_bytes(value: object) -> str:
+def as_bytes(value: float | None) -> str:
     """Write a number of bytes in the unit that suits it: 27.8 MB."""
-    if not is_number(value):
+    if value is None:
         return NOT_KNOWN
     for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(value) >= factor:
@@ -93,36 +85,51 @@ def as_bytes(value: object) -> str:
     return f"{value:,.0f} B" if value else "0"
 
 
-def as_count(value: object) -> str:
+def as_count(value: float | None) -> str:
     """Write a number of things: 1,382."""
-    return f"{value:,.0f}" if is_number(value) else NOT_KNOWN
+    return NOT_KNOWN if value is None else f"{value:,.0f}"
 
 
-def estimate(found: Mapping[str, Any], write: Callable[[float], str]) -> Cell:
-    """Return a number with its interval, where it has one, and its seeds."""
-    note = shown(found["note"]) if found["note"] else ""
-    value, low, high = found["value"], found.get("low"), found.get("high")
-    if not is_number(value):
-        return Cell("", note or UNDEFINED)
-    seeds = "\u00a0· ".join(write(one) if is_number(one) else UNDEFINED for one in found["by_seed"])
-    if "low" not in found:
-        return Cell(write(value), note, seeds)
-    if not (is_number(low) and is_number(high)):
-        return Cell(write(value), f"{NO_INTERVAL}: {note}" if note else NO_INTERVAL, seeds)
-    return Cell(f"{write(value)} [{write(low)}, {write(high)}]", note, seeds)
+def as_named(number: int, noun: str) -> str:
+    """Write a number of things with their noun: 1 site, 2 sites."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def word(text: object) -> Cell:
+    """Return a word or a name."""
+    return Cell(shown(text))
+
+
+def number(value: float | None, write: Callable[[float], str], missing: str = UNDEFINED) -> Cell:
+    """Return a number that has neither interval nor seeds."""
+    return Cell("", missing) if value is None else Cell(write(value))
+
+
+def estimate(mean: SeedMean | None, write: Callable[[float], str], note: str | None = None) -> Cell:
+    """Return a number with its interval, where it has one, and its seeds.
+
+    Args:
+        mean: None where it was not measured.
+        note: why it is undefined, where it says nothing itself.
+    """
+    if mean is None:
+        return Cell("", NOT_MEASURED)
+    if mean.value is None:
+        return Cell("", shown(mean.note or note or UNDEFINED))
+    why = shown(mean.note) if mean.note else ""
+    seeds = "\u00a0· ".join(UNDEFINED if value is None else write(value) for value in mean.by_seed)
+    if not isinstance(mean, Estimate):
+        return Cell(write(mean.value), why, seeds)
+    if mean.low is None or mean.high is None:
+        return Cell(write(mean.value), f"{NO_INTERVAL}: {why}" if why else NO_INTERVAL, seeds)
+    return Cell(f"{write(mean.value)} [{write(mean.low)}, {write(mean.high)}]", why, seeds)
+
+
+def p_value(difference: PairedEstimate) -> Cell:
+    """Return the p-value of a difference, or why there is none."""
+    return number(difference.p_value, as_p, shown(difference.note or UNDEFINED))
 
 
 def _signed(value: float, num_digits: int) -> str:
-    said = f"{value:+.{num_digits}f}".replace("-", "−")
-    return said if any(digit in said for digit in "123456789") else said[1:]
-
-
-def p_of(found: Mapping[str, Any]) -> Cell:
-    """Return the p-value of a difference, or why there is none."""
-    note = shown(found["note"]) if found["note"] else UNDEFINED
-    return Cell(as_p(found["p_value"])) if is_number(found["p_value"]) else Cell("", note)
-
-
-def plain(value: object, write: Callable[[float], str]) -> Cell:
-    """Return a number that has neither interval nor seeds."""
-    return Cell(write(value)) if is_number(value) else Cell("", UNDEFINED)
+    text = f"{value:+.{num_digits}f}".replace("-", "−")
+    return text if any(digit in text for digit in "123456789") else text[1:]

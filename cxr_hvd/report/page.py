@@ -7,18 +7,17 @@ order and layout stand in report.html.jinja and report.css. All that comes from 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from cxr_hvd.errors import CheckpointError, UsageError
-from cxr_hvd.experiment.schema import check_comparison
+from cxr_hvd.experiment.comparison import Comparison, SiteDescription
 from cxr_hvd.files import begin_folder, check_output, finish_folder, write_text
 from cxr_hvd.report import details, tables
 from cxr_hvd.report.figures.pages import Drawn, render_figures
-from cxr_hvd.report.format import as_count, is_number, shown
+from cxr_hvd.report.format import as_count, as_named, shown
 
 PAGE, COMPARISON = "report.html", "comparison.json"
 FIGURES = "figures"
@@ -50,15 +49,14 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         )
 
 
-def write_report(comparison: Mapping[str, Any], folder: Path) -> Path:
+def write_report(comparison: Comparison, folder: Path) -> Path:
     """Write report.html and figures/*.svg, *.png into a folder; return the page's path.
 
     Figures of an earlier report there are replaced. Each is written whole or not at all, the page last.
 
     Raises:
-        CheckpointError: this is no comparison of schema 2, or it cannot be written there.
+        CheckpointError: it cannot be written there.
     """
-    check_comparison(comparison)
     drawn = render_figures(comparison)
     page = build_page(comparison, drawn)
     try:
@@ -72,7 +70,7 @@ def write_report(comparison: Mapping[str, Any], folder: Path) -> Path:
     return folder / PAGE
 
 
-def build_page(comparison: Mapping[str, Any], drawn: Mapping[str, Drawn]) -> str:
+def build_page(comparison: Comparison, drawn: Mapping[str, Drawn]) -> str:
     """Return the page as HTML, with these figures in it."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
@@ -82,7 +80,7 @@ def build_page(comparison: Mapping[str, Any], drawn: Mapping[str, Drawn]) -> str
         lstrip_blocks=True,
     )
     environment.filters |= {"shown": shown, "count": as_count}
-    sites = tables.site_names(comparison)
+    sites = comparison.site_names
     return environment.get_template("report.html.jinja").render(
         style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
         title=_title(comparison),
@@ -91,50 +89,48 @@ def build_page(comparison: Mapping[str, Any], drawn: Mapping[str, Drawn]) -> str
         tables=tables,
         details=details,
         sites=sites,
-        chosen=tables.chosen(comparison),
-        results={site: [one for one in comparison["results"] if one["site"] == site] for site in sites},
-        figures={name: Markup(inline(one.svg, name)) for name, one in drawn.items()},
+        chosen=tables.choose_setups(comparison),
+        results={site: [result for result in comparison.results if result.site == site] for site in sites},
+        figures={name: Markup(inline(figure.svg, name)) for name, figure in drawn.items()},
         roc={site: f"roc-{number}" for number, site in enumerate(sites, start=1)},
     )
 
 
-def summary(comparison: Mapping[str, Any]) -> list[str]:
+def summary(comparison: Comparison) -> list[str]:
     """Say in plain sentences what was compared."""
-    setups, judged = comparison["experiments"], tables.site_names(comparison)
-    sites = [site for site in comparison["sites"] if site["name"] in judged]
-    outside = [shown(site["name"]) for site in comparison["sites"] if site["name"] not in judged]
-    seeds = sorted({seed for one in setups for seed in one["seeds"]}, key=lambda seed: (len(str(seed)), str(seed)))
-    steps = sorted({one["num_steps"] for one in setups if is_number(one["num_steps"])})
-    places = [_said_site(site) for site in sites]
-    said = [
-        f"{_counted(len(setups), 'set-up')} of one network {'was' if len(setups) == 1 else 'were'} trained on the "
-        f"studies of {_counted(len(sites), 'site')}: {_listed(places)}."
+    setups, judged = comparison.experiments, comparison.site_names
+    sites = [site for site in comparison.sites if site.name in judged]
+    outside = [shown(site.name) for site in comparison.sites if site.name not in judged]
+    seeds = sorted({seed for setup in setups for seed in setup.seeds})
+    steps = sorted({setup.num_steps for setup in setups})
+    sentences = [
+        f"{as_named(len(setups), 'set-up')} of one network {'was' if len(setups) == 1 else 'were'} trained on the "
+        f"studies of {as_named(len(sites), 'site')}: {_listed(list(map(_describe_site, sites)))}."
     ]
     if seeds:
-        many = f"{'seeds' if len(seeds) > 1 else 'seed'} {_listed(list(map(shown, seeds)))}"
-        of_each = {tuple(sorted(one["seeds"], key=str)) for one in setups}
-        each = (
-            f"Each was trained with {many}"
-            if len(of_each) == 1
-            else f"They were trained with {many}, not each with all"
-        )
-        said.append(f"{each}, for {_range(steps)} steps." if steps else f"{each}.")
-    said.append("All were judged on the same test studies of every site.")
+        names = f"{'seeds' if len(seeds) > 1 else 'seed'} {_listed(list(map(str, seeds)))}"
+        are_alike = len({tuple(sorted(setup.seeds)) for setup in setups}) == 1
+        trained = f"Each was trained with {names}"
+        if not are_alike:
+            trained = f"They were trained with {names}, not each with all"
+        ends = " to ".join(dict.fromkeys((as_count(steps[0]), as_count(steps[-1]))))
+        sentences.append(f"{trained}, for {ends} steps.")
+    sentences.append("All were judged on the same test studies of every site.")
     if outside:
-        said.append(f"Networks were also tried on studies of {_listed(outside)}, which took no part in training.")
-    if is_number(comparison["num_resamples"]):
-        resamples = as_count(comparison["num_resamples"])
-        said.append(
-            f"Intervals are of 95%, from {resamples} resamples of patients and seeds unless said otherwise."
-        )
-    return said
+        institutions = _listed(outside)
+        sentences.append(f"Networks were also tried on studies of {institutions}, which took no part in training.")
+    resamples = as_count(comparison.num_resamples)
+    sentences.append(
+        f"Intervals are of 95%, from {resamples} resamples of patients and seeds unless said otherwise."
+    )
+    return sentences
 
 
 def inline(svg: str, name: str) -> str:
     """Return an SVG file as an element of a page: no namespaces, no styles for all of the page, ids of its own."""
     root = ElementTree.fromstring(svg)
     for parent in root.iter():
-        for child in [one for one in parent if one.tag.endswith(("}style", "}metadata"))]:
+        for child in [element for element in parent if element.tag.endswith(("}style", "}metadata"))]:
             parent.remove(child)
     for element in root.iter():
         element.tag = _NAMESPACE.sub("", element.tag)
@@ -157,35 +153,25 @@ def inline(svg: str, name: str) -> str:
 
 
 def _write_figures(folder: Path, drawn: Mapping[str, Drawn]) -> None:
-    if folder.is_dir() and any(each.suffix not in (".svg", ".png") for each in folder.iterdir()):
+    if folder.is_dir() and any(path.suffix not in (".svg", ".png") for path in folder.iterdir()):
         raise CheckpointError(f"{folder}: expected figures alone, found other files; choose another folder")
     beside = begin_folder(folder)
-    for name, one in drawn.items():
-        (beside / f"{name}.svg").write_text(one.svg, encoding="utf-8")
-        (beside / f"{name}.png").write_bytes(one.png)
+    for name, figure in drawn.items():
+        (beside / f"{name}.svg").write_text(figure.svg, encoding="utf-8")
+        (beside / f"{name}.png").write_bytes(figure.png)
     finish_folder(folder)
 
 
-def _title(comparison: Mapping[str, Any]) -> str:
-    names = [shown(one["name"]) for one in comparison["experiments"]]
-    sites = list(map(shown, tables.site_names(comparison)))
-    return f"{_counted(len(names), 'set-up')} compared at {_listed(sites) or 'no site'}"
+def _title(comparison: Comparison) -> str:
+    sites = list(map(shown, comparison.site_names))
+    return f"{as_named(len(comparison.experiments), 'set-up')} compared at {_listed(sites) or 'no site'}"
 
 
-def _said_site(site: Mapping[str, Any]) -> str:
-    counts = site.get("num_studies") or {}
-    said = [f"{as_count(counts[split])} to {split}" for split in ("train", "test") if split in counts]
-    return f"{shown(site['name'])} ({', '.join(said)})" if said else shown(site["name"])
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _describe_site(site: SiteDescription) -> str:
+    counts = site.num_studies
+    parts = [f"{as_count(counts[split])} to {split}" for split in ("train", "test") if split in counts]
+    return f"{shown(site.name)} ({', '.join(parts)})" if parts else shown(site.name)
 
 
 def _listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
-
-
-def _range(numbers: Sequence[float]) -> str:
-    ends = dict.fromkeys((as_count(numbers[0]), as_count(numbers[-1])))
-    return " to ".join(ends)

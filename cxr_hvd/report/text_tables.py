@@ -3,15 +3,14 @@
 import re
 from collections.abc import Iterable
 
-from rich.table import Table as RichTable
+from rich.table import Table
 from rich.text import Text
 
-from cxr_hvd.experiment.schema import check_comparison
-from cxr_hvd.report.format import Cell, Table, as_count, shown
+from cxr_hvd.experiment.comparison import Comparison
+from cxr_hvd.report.format import Cell, ReportTable, as_count, shown
 from cxr_hvd.report.tables import (
     MAIN,
-    Comparison,
-    chosen,
+    choose_setups,
     difference_rows,
     exchange_rows,
     label_rows,
@@ -19,41 +18,30 @@ from cxr_hvd.report.tables import (
     matrix_rows,
     overview_rows,
     policy_rows,
-    site_names,
 )
 
 
 def markdown(comparison: Comparison) -> str:
-    """Write the main tables as GitHub Markdown: per label for experiments A to D alone.
-
-    Raises:
-        CheckpointError: this is no comparison of schema 2.
-    """
-    check_comparison(comparison)
+    """Write the main tables as GitHub Markdown: per label for experiments A to D alone."""
     parts = [
         label_set_rows(comparison),
         overview_rows(comparison),
         difference_rows(comparison),
-        policy_rows(comparison, chosen(comparison)),
+        policy_rows(comparison, choose_setups(comparison)),
         matrix_rows(comparison),
         exchange_rows(comparison),
-        *(label_rows(comparison, site, MAIN) for site in site_names(comparison)),
+        *(label_rows(comparison, site, MAIN) for site in comparison.site_names),
     ]
     blocks = [_markdown_table(table) for table in parts if table.rows]
-    notes = [f"- {_in_markdown(shown(note, 1000))}" for note in comparison["notes"]]
+    notes = [f"- {_in_markdown(shown(note, 1000))}" for note in comparison.notes]
     return "\n\n".join([*blocks, *(["\n".join(notes)] if notes else [])]) + "\n"
 
 
-def console_table(comparison: Comparison) -> RichTable:
-    """Lay out the overview for a terminal.
-
-    Raises:
-        CheckpointError: this is no comparison of schema 2.
-    """
-    check_comparison(comparison)
+def console_table(comparison: Comparison) -> Table:
+    """Lay out the overview for a terminal."""
     overview = overview_rows(comparison)
-    resamples = as_count(comparison["num_resamples"])
-    table = RichTable(
+    resamples = as_count(comparison.num_resamples)
+    table = Table(
         title="Mean over seeds [95% interval]",
         title_justify="left",
         caption=f"{resamples} resamples of patients and seeds",
@@ -72,7 +60,7 @@ def console_table(comparison: Comparison) -> RichTable:
     return table
 
 
-def _markdown_table(table: Table) -> str:
+def _markdown_table(table: ReportTable) -> str:
     sides = ["---"] * table.num_texts + ["--:"] * (len(table.columns) - table.num_texts)
     rows = [[_in_markdown(" — ".join(filter(None, (cell.text, cell.note)))) for cell in row] for row in table.rows]
     lines = [_line(map(_in_markdown, table.columns)), _line(sides, "|"), *map(_line, rows)]

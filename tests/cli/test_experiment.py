@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cxr_hvd.errors import StudyFileError, UsageError
-from cxr_hvd.experiment.run import plan_experiment
+from cxr_hvd.experiment.plan import plan_experiment
 from cxr_hvd.experiment.scores import NAME, read_scores
 from cxr_hvd.experiment.variants import choose_variants
 from cxr_hvd.study.layout import Split
@@ -117,7 +117,7 @@ def test_what_cannot_be_planned_is_refused_before_anything_is_written(tmp_path: 
     variants.write_text("longer: {experiment: D, training.epochs: 3}\n")
     d, longer = choose_variants(["D", "longer"], variants)
     plan = plan_experiment(config, [], [d], 2, out, {"east": tmp_path / "east.h5"})
-    assert [cell.name for cell in plan.cells] == ["D, seed 1", "D, seed 2"]
+    assert [planned.name for planned in plan.runs] == ["D, seed 1", "D, seed 2"]
     assert plan.num_steps == 2 and set(plan.data_sha256) == {"north", "south", "east"}
     with pytest.raises(UsageError, match=r"all variants have to train as long, found \[2, 6\] steps"):
         plan_experiment(config, [], [d, longer], 1, out)

@@ -11,7 +11,8 @@ import pytest
 
 from cxr_hvd.cli import app as cli
 from cxr_hvd.errors import CheckpointError, CxrHvdError, UsageError
-from cxr_hvd.experiment.run import open_folder, plan_experiment
+from cxr_hvd.experiment.folder import open_folder
+from cxr_hvd.experiment.plan import plan_experiment
 from cxr_hvd.experiment.variants import choose_variants
 from cxr_hvd.report.page import build_page, check_folder
 from cxr_hvd.study.layout import Split
@@ -20,9 +21,9 @@ from lab.launch import Finished
 from lab.study_files import write_study_file
 from preprocess.cli import app as preprocess_app
 from tests.helpers.commands import preprocess_command
+from tests.helpers.comparisons import make_comparison
 from tests.helpers.synthetic import write_chexpert
 from tests.unit.monitor.test_inspect_run import write_run
-from tests.unit.report.test_report import make_comparison
 
 CONFIG = """\
 experiment: C

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cxr_hvd.experiment.comparison import Comparison
 from cxr_hvd.monitor.curves import COLORS, FAINT
 from cxr_hvd.report.figures.panels import (
     MAX_NAME,
@@ -19,8 +20,8 @@ from cxr_hvd.report.figures.panels import (
     used,
 )
 from cxr_hvd.report.figures.setups import DIM, color_of
-from cxr_hvd.report.format import UNDEFINED, is_number, shown
-from cxr_hvd.report.tables import Comparison, chosen, site_names
+from cxr_hvd.report.format import UNDEFINED, shown
+from cxr_hvd.report.tables import choose_setups
 
 COLUMNS = 4
 NUM_BINS = 10
@@ -28,15 +29,15 @@ NUM_BINS = 10
 
 def draw_roc(comparison: Comparison, site: str) -> Figure | None:
     """Draw the ROC curve of each label that is defined on a site's test studies, set-ups over each other."""
-    names = chosen(comparison)
+    names = choose_setups(comparison)
     curves = {
-        (one["experiment"], label["label"]): label
-        for one in comparison["results"]
-        if one["site"] == site and one["experiment"] in names
-        for label in one["labels"]
-        if label["roc"]
+        (result.experiment, label.label): (label, label.roc)
+        for result in comparison.results
+        if result.site == site and result.experiment in names
+        for label in result.labels
+        if label.roc
     }
-    labels = {label: one for (_, label), one in reversed(curves.items())}
+    labels = {name: label for (_, name), (label, _) in reversed(curves.items())}
     if not labels:
         return None
     labels = dict(reversed(labels.items()))
@@ -46,13 +47,13 @@ def draw_roc(comparison: Comparison, site: str) -> Figure | None:
     )
     for number, (panel, label) in enumerate(zip(used(panels, len(labels)), labels, strict=True)):
         for index, name in enumerate(names):
-            if one := curves.get((name, label)):
-                roc, line = one["roc"], line_of(index)
-                at = roc["false_positive"]
-                panel.fill_between(at, roc["low"], roc["high"], color=line["color"], alpha=0.16, linewidth=0)
-                panel.plot(at, roc["true_positive"], linewidth=1.2, **line)
+            if (name, label) in curves:
+                roc, line = curves[name, label][1], line_of(index)
+                at = roc.false_positive
+                panel.fill_between(at, roc.low, roc.high, color=line["color"], alpha=0.16, linewidth=0)
+                panel.plot(at, roc.true_positive, linewidth=1.2, **line)
         panel.set_title(shown(label, 27), fontsize=7.5, loc="left", pad=12)
-        present = f"{labels[label]['num_present']:,} of {labels[label]['num_studies']:,} present"
+        present = f"{labels[label].num_present:,} of {labels[label].num_studies:,} present"
         panel.text(0, 1.03, present, transform=panel.transAxes, fontsize=6.8, color=DIM)
         unit_square(panel, number % COLUMNS == 0, number + COLUMNS >= len(labels))
     heading = f"{shown(site, 40)}: true against false positive share"
@@ -63,22 +64,22 @@ def draw_roc(comparison: Comparison, site: str) -> Figure | None:
 
 def draw_calibration(comparison: Comparison) -> Figure | None:
     """Draw how often a label is present where a network gives it some probability, over all labels and each."""
-    names, sites = chosen(comparison), site_names(comparison)
-    found = {
-        (one["site"], one["experiment"]): [label["calibration"] for label in one["labels"] if label["calibration"]]
-        for one in comparison["results"]
-        if one["experiment"] in names
+    names, sites = choose_setups(comparison), comparison.site_names
+    bins_of_labels = {
+        (result.site, result.experiment): [label.calibration for label in result.labels if label.calibration]
+        for result in comparison.results
+        if result.experiment in names
     }
-    if not any(found.values()):
+    if not any(bins_of_labels.values()):
         return None
     figure, panels = grid(
         len(sites), COLUMNS, 1.6, left=0.75, right=0.1, between=0.18, below=0.18, top=0.3, bottom=0.45
     )
     for down, (site, row) in enumerate(zip(sites, panels, strict=True)):
         for across, (panel, name) in enumerate(zip(used([row], len(names)), names, strict=True)):
-            curves = found.get((site, name), [])
+            curves = bins_of_labels.get((site, name), [])
             for bins in curves:
-                predicted, present = [one[0] for one in bins], [one[1] for one in bins]
+                predicted, present = [point[0] for point in bins], [point[1] for point in bins]
                 panel.plot(predicted, present, color=FAINT, alpha=0.45, linewidth=0.7)
             if pooled := pool_bins(curves):
                 predicted, present, counts = map(list, zip(*pooled, strict=True))
@@ -106,21 +107,21 @@ def pool_bins(
         curves: of each label (mean predicted, share present, number of studies) in bins of equal width.
     """
     sums = np.zeros((num_bins, 3))
-    for predicted, present, count in (each for bins in curves for each in bins):
+    for predicted, present, count in (point for bins in curves for point in bins):
         sums[min(int(predicted * num_bins), num_bins - 1)] += (predicted * count, present * count, count)
     return [(at / count, present / count, count) for at, present, count in sums.tolist() if count]
 
 
 def draw_losses(comparison: Comparison) -> Figure | None:
     """Draw the training loss of every site, a panel for each set-up: seeds thin, their mean thick."""
-    rows = [one for one in comparison["curves"] if any(map(is_number, one["loss"]))]
-    losses = {id(one): [loss if is_number(loss) else np.nan for loss in one["loss"]] for one in rows}
-    drawn = {one["experiment"] for one in rows}
-    names = [one["name"] for one in comparison["experiments"] if one["name"] in drawn]
+    rows = [curve for curve in comparison.curves if any(loss is not None for loss in curve.loss)]
+    losses = {id(curve): [np.nan if loss is None else loss for loss in curve.loss] for curve in rows}
+    drawn = {curve.experiment for curve in rows}
+    names = [setup.name for setup in comparison.experiments if setup.name in drawn]
     if not names:
         return None
-    known = [site["name"] for site in comparison["sites"]]
-    trained = dict.fromkeys(one["site"] for one in rows)
+    known = [site.name for site in comparison.sites]
+    trained = dict.fromkeys(curve.site for curve in rows)
     sites = [*(site for site in known if site in trained), *(site for site in trained if site not in known)]
     num_rows = -(-len(names) // COLUMNS)
     figure, panels = grid(
@@ -130,12 +131,12 @@ def draw_losses(comparison: Comparison) -> Figure | None:
     low, high = np.nanpercentile(reach, [0.2, 99.8])
     for number, (panel, name) in enumerate(zip(used(panels, len(names)), names, strict=True)):
         for index, site in enumerate(sites):
-            runs = [one for one in rows if one["experiment"] == name and one["site"] == site]
-            for one in runs:
-                panel.plot(one["steps"], losses[id(one)], color=color_of(index), alpha=0.4, linewidth=0.6)
-            alike = [losses[id(one)] for one in runs if one["steps"] == runs[0]["steps"]]
+            runs = [curve for curve in rows if curve.experiment == name and curve.site == site]
+            for curve in runs:
+                panel.plot(curve.steps, losses[id(curve)], color=color_of(index), alpha=0.4, linewidth=0.6)
+            alike = [losses[id(curve)] for curve in runs if curve.steps == runs[0].steps]
             if runs:
-                panel.plot(runs[0]["steps"], np.mean(alike, axis=0), color=color_of(index), linewidth=1.5)
+                panel.plot(runs[0].steps, np.mean(alike, axis=0), color=color_of(index), linewidth=1.5)
         panel.set_title(shown(name, MAX_NAME), fontsize=9, weight="bold", loc="left")
         panel.set_ylim(low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1))
         tidy(panel)

@@ -1,6 +1,6 @@
 """Figures of networks: what each is worth on every test set, and what it took to make it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,33 +8,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from cxr_hvd.experiment.comparison import Comparison, Estimate
 from cxr_hvd.monitor.curves import COLORS, FAINT
 from cxr_hvd.report.figures.panels import MAX_NAME, grid, say_empty, tidy, title, used
 from cxr_hvd.report.figures.placing import Box, place_labels
 from cxr_hvd.report.figures.setups import DIM, WIDTH_IN, canvas, fitted
-from cxr_hvd.report.format import UNDEFINED, as_score, is_number, shown
-from cxr_hvd.report.tables import Comparison, institutions, site_names
+from cxr_hvd.report.format import UNDEFINED, as_score, shown
 
 CELL_IN, CELL_HEIGHT_IN, NETWORK_IN = 0.58, 0.28, 0.92
 LIGHT, DARK = np.array([0xF1, 0xF5, 0xF9]), np.array([0x0B, 0x3C, 0x66])
 LABEL_PT = 7.5
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
 
-Found = Mapping[str, Any]
-
 
 def draw_matrix(comparison: Comparison) -> Figure | None:
     """Draw macro AUROC of every network on every test set, a small table of shades for each set-up."""
-    found = {
-        (one["experiment"], one["network"], one["site"]): one["macro_auroc"]["value"]
-        for one in comparison["matrix"]
-    }
-    values = [value for value in found.values() if is_number(value)]
-    sites = institutions(comparison)
+    aurocs = {(row.experiment, row.network, row.site): row.macro_auroc.value for row in comparison.matrix}
+    values = [value for value in aurocs.values() if value is not None]
+    sites = comparison.institutions
     if not values or not sites:
         return None
     networks: dict[str, list[str]] = {}
-    for name, network in dict.fromkeys((name, network) for name, network, _ in found):
+    for name, network in dict.fromkeys((name, network) for name, network, _ in aurocs):
         networks.setdefault(name, []).append(network)
     pitch = NETWORK_IN + CELL_IN * len(sites) + 0.2
     per_row = max(1, int((WIDTH_IN + 0.1) // pitch))
@@ -49,50 +44,53 @@ def draw_matrix(comparison: Comparison) -> Figure | None:
             left, top = start + place * pitch, sum(heights[:number]) + 0.28
             paper.text(left, top - 0.09, shown(name, MAX_NAME), fontsize=9, weight="bold")
             for down, network in enumerate(networks[name]):
-                said = fitted(network, NETWORK_IN - 0.1, LABEL_PT)
+                text = fitted(network, NETWORK_IN - 0.1, LABEL_PT)
                 middle = top + (down + 0.5) * CELL_HEIGHT_IN
-                paper.text(left - 0.06, middle, said, fontsize=LABEL_PT, ha="right", va="center")
+                paper.text(left - 0.06, middle, text, fontsize=LABEL_PT, ha="right", va="center")
                 for across, site in enumerate(sites):
                     corner = left + across * CELL_IN, top + down * CELL_HEIGHT_IN
-                    _draw_cell(paper, corner, found.get((name, network, site)), values, network == site)
+                    _draw_cell(paper, corner, aurocs.get((name, network, site)), values, network == site)
             below = top + len(networks[name]) * CELL_HEIGHT_IN + 0.08
             for across, site in enumerate(sites):
                 center = left + (across + 0.48) * CELL_IN
-                said = fitted(site, CELL_IN, 6.5)
-                paper.text(center, below, said, fontsize=6.5, color=DIM, ha="center", va="center")
+                text = fitted(site, CELL_IN, 6.5)
+                paper.text(center, below, text, fontsize=6.5, color=DIM, ha="center", va="center")
     return figure
 
 
 def _draw_cell(
-    paper: Axes, corner: tuple[float, float], value: object, values: Sequence[float], is_own: bool
+    paper: Axes, corner: tuple[float, float], value: float | None, values: Sequence[float], is_framed: bool
 ) -> None:
     left, top = corner
     color: Any = "white"
-    ink, said, size = DIM, UNDEFINED, 6.5
-    if is_number(value):
+    ink, text, size = DIM, UNDEFINED, 6.5
+    if value is not None:
         share = (value - min(values)) / ((max(values) - min(values)) or 1.0)
         color = tuple((LIGHT + share * (DARK - LIGHT)) / 255)
-        ink, said, size = "white" if share > 0.67 else "black", as_score(value), 8
-    edge: dict[str, Any] = {"edgecolor": COLORS[1] if is_own else "#D8DEE4", "linewidth": 1.6 if is_own else 0.6}
+        ink, text, size = "white" if share > 0.67 else "black", as_score(value), 8
+    edge: dict[str, Any] = {
+        "edgecolor": COLORS[1] if is_framed else "#D8DEE4",
+        "linewidth": 1.6 if is_framed else 0.6,
+    }
     width, height = CELL_IN - 0.04, CELL_HEIGHT_IN - 0.04
-    paper.fill_between([left, left + width], top, top + height, facecolor=color, zorder=2 + is_own, **edge)
+    paper.fill_between([left, left + width], top, top + height, facecolor=color, zorder=2 + is_framed, **edge)
     center = left + width / 2, top + height / 2
-    paper.text(*center, said, fontsize=size, color=ink, ha="center", va="center_baseline", zorder=4)
+    paper.text(*center, text, fontsize=size, color=ink, ha="center", va="center_baseline", zorder=4)
 
 
 def draw_exchange(comparison: Comparison) -> Figure | None:
     """Draw macro AUROC against the bytes that a rank hands over in a run, a panel for each test set."""
-    sizes = {one["name"]: one["bytes_per_run"] for one in comparison["experiments"]}
-    sites = site_names(comparison)
+    sizes = {setup.name: setup.bytes_per_run for setup in comparison.experiments}
+    sites = comparison.site_names
     results = [
-        one
-        for one in comparison["results"]
-        if is_number(one["macro_auroc"]["value"]) and is_number(sizes.get(one["experiment"]))
+        result
+        for result in comparison.results
+        if result.macro_auroc.value is not None and result.experiment in sizes
     ]
     if not results:
         return None
-    most = max(sizes[one["experiment"]] for one in results)
-    factor, unit = next((unit for unit in UNITS if most >= unit[0]), UNITS[-1])
+    max_bytes = max(sizes[result.experiment] for result in results)
+    factor, unit = next((unit for unit in UNITS if max_bytes >= unit[0]), UNITS[-1])
     columns = min(2, len(sites))
     figure, panels = grid(
         -(-len(sites) // columns), columns, 2.9, left=0.6, right=0.1, between=0.6, below=0.75, bottom=0.45
@@ -102,15 +100,15 @@ def draw_exchange(comparison: Comparison) -> Figure | None:
         panel.set_xlabel(f"{unit} that one rank hands over in a run")
         panel.set_ylabel("macro AUROC")
         tidy(panel)
-        panel.set_xlim(-0.06 * (most or 1) / factor, 1.38 * (most or 1) / factor)
+        panel.set_xlim(-0.06 * (max_bytes or 1) / factor, 1.38 * (max_bytes or 1) / factor)
         panel.xaxis.set_major_locator(MaxNLocator(nbins=6))
-        here = [one for one in results if one["site"] == site]
+        here = [result for result in results if result.site == site]
         if here:
             _draw_points(
                 panel,
-                [sizes[one["experiment"]] / factor for one in here],
-                [one["macro_auroc"] for one in here],
-                [shown(one["experiment"], MAX_NAME) for one in here],
+                [sizes[result.experiment] / factor for result in here],
+                [result.macro_auroc for result in here],
+                [shown(result.experiment, MAX_NAME) for result in here],
             )
         else:
             panel.set_yticks([])
@@ -118,18 +116,20 @@ def draw_exchange(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def _draw_points(panel: Axes, places: Sequence[float], estimates: Sequence[Found], names: Sequence[str]) -> None:
+def _draw_points(
+    panel: Axes, places: Sequence[float], estimates: Sequence[Estimate], names: Sequence[str]
+) -> None:
     """Draw points with intervals, and names beside them that cover none of them."""
-    bounds = [(found["low"], found["value"], found["high"]) for found in estimates]
-    reach = [bound for row in bounds for bound in row if is_number(bound)]
+    values = [estimate.value or 0.0 for estimate in estimates]
+    ends = [end for estimate in estimates for end in (estimate.low, estimate.high)]
+    reach = [*values, *(end for end in ends if end is not None)]
     air = max(0.01, 0.08 * (max(reach) - min(reach)))
     panel.set_ylim(min(reach) - air, max(reach) + air)
-    for at, (low, value, high) in zip(places, bounds, strict=True):
-        if is_number(low) and is_number(high):
-            panel.plot([at, at], [low, high], color=FAINT, linewidth=0.9, alpha=0.45, zorder=1)
+    for at, value, estimate in zip(places, values, estimates, strict=True):
+        if estimate.low is not None and estimate.high is not None:
+            panel.plot([at, at], [estimate.low, estimate.high], color=FAINT, linewidth=0.9, alpha=0.45, zorder=1)
         panel.plot([at], [value], "o", markersize=5.5, color=COLORS[0], markeredgecolor="white", zorder=3)
     points_per_pixel = 72 / panel.get_figure(root=True).dpi  # type: ignore[union-attr]
-    values = [found["value"] for found in estimates]
     dots_N2 = panel.transData.transform(np.column_stack([places, values])) * points_per_pixel
     corners = panel.transAxes.transform([(0, 0), (1, 1)]) * points_per_pixel
     within = Box(*(corners[0] + 2), *(corners[1] - corners[0] - 4))

@@ -15,15 +15,12 @@ from typing import Any
 from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.figure import Figure
 
+from cxr_hvd.experiment.comparison import Comparison
 from cxr_hvd.monitor.curves import FAINT, INK
 from cxr_hvd.report.figures.estimates import draw_differences, draw_overview
 from cxr_hvd.report.figures.labels import draw_calibration, draw_losses, draw_roc
 from cxr_hvd.report.figures.networks import draw_exchange, draw_matrix
 from cxr_hvd.report.figures.setups import draw_setups
-from cxr_hvd.report.tables import (
-    Comparison,
-    site_names,
-)
 
 DPI = 180
 STYLE: Any = {
@@ -63,7 +60,7 @@ def render_figures(comparison: Comparison) -> dict[str, Drawn]:
     }
     with drawing():
         figures = {name: make(comparison) for name, make in makers.items()}
-        for number, site in enumerate(site_names(comparison), start=1):
+        for number, site in enumerate(comparison.site_names, start=1):
             figures[f"roc-{number}"] = draw_roc(comparison, site)
         return {name: render(figure) for name, figure in figures.items() if figure}
 

@@ -3,7 +3,7 @@
 Drawn from the sharing plan of each set-up, for any number of sites and blocks. All lengths are inches on paper.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any
@@ -13,9 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
+from cxr_hvd.experiment.comparison import Comparison, SetUp, SiteDescription
 from cxr_hvd.monitor.curves import COLORS, INK
-from cxr_hvd.report.format import as_bytes, as_count, is_number, shown
-from cxr_hvd.report.tables import Comparison, site_names
+from cxr_hvd.report.format import as_bytes, as_count, shown
 
 WIDTH_IN = 8.0
 SHARED, BAND, DIM, MERGED = "#3B5068", "#B9C5D1", "#5F6670", "#E8EBEF"
@@ -80,12 +80,12 @@ def color_of(index: int) -> str:
 
 def draw_setups(comparison: Comparison) -> Figure | None:
     """Draw every set-up: a column of blocks for each site that trains, joined where they are shared."""
-    setups = comparison["experiments"]
-    judged = site_names(comparison)
-    sites = [site for site in comparison["sites"] if site["name"] in judged] or comparison["sites"]
+    setups = comparison.experiments
+    judged = comparison.site_names
+    sites = [site for site in comparison.sites if site.name in judged] or list(comparison.sites)
     if not setups or not sites:
         return None
-    blocks = list(dict.fromkeys(block["block"] for one in setups for block in one["blocks"]))
+    blocks = list(dict.fromkeys(part.block for setup in setups for part in setup.blocks))
     columns = _columns(len(sites))
     per_row = max(1, int((WIDTH_IN - NAMES_IN + PANEL_GAP_IN) // (columns.panel + PANEL_GAP_IN)))
     num_rows = -(-len(setups) // per_row)
@@ -114,24 +114,24 @@ def _columns(num_sites: int) -> Columns:
 
 
 def _draw_names(
-    paper: Axes, right: float, top: float, height: float, blocks: Sequence[str], setups: Sequence[Any]
+    paper: Axes, right: float, top: float, height: float, blocks: Sequence[str], setups: Sequence[SetUp]
 ) -> None:
     """Write the blocks' names, the network's end on top, with their numbers of parameters."""
     sizes: dict[str, float] = {}
     for setup in setups:
-        found: dict[str, float] = {}
-        for part in setup["blocks"]:
-            if is_number(part["num_parameters"]):
-                found[part["block"]] = found.get(part["block"], 0) + part["num_parameters"]
-        sizes = found | sizes
+        of_setup: dict[str, float] = {}
+        for part in setup.blocks:
+            if part.num_parameters is not None:
+                of_setup[part.block] = of_setup.get(part.block, 0) + part.num_parameters
+        sizes = of_setup | sizes
     for row, block in enumerate(reversed(blocks)):
         middle = top + (row + 0.4) * height
         _write(paper, right - 0.4, middle, fitted(block, NAMES_IN - 0.5, 7.5), 7.5, ha="right")
         if block in sizes:
-            _write(paper, right, middle, _said_size(sizes[block]), 6.5, color=DIM, ha="right")
+            _write(paper, right, middle, _as_size(sizes[block]), 6.5, color=DIM, ha="right")
 
 
-def _said_size(num_parameters: float) -> str:
+def _as_size(num_parameters: float) -> str:
     for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if num_parameters >= factor:
             return (
@@ -143,24 +143,24 @@ def _said_size(num_parameters: float) -> str:
 
 
 def _draw_setup(
-    paper: Axes, panel: Panel, setup: Mapping[str, Any], blocks: Sequence[str], sites: Sequence[Mapping[str, Any]]
+    paper: Axes, panel: Panel, setup: SetUp, blocks: Sequence[str], sites: Sequence[SiteDescription]
 ) -> None:
     width = panel.columns.panel
     middle = panel.left + width / 2
-    _write(paper, middle, panel.top + 0.14, fitted(setup["name"], width + 0.2, 10.5), 10.5, weight="bold")
-    for number, line in enumerate(_lines(f"private: {shown(setup['private_said'])}", width + 0.1)):
+    _write(paper, middle, panel.top + 0.14, fitted(setup.name, width + 0.2, 10.5), 10.5, weight="bold")
+    for number, line in enumerate(_lines(f"private: {shown(setup.private)}", width + 0.1)):
         _write(paper, middle, panel.top + 0.32 + 0.13 * number, line, 7, color=DIM)
     for row, block in enumerate(reversed(blocks)):
-        scopes = {part["scope"] for part in setup["blocks"] if part["block"] == block}
+        scopes = {part.scope for part in setup.blocks if part.block == block}
         _draw_block(paper, panel, panel.top + TITLE_IN + row * panel.block_height, scopes)
     below = panel.top + TITLE_IN + len(blocks) * panel.block_height
     _draw_data(paper, panel, below, setup, sites)
     words = below + ARROW_IN + DATA_IN + 0.1
-    trains_on = _lines(setup["trains_on"], width + 0.26)
+    trains_on = _lines(setup.trains_on, width + 0.26)
     for number, line in enumerate(trains_on):
         _write(paper, middle, words + 0.13 * number, line, 7, color=DIM)
-    num_bytes = setup["bytes_per_exchange"]
-    leaves = f"{as_bytes(num_bytes)} an exchange" if num_bytes or not is_number(num_bytes) else "no exchange"
+    num_bytes = setup.bytes_per_exchange
+    leaves = f"{as_bytes(num_bytes)} an exchange" if num_bytes else "no exchange"
     _write(paper, middle, words + 0.13 * len(trains_on) + 0.03, leaves, 7.5, weight="bold")
 
 
@@ -188,38 +188,36 @@ def _draw_block(paper: Axes, panel: Panel, top: float, scopes: set[str]) -> None
             _box(paper, panel.left + at, start, columns.width, top + height - start, color_of(index))
 
 
-def _draw_data(
-    paper: Axes, panel: Panel, top: float, setup: Mapping[str, Any], sites: Sequence[Mapping[str, Any]]
-) -> None:
+def _draw_data(paper: Axes, panel: Panel, top: float, setup: SetUp, sites: Sequence[SiteDescription]) -> None:
     """Draw what the networks train on below them: one box for all sites where studies are merged."""
     columns = panel.columns
-    counts = [(site.get("num_studies") or {}).get("train") for site in sites]
+    counts = [site.num_studies.get("train") for site in sites]
     centers = [panel.left + at + columns.width / 2 for at in columns.lefts]
     ends = {"arrowstyle": "-|>", "color": DIM, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 7}
     for center in centers:
         paper.annotate("", (center, top - 0.02), (center, top + ARROW_IN), arrowprops=ends)
     top += ARROW_IN
-    if "merged" in str(setup["trains_on"]):
+    if "merged" in setup.trains_on:
         width = columns.right - columns.lefts[0]
         _frame(paper, panel.left + columns.lefts[0], top, width, DIM, MERGED)
-        known = [count for count in counts if is_number(count)]
+        known = [count for count in counts if count is not None]
         total = sum(known) if len(known) == len(counts) else None
         words = [(panel.left + columns.panel / 2, "merged", total)]
     else:
         words = []
         for index, (site, at) in enumerate(zip(sites, columns.lefts, strict=True)):
             _frame(paper, panel.left + at, top, columns.width, color_of(index), "white")
-            name = fitted(site["name"], columns.width, 6.5)
+            name = fitted(site.name, columns.width, 6.5)
             words.append((centers[index], name, counts[index]))
     for center, name, count in words:
         _write(paper, center, top + 0.11, name, 6.5)
         _write(paper, center, top + 0.24, as_count(count), 6.5, color=DIM)
 
 
-def _draw_legend(paper: Axes, top: float, sites: Sequence[Mapping[str, Any]]) -> None:
+def _draw_legend(paper: Axes, top: float, sites: Sequence[SiteDescription]) -> None:
     room = int((WIDTH_IN - 3.2) / len(sites) / (7.5 * CHARACTER_IN)) - 6
     words: list[tuple[str, str | None]] = [("averaged over all sites", SHARED), ("private to", None)]
-    words += [(shown(site["name"], min(26, max(8, room))), color_of(index)) for index, site in enumerate(sites)]
+    words += [(shown(site.name, min(26, max(8, room))), color_of(index)) for index, site in enumerate(sites)]
     lengths = [(0.4 if color else 0.1) + len(word) * 7.5 * CHARACTER_IN for word, color in words]
     left = (WIDTH_IN - sum(lengths)) / 2
     for (word, color), length in zip(words, lengths, strict=True):

@@ -8,14 +8,14 @@ import pytest
 import yaml
 
 from cxr_hvd.errors import StudyFileError
-from cxr_hvd.experiment.compare import notes_of
-from cxr_hvd.experiment.run import plan_experiment
+from cxr_hvd.experiment.compare import list_notes
+from cxr_hvd.experiment.plan import plan_experiment
 from cxr_hvd.experiment.scores import NAME, read_scores, write_scores
 from cxr_hvd.experiment.scoring import open_whole
 from cxr_hvd.experiment.site_record import describe_sites
 from cxr_hvd.experiment.variants import choose_variants
 from lab.study_files import write_study_file
-from tests.unit.experiment.test_comparison import runs_of, scores_of
+from tests.helpers.scores import runs_of, scores_of
 
 ANY = ("pixel_pipelines=any",)
 
@@ -58,14 +58,14 @@ def test_an_experiment_refuses_it_before_anything_is_trained(run: Path) -> None:
 
 def test_the_page_says_which_pipelines_are_mixed(tmp_path: Path) -> None:
     scores = scores_of(1, 0.25)
-    alike = replace(scores.origin, pixels=dict.fromkeys(("north", "south", "east"), "test-1"))
-    mixed = replace(alike, pixels={**alike.pixels, "east": "test-2"})
+    alike = scores.origin.model_copy(update={"pixels": dict.fromkeys(("north", "south", "east"), "test-1")})
+    mixed = alike.model_copy(update={"pixels": {**alike.pixels, "east": "test-2"}})
     write_scores(tmp_path / NAME, replace(scores, origin=mixed))
     assert read_scores(tmp_path / NAME).origin == mixed
-    [note] = notes_of(runs_of(D=[replace(scores, origin=mixed)]))
+    [note] = list_notes(runs_of(D=[replace(scores, origin=mixed)]))
     assert "different pixel pipelines (north test-1, south test-1, east test-2)" in note
-    assert notes_of(runs_of(D=[replace(scores, origin=alike)])) == []
-    assert describe_sites(tmp_path, mixed)[-1]["pixels"] == "test-2"
+    assert list_notes(runs_of(D=[replace(scores, origin=alike)])) == []
+    assert describe_sites(tmp_path, mixed)[-1].pixels == "test-2"
 
 
 def test_scores_of_before_are_read_and_know_no_pipeline(tmp_path: Path) -> None:
