@@ -19,11 +19,9 @@ from torch import Tensor, nn
 from cxr_hvd.comm.communicator import Wait
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology
-from cxr_hvd.partial.buffers import GradientBucket, SharedMean, SiteMean, flatten_blocks, split_like
-from cxr_hvd.partial.plan import Kind, Scope, SharingPlan
+from cxr_hvd.partial.buffers import GradientBucket, SharedMean, SiteMean, flatten, split_like
+from cxr_hvd.partial.plan import Buffer, Scope, SharingPlan
 from cxr_hvd.partial.wire import Wire32, wire_of
-
-STATE = (Kind.PARAMETER, Kind.STATISTIC)
 
 
 class HasState(Protocol):
@@ -73,15 +71,21 @@ class WeightsExchange:
     """
 
     def __init__(self, model: nn.Module, plan: SharingPlan, job: Job, site_weights: Sequence[float]) -> None:
-        self._plan = plan
-        self._comm = job.comm
-        self._parameters = dict(model.named_parameters())
-        self._num_ranks_of_site = job.num_ranks_of_site
-        self._shared_factor = site_weights[job.topology.site_index] / self._num_ranks_of_site
-        self._scopes = averaged_scopes(job.topology)
-        buffers = {scope: flatten_blocks(model, plan, scope, STATE) for scope in self._scopes}
-        self._shared = SharedMean(buffers.get(Scope.SHARED, {}), "weights", wire_of(plan.wire, job.comm))
-        self._private = SiteMean(buffers.get(Scope.PRIVATE, {}), "", job.comm, self._num_ranks_of_site)
+        self._every = plan.every
+        self._job = job
+        self._shared_factor = site_weights[job.topology.site_index] / job.num_ranks_of_site
+        buffers = plan.buffers(averaged_scopes(job.topology))
+        shared = [buffer for buffer in buffers if buffer.purpose == "weights"]
+        private = [buffer for buffer in buffers if buffer.purpose == "private" and not buffer.moment]
+        self._shared = SharedMean(flatten(model, shared), "weights", wire_of(plan.wire, job.comm))
+        self._private = SiteMean(flatten(model, private), job)
+        parameters = dict(model.named_parameters())
+        self._moments = [
+            (buffer, [parameters[spec.name] for spec in buffer.specs])
+            for moment in plan.moments
+            for buffer in buffers
+            if buffer.moment == moment
+        ]
 
     def begin(self, step: int, num_known: int) -> None:
         """Nothing: weights are not there yet."""
@@ -95,29 +99,27 @@ class WeightsExchange:
 
         Collective: every rank, with the same step. Blocking.
         """
-        if (step + 1) % self._plan.every and not is_last:
+        if (step + 1) % self._every and not is_last:
             return
         for wait in [*self._shared.begin(self._shared_factor), *self._private.begin()]:
             wait()
-        for moment in self._plan.moments:
-            for scope in self._scopes:
-                for block, specs in self._plan.blocks(scope, (Kind.PARAMETER,)).items():
-                    own = [optimizer.state[self._parameters[spec.name]][moment] for spec in specs]
-                    self._average_moment(f"{moment}.{block}", scope, own)
+        for buffer, parameters in self._moments:
+            self._average_moment(buffer, [optimizer.state[parameter][buffer.moment] for parameter in parameters])
 
     def nonfinite_blocks(self) -> list[str] | None:
         """None: gradients stay on the rank."""
         return None
 
-    def _average_moment(self, name: str, scope: Scope, moments: list[Tensor]) -> None:
+    def _average_moment(self, buffer: Buffer, moments: list[Tensor]) -> None:
         """Average the optimizer's running means of one block as the parameters that they belong to."""
-        buffer = torch.cat([each.reshape(-1) for each in moments])
-        if scope is Scope.SHARED:
-            self._comm.begin_allreduce({name: buffer.mul_(self._shared_factor)}, "moments")()
+        flat = torch.cat([moment.reshape(-1) for moment in moments])
+        if buffer.scope is Scope.SHARED:
+            self._job.comm.begin_allreduce({buffer.name: flat.mul_(self._shared_factor)}, buffer.purpose)()
         else:
-            self._comm.begin_allreduce({name: buffer.div_(self._num_ranks_of_site)}, "private", "site")()
-        for each, part in zip(moments, split_like(buffer, moments), strict=True):
-            each.copy_(part)
+            flat.div_(self._job.num_ranks_of_site)
+            self._job.comm.begin_allreduce({buffer.name: flat}, buffer.purpose, "site")()
+        for moment, part in zip(moments, split_like(flat, moments), strict=True):
+            moment.copy_(part)
 
     def state(self) -> dict[str, Tensor]:
         """Return the last means and the wire's rounding errors; nothing on a float32 wire."""
@@ -136,28 +138,28 @@ class GradientsExchange:
     """
 
     def __init__(self, model: nn.Module, plan: SharingPlan, job: Job, site_weights: Sequence[float]) -> None:
-        self._comm = job.comm
-        self._num_ranks_of_site = job.num_ranks_of_site
+        self._job = job
         self._site_weight = site_weights[job.topology.site_index]
         self._wire = wire_of(plan.wire, job.comm)
+        self._blocks = list(dict.fromkeys(planned.spec.block for planned in plan.tensors))
         parameters = dict(model.named_parameters())
-        self._plan = plan
+        buffers = plan.buffers(averaged_scopes(job.topology))
         self._buckets: dict[Scope, dict[str, GradientBucket]] = {Scope.SHARED: {}, Scope.PRIVATE: {}}
-        statistics = {}
-        for scope in averaged_scopes(job.topology):
-            for block, specs in plan.blocks(scope, (Kind.PARAMETER,)).items():
-                own = [parameters[spec.name] for spec in specs]
-                self._buckets[scope][block] = GradientBucket(own, partial(self._send, scope, block))
-            statistics[scope] = flatten_blocks(model, plan, scope, (Kind.STATISTIC,))
-        self._shared = SharedMean(statistics.get(Scope.SHARED, {}), "statistics", Wire32(job.comm))
-        self._private = SiteMean(
-            statistics.get(Scope.PRIVATE, {}), "statistics.", job.comm, self._num_ranks_of_site
-        )
+        for buffer in buffers:
+            if buffer.content == "gradients":
+                members = [parameters[spec.name] for spec in buffer.specs]
+                bucket = GradientBucket(members, partial(self._send, buffer))
+                self._buckets[buffer.scope][buffer.block] = bucket
+        statistics = [buffer for buffer in buffers if buffer.content == "statistics"]
+        shared = [buffer for buffer in statistics if buffer.scope is Scope.SHARED]
+        private = [buffer for buffer in statistics if buffer.scope is Scope.PRIVATE]
+        self._shared = SharedMean(flatten(model, shared), "statistics", Wire32(job.comm))
+        self._private = SiteMean(flatten(model, private), job)
 
-    def _send(self, scope: Scope, block: str, buffer: Tensor) -> Wait[None]:
-        if scope is Scope.SHARED:
-            return self._wire.begin_allreduce(block, buffer, "gradients")
-        return self._comm.begin_allreduce({block: buffer}, "private", "site")
+    def _send(self, buffer: Buffer, flat: Tensor) -> Wait[None]:
+        if buffer.scope is Scope.SHARED:
+            return self._wire.begin_allreduce(buffer.name, flat, buffer.purpose)
+        return self._job.comm.begin_allreduce({buffer.name: flat}, buffer.purpose, "site")
 
     @torch.no_grad()
     def begin(self, step: int, num_known: int) -> None:
@@ -175,7 +177,7 @@ class GradientsExchange:
     def before_update(self) -> None:
         """Wait until all gradients and statistics are averaged. Collective: every rank. Blocking."""
         # Not earlier: where BatchNorm is frozen, backward reads the statistics. They are 1% of the bytes.
-        waits = self._shared.begin(self._site_weight / self._num_ranks_of_site) + self._private.begin()
+        waits = self._shared.begin(self._site_weight / self._job.num_ranks_of_site) + self._private.begin()
         for buckets in self._buckets.values():
             for bucket in reversed(buckets.values()):  # the last block was sent first
                 bucket.finish()
@@ -187,22 +189,21 @@ class GradientsExchange:
 
     def nonfinite_blocks(self) -> list[str] | None:
         """Return the blocks, shared or private, whose own gradient was not finite before it was summed."""
-        order = list(dict.fromkeys(each.spec.block for each in self._plan.tensors))
-        bad = {
+        blocks = {
             block
             for buckets in self._buckets.values()
             for block, bucket in buckets.items()
             if not bucket.was_finite
         }
-        return sorted(bad, key=order.index)
+        return sorted(blocks, key=self._blocks.index)
 
     def _share_of_site(self, num_known: int) -> float:
         """Return this rank's share of its site's known labels; an equal one where no rank knows any."""
-        if self._num_ranks_of_site == 1:
+        if self._job.num_ranks_of_site == 1:
             return 1.0
         known = torch.tensor([num_known], dtype=torch.int64)
-        self._comm.begin_allreduce({"labels": known}, "known", "site")()
-        return num_known / int(known) if int(known) else 1 / self._num_ranks_of_site
+        self._job.comm.begin_allreduce({"labels": known}, "known", "site")()
+        return num_known / int(known) if int(known) else 1 / self._job.num_ranks_of_site
 
     def state(self) -> dict[str, Tensor]:
         """Return the wire's rounding errors; nothing on a float32 wire."""

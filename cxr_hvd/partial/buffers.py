@@ -1,38 +1,42 @@
 """Model tensors side by side in flat buffers, and how such a buffer becomes a mean over ranks.
 
-A buffer is sent from where it lies: the model's tensors are views of it (decision 0005). `averaging` says when
-and with which weights.
+A buffer is sent from where it lies: the model's tensors are views of it (decision 0005). `plan` says what
+stands in it, `averager` when it is sent and with which weights.
 """
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from cxr_hvd.comm.communicator import Communicator, Wait
+from cxr_hvd.comm.communicator import Wait
+from cxr_hvd.comm.job import Job
 from cxr_hvd.errors import TrainingError
-from cxr_hvd.partial.plan import Kind, Scope, SharingPlan
+from cxr_hvd.partial.plan import Buffer
 from cxr_hvd.partial.wire import ShortWire, Wire32
 
 
 @torch.no_grad()
-def flatten_blocks(model: nn.Module, plan: SharingPlan, scope: Scope, kinds: Container[Kind]) -> dict[str, Tensor]:
-    """Lay tensors of one scope into one flat buffer for each block, and make the model use them there.
+def flatten(model: nn.Module, buffers: Iterable[Buffer]) -> dict[str, Tensor]:
+    """Lay the tensors of each buffer side by side in flat memory, and make the model use them there.
 
     Returns:
-        From block to a flat float32 buffer, in the model's order; a change to one changes the model.
+        From a buffer's name to flat float32 numbers, in the plan's order; a change to one changes the model.
+
+    Raises:
+        TrainingError: a tensor is not float32.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    buffers = {}
-    for block, specs in plan.blocks(scope, kinds).items():
-        members = [tensors[spec.name] for spec in specs]
-        for spec, tensor in zip(specs, members, strict=True):
+    flat = {}
+    for buffer in buffers:
+        members = [tensors[spec.name] for spec in buffer.specs]
+        for spec, tensor in zip(buffer.specs, members, strict=True):
             if tensor.dtype != torch.float32:
                 raise TrainingError(f"{spec.name}: expected float32 to average, found {tensor.dtype}")
-        buffers[block] = torch.cat([tensor.reshape(-1) for tensor in members])
-        for tensor, view in zip(members, split_like(buffers[block], members), strict=True):
+        flat[buffer.name] = torch.cat([tensor.reshape(-1) for tensor in members])
+        for tensor, view in zip(members, split_like(flat[buffer.name], members), strict=True):
             tensor.data = view
-    return buffers
+    return flat
 
 
 def split_like(buffer: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -42,7 +46,7 @@ def split_like(buffer: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 class SharedMean:
-    """Flat buffers that all ranks replace by their weighted mean.
+    """Flat buffers, by their names, that all ranks replace by their weighted mean.
 
     On a short wire each rank sends how far it has come from the last mean, which all know, rather than where it
     is: small numbers keep their leading digits in 16 bits. All ranks have to start from equal buffers then.
@@ -53,20 +57,20 @@ class SharedMean:
         self._purpose = purpose
         self._wire = wire
         is_short = isinstance(wire, ShortWire)
-        self._references = {block: each.clone() for block, each in buffers.items()} if is_short else {}
+        self._references = {name: buffer.clone() for name, buffer in buffers.items()} if is_short else {}
 
     def begin(self, factor: float) -> list[Wait[None]]:
         """Begin to sum each buffer, times this rank's factor, over all ranks. Collective: all ranks."""
         begin = self._begin_step if self._references else self._begin_whole
-        return [begin(block, buffer, factor) for block, buffer in self._buffers.items()]
+        return [begin(name, buffer, factor) for name, buffer in self._buffers.items()]
 
-    def _begin_whole(self, block: str, buffer: Tensor, factor: float) -> Wait[None]:
-        return self._wire.begin_allreduce(block, buffer.mul_(factor), self._purpose)
+    def _begin_whole(self, name: str, buffer: Tensor, factor: float) -> Wait[None]:
+        return self._wire.begin_allreduce(name, buffer.mul_(factor), self._purpose)
 
-    def _begin_step(self, block: str, buffer: Tensor, factor: float) -> Wait[None]:
-        reference = self._references[block]
+    def _begin_step(self, name: str, buffer: Tensor, factor: float) -> Wait[None]:
+        reference = self._references[name]
         step = (buffer - reference).mul_(factor)
-        wait = self._wire.begin_allreduce(block, step, self._purpose)
+        wait = self._wire.begin_allreduce(name, step, self._purpose)
 
         def wait_and_take() -> None:
             wait()
@@ -76,29 +80,29 @@ class SharedMean:
 
     def state(self) -> dict[str, Tensor]:
         """Return what has to be kept from one average to the next."""
-        return {f"reference/{block}": each for block, each in self._references.items()} | self._wire.state()
+        references = {f"reference/{name}": reference for name, reference in self._references.items()}
+        return references | self._wire.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Put it back."""
-        for block, reference in self._references.items():
-            reference.copy_(state[f"reference/{block}"])
-        self._wire.load_state({name: each for name, each in state.items() if not name.startswith("reference/")})
+        for name, reference in self._references.items():
+            reference.copy_(state[f"reference/{name}"])
+        errors = {name: tensor for name, tensor in state.items() if not name.startswith("reference/")}
+        self._wire.load_state(errors)
 
 
 class SiteMean:
-    """Flat buffers that the ranks of one site replace by their mean, in float32."""
+    """Flat buffers, by their names, that the ranks of one site replace by their mean, in float32."""
 
-    def __init__(self, buffers: dict[str, Tensor], prefix: str, comm: Communicator, num_ranks: int) -> None:
+    def __init__(self, buffers: dict[str, Tensor], job: Job) -> None:
         self._buffers = buffers
-        self._prefix = prefix
-        self._comm = comm
-        self._num_ranks = num_ranks
+        self._job = job
 
     def begin(self) -> list[Wait[None]]:
         """Begin to average over the site. Collective: the site's ranks."""
         return [
-            self._comm.begin_allreduce({self._prefix + block: buffer.div_(self._num_ranks)}, "private", "site")
-            for block, buffer in self._buffers.items()
+            self._job.comm.begin_allreduce({name: buffer.div_(self._job.num_ranks_of_site)}, "private", "site")
+            for name, buffer in self._buffers.items()
         ]
 
 
@@ -112,12 +116,12 @@ class GradientBucket:
 
     def __init__(self, parameters: Sequence[nn.Parameter], send: Callable[[Tensor], Wait[None]]) -> None:
         self._send = send
-        self._buffer = torch.zeros(sum(each.numel() for each in parameters), device=parameters[0].device)
+        self._buffer = torch.zeros(sum(parameter.numel() for parameter in parameters), device=parameters[0].device)
         views = split_like(self._buffer, parameters)
         self._views: dict[Tensor, Tensor] = dict(zip(parameters, views, strict=True))
         self._missing: set[Tensor] = set()
         self._factor = 1.0
-        self._own_norm = torch.zeros(())
+        self._norm = torch.zeros(())
         self._wait: Wait[None] | None = None
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(self._take)  # type: ignore[no-untyped-call]
@@ -139,10 +143,10 @@ class GradientBucket:
     @property
     def was_finite(self) -> bool:
         """Whether this rank's own part of the last sum was."""
-        return bool(self._own_norm.isfinite())
+        return bool(self._norm.isfinite())
 
     def _send_buffer(self) -> Wait[None]:
-        self._own_norm = torch.linalg.vector_norm(self._buffer)
+        self._norm = torch.linalg.vector_norm(self._buffer)
         return self._send(self._buffer)
 
     @torch.no_grad()

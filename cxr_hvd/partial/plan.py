@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
 from cxr_hvd.errors import ConfigError, nearest
 
 BatchNormPolicy = Literal["with-block", "private", "shared"]
 Exchange = Literal["weights", "gradients"]
 Wire = Literal["float32", "bfloat16", "float16"]
+Content = Literal["weights", "gradients", "statistics", "moments"]
 BYTES_OF: dict[Wire, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -68,18 +69,37 @@ class Buffer:
     """Tensors of one block that travel side by side, as one.
 
     Attributes:
-        purpose: what travels, as `traffic` knows it: weights, gradients, statistics, moments, or private.
-        name: the block; `statistics.BLOCK` or `MOMENT.BLOCK` where the block has another buffer of that purpose.
-        num_elements: how many numbers.
-        dtype: the type that they travel in.
+        content: what travels of the tensors.
+        block: the block that they belong to.
+        specs: the tensors, in the model's order.
+        dtype: the type that their numbers travel in.
         scope: how far.
+        moment: which of the optimizer's running means travels, by its name in torch; empty elsewhere.
     """
 
-    purpose: str
-    name: str
-    num_elements: int
+    content: Content
+    block: str
+    specs: tuple[TensorSpec, ...]
     dtype: Wire
     scope: Scope
+    moment: str = ""
+
+    @property
+    def purpose(self) -> str:
+        """What travels, as the traffic table knows it."""
+        return self.content if self.scope is Scope.SHARED else "private"
+
+    @property
+    def name(self) -> str:
+        """The block; `MOMENT.BLOCK` or `statistics.BLOCK` where it has another buffer of that purpose."""
+        if self.moment:
+            return f"{self.moment}.{self.block}"
+        is_second = self.content == "statistics" and self.scope is Scope.PRIVATE
+        return f"statistics.{self.block}" if is_second else self.block
+
+    @property
+    def num_elements(self) -> int:
+        return sum(spec.num_elements for spec in self.specs)
 
     @property
     def num_bytes(self) -> int:
@@ -119,35 +139,35 @@ class SharingPlan:
         """Return the names of the tensors of one scope, in the model's order."""
         return tuple(planned.spec.name for planned in self.tensors if planned.scope is scope)
 
-    def blocks(self, scope: Scope, kinds: Container[Kind]) -> dict[str, list[TensorSpec]]:
+    def buffers(self, scopes: Iterable[Scope] = (Scope.SHARED, Scope.PRIVATE)) -> list[Buffer]:
+        """List all that one exchange moves: between all sites what is shared, within a site what is private.
+
+        Exchanges, ledger, `plan.json` and tables all read this list: nothing else says what is sent.
+
+        Returns:
+            Scope by scope, content by content, and then block by block in the model's order.
+        """
+        parameter, statistic = (Kind.PARAMETER,), (Kind.STATISTIC,)
+        contents: list[tuple[Content, str, Wire, tuple[Kind, ...]]]
+        if self.exchange == "gradients":
+            contents = [("gradients", "", self.wire, parameter), ("statistics", "", "float32", statistic)]
+        else:
+            contents = [("weights", "", self.wire, parameter + statistic)]
+        contents += [("moments", moment, "float32", parameter) for moment in self.moments]
+        return [
+            Buffer(content, block, specs, wire if scope is Scope.SHARED else "float32", scope, moment)
+            for scope in scopes
+            for content, moment, wire, kinds in contents
+            for block, specs in self._blocks(scope, kinds).items()
+        ]
+
+    def _blocks(self, scope: Scope, kinds: Container[Kind]) -> dict[str, tuple[TensorSpec, ...]]:
         """Return the tensors of one scope and of these kinds, block by block, in the model's order."""
-        members: dict[str, list[TensorSpec]] = {}
+        blocks: dict[str, tuple[TensorSpec, ...]] = {}
         for planned in self.tensors:
             if planned.scope is scope and planned.spec.kind in kinds:
-                members.setdefault(planned.spec.block, []).append(planned.spec)
-        return members
-
-    def buffers(self) -> list[Buffer]:
-        """List all that one exchange moves: between all sites what is shared, within a site what is private."""
-        both = (Kind.PARAMETER, Kind.STATISTIC)
-        travels: list[tuple[str, str, Wire, tuple[Kind, ...]]] = [("weights", "", self.wire, both)]
-        if self.exchange == "gradients":
-            travels = [
-                ("gradients", "", self.wire, (Kind.PARAMETER,)),
-                ("statistics", "statistics.", "float32", (Kind.STATISTIC,)),
-            ]
-        travels += [("moments", f"{moment}.", "float32", (Kind.PARAMETER,)) for moment in self.moments]
-        shared = [
-            Buffer(purpose, prefix.removeprefix("statistics.") + block, _num_elements(specs), dtype, Scope.SHARED)
-            for purpose, prefix, dtype, kinds in travels
-            for block, specs in self.blocks(Scope.SHARED, kinds).items()
-        ]
-        private = [
-            Buffer("private", prefix + block, _num_elements(specs), "float32", Scope.PRIVATE)
-            for _, prefix, _, kinds in travels
-            for block, specs in self.blocks(Scope.PRIVATE, kinds).items()
-        ]
-        return shared + private
+                blocks[planned.spec.block] = (*blocks.get(planned.spec.block, ()), planned.spec)
+        return blocks
 
     def num_exchanges(self, num_steps: int) -> int:
         """Return how often a run of so many steps exchanges: every `every` steps, and after the last."""
@@ -155,46 +175,15 @@ class SharingPlan:
 
     def bytes_per_exchange(self) -> int:
         """Return what one rank hands to all sites in one exchange."""
-        return sum(buffer.num_bytes for buffer in self.buffers() if buffer.scope is Scope.SHARED)
+        return sum(buffer.num_bytes for buffer in self.buffers((Scope.SHARED,)))
 
     def items(self) -> dict[str, str]:
         """Say each tensor in one line, for the contract between sites."""
-        said = {
+        lines = {
             f"plan {planned.spec.name}": f"{planned.scope} {planned.spec.dtype} {list(planned.spec.shape)}"
             for planned in self.tensors
         }
-        return said | {"plan order": " ".join(planned.spec.name for planned in self.tensors)}
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the whole plan as plain values: what `plan.json` holds and the audit of a ledger reads."""
-        return {
-            "exchange": self.exchange,
-            "wire": self.wire,
-            "every": self.every,
-            "moments": list(self.moments),
-            "tensors": [
-                {
-                    "name": planned.spec.name,
-                    "block": planned.spec.block,
-                    "kind": str(planned.spec.kind),
-                    "shape": list(planned.spec.shape),
-                    "dtype": planned.spec.dtype,
-                    "scope": str(planned.scope),
-                }
-                for planned in self.tensors
-            ],
-            "buffers": [
-                {
-                    "purpose": buffer.purpose,
-                    "block": buffer.name,
-                    "num_elements": buffer.num_elements,
-                    "dtype": buffer.dtype,
-                    "scope": str(buffer.scope),
-                    "bytes_per_exchange": buffer.num_bytes,
-                }
-                for buffer in self.buffers()
-            ],
-        }
+        return lines | {"plan order": " ".join(planned.spec.name for planned in self.tensors)}
 
     def summary(self) -> list[BlockSummary]:
         """Sum up by block and scope. Bytes are what one rank hands to all sites in a step, on average."""
@@ -203,24 +192,19 @@ class SharingPlan:
             if planned.scope is not Scope.LOCAL:
                 rows.setdefault((planned.spec.block, planned.scope), []).append(planned.spec)
         bytes_of_block: dict[str, float] = {}
-        for buffer in self.buffers():
-            if buffer.scope is Scope.SHARED:
-                block = buffer.name.rpartition(".")[2]
-                bytes_of_block[block] = bytes_of_block.get(block, 0.0) + buffer.num_bytes / self.every
+        for buffer in self.buffers((Scope.SHARED,)):
+            num_bytes = buffer.num_bytes / self.every
+            bytes_of_block[buffer.block] = bytes_of_block.get(buffer.block, 0.0) + num_bytes
         return [
             BlockSummary(
                 block=block,
                 scope=scope,
                 num_tensors=len(members),
-                num_parameters=_num_elements(spec for spec in members if spec.kind is Kind.PARAMETER),
+                num_parameters=sum(spec.num_elements for spec in members if spec.kind is Kind.PARAMETER),
                 bytes_per_step=bytes_of_block[block] if scope is Scope.SHARED else 0.0,
             )
             for (block, scope), members in rows.items()
         ]
-
-
-def _num_elements(specs: Iterable[TensorSpec]) -> int:
-    return sum(spec.num_elements for spec in specs)
 
 
 def build_plan(

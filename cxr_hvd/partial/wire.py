@@ -1,10 +1,10 @@
-"""How a sum travels: as float32, or in a shorter form whose rounding errors are kept and sent later.
+"""Send sums as float32, or in 16 bits with rounding errors that are kept and sent later.
 
 `Wire32` is one allreduce in place. `ShortWire` sends half the bytes, and loses nothing for good: every rank
 rounds what it sends and adds the rounding error to what it sends next; each rank sums its part of the buffer in
 float32, rounds the sum once more, and adds that error to its next sum (error feedback on both ways, as in Tang et
 al., "DoubleSqueeze", ICML 2019; decision 0012). Horovod knows no bfloat16 and would round at every addition: the
-parts travel by a swap and a gather, which look at no values.
+parts travel by an alltoall and an allgather, which look at no values.
 """
 
 import torch
@@ -56,8 +56,8 @@ class ShortWire:
         wait_for_parts = self._comm.begin_alltoall(rows, f"{purpose}.{name}")
 
         def wait() -> None:
-            own_part = wait_for_parts().float().sum(0)
-            short_part = self._rounded(f"{name}/summed", own_part)
+            summed_part = wait_for_parts().float().sum(0)
+            short_part = self._rounded(f"{name}/summed", summed_part)
             parts = self._comm.begin_allgather(short_part, f"{purpose}.{name}")()
             buffer.copy_(parts.flatten()[:size])
 

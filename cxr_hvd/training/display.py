@@ -18,6 +18,7 @@ from cxr_hvd.console import WIDTH, Console, open_console
 from cxr_hvd.launch.orphan import terminal_of_launcher
 from cxr_hvd.ledger.allowed import TRAFFIC
 from cxr_hvd.partial.plan import Scope, SharingPlan
+from cxr_hvd.partial.record import plan_record
 from cxr_hvd.training.engine import StepReport
 from cxr_hvd.training.log import loss_of_site
 from cxr_hvd.training.records import Budget, Verdict
@@ -112,7 +113,7 @@ def complete_plan(plan: SharingPlan, num_steps: int | None, reach: Reach = "all"
     num_bytes = 0 if is_alone else plan.bytes_per_exchange()
     other = {name: asdict(traffic) for name, traffic in TRAFFIC.items() if traffic.max_bytes is not None}
     return {
-        **plan.as_json(),
+        **plan_record(plan).model_dump(),
         "reach": reach,
         "blocks": [asdict(row) | ({"bytes_per_step": 0.0} if is_alone else {}) for row in plan.summary()],
         "bytes_per_exchange": num_bytes,

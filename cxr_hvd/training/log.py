@@ -17,6 +17,7 @@ from cxr_hvd.config.schema import Config
 from cxr_hvd.data.studies import TrainingData
 from cxr_hvd.ledger.writer import head_name, ledger_name, opening
 from cxr_hvd.partial.plan import SharingPlan
+from cxr_hvd.partial.record import plan_record
 from cxr_hvd.record import Record
 from cxr_hvd.training.agreement import COMPARED_VERSIONS, version_of
 from cxr_hvd.training.engine import StepReport
@@ -33,7 +34,7 @@ SHOWN_OF_STEP = ("learning_rate", "gradient_norm", "data_s", "compute_s", "avera
 def record_run(folder: RunFolder, config: Config, plan: SharingPlan, data: TrainingData, budget: Budget) -> None:
     """Write down what this run is: resolved config, plan, environment, data."""
     record_settings(folder, config, data, budget)
-    folder.write_record("plan.json", plan.as_json())
+    folder.write_record("plan.json", plan_record(plan).model_dump())
 
 
 def record_settings(folder: RunFolder, config: Config, data: TrainingData, budget: Budget) -> None:

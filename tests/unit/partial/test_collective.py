@@ -15,8 +15,8 @@ from cxr_hvd.comm.sites import NOT_SAID, Topology, assign
 from cxr_hvd.config.schema import PRESETS
 from cxr_hvd.errors import ConfigError, DataError
 from cxr_hvd.models.build import build_model, tensor_specs
-from cxr_hvd.partial.averager import STATE, GradientsExchange, WeightsExchange, site_weights
-from cxr_hvd.partial.buffers import SharedMean, flatten_blocks
+from cxr_hvd.partial.averager import GradientsExchange, WeightsExchange, site_weights
+from cxr_hvd.partial.buffers import SharedMean, flatten
 from cxr_hvd.partial.plan import Kind, Scope, TensorSpec, build_plan
 from cxr_hvd.partial.wire import SHORT_DTYPES, ShortWire
 
@@ -165,7 +165,7 @@ def test_flat_buffers_are_the_model() -> None:
     model = build_model("densenet121", 14, seed=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plan = build_plan(tensor_specs(model), PRESETS["ends"])
-    buffers = flatten_blocks(model, plan, Scope.SHARED, STATE)
+    buffers = flatten(model, plan.buffers((Scope.SHARED,)))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert sum(buffer.numel() for buffer in buffers.values()) == sum(
