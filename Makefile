@@ -46,7 +46,6 @@ bench: setup     ## measure every part beside its peers; writes the tables in do
 	@python -m bench.averaging --out docs/performance.md
 	@python -m bench.training --out docs/performance.md
 	@python -m bench.start --out docs/performance.md
-	@python -m bench.scale --out docs/performance.md --fit cxr_hvd/partial/cost_fit.json --plot docs/scale.svg
 
 lint: setup      ## check style, imports and types; change nothing
 	@ruff check $(SOURCES)

@@ -243,7 +243,7 @@ def plan(
     settings: Settings = None,
     scale: Annotated[
         str | None,
-        typer.Option("--scale", metavar="SITESxRANKS", help="Predict how long a step takes at this size, too."),
+        typer.Option("--scale", metavar="SITESxRANKS", help="Estimate how long a step takes at this size, too."),
     ] = None,
     link_ms: Annotated[
         float, typer.Option("--link-ms", help="With --scale: delay between sites, one way.")
@@ -269,11 +269,10 @@ def plan(
     if scale:
         from cxr_hvd.partial import cost
 
-        fitted = cost.load_fit()
         layouts = list(dict.fromkeys([*cost.USUAL_LAYOUTS, cost.read_layout(scale)]))
         link = cost.read_link(link_ms, link_mbit)
-        seconds = fitted.compute_s if compute_s is None else cost.check_compute_s(compute_s)
-        rows = cost.scale_rows(fitted, sharing_plan, layouts, link, seconds)
+        seconds = cost.COMPUTE_S if compute_s is None else cost.check_compute_s(compute_s)
+        rows = cost.scale_rows(sharing_plan, layouts, link, seconds)
     if as_json:
         print(
             json.dumps(
@@ -283,7 +282,7 @@ def plan(
         return
     console = console_for(1)
     if scale:
-        console.print(cost.scale_table(fitted, sharing_plan, layouts, link, seconds))
+        console.print(cost.scale_table(sharing_plan, layouts, link, seconds))
         return
     console.print(plan_table(sharing_plan, num_steps, reach))
     if reach != "nobody":

@@ -1,56 +1,35 @@
-"""The cost model keeps its laws: units, bounds, what grows with what; a fit finds constants in noisy points."""
+"""The estimate of a step keeps its laws: units, bounds, and what grows with what."""
 
+import io
 from dataclasses import astuple, replace
 from math import isfinite
-from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
+from cxr_hvd.console import Console
 from cxr_hvd.errors import UsageError
 from cxr_hvd.partial.cost import (
-    ALGORITHMS,
-    LEAST,
     USUAL_LAYOUTS,
-    Algorithm,
-    Batch,
-    Costs,
-    Fit,
     Layout,
     Link,
-    Point,
-    batch_of,
-    batch_s,
     check_compute_s,
-    fit,
-    load_fit,
     predict,
     read_layout,
     read_link,
-    relative_error,
     scale_rows,
     scale_table,
+    sum_s,
 )
 from cxr_hvd.partial.plan import Kind, SharingPlan, TensorSpec, build_plan
 
-KNOWN = Costs(1e-3, 20e-6, 0.25e-9, 1e-9, 3.0, 1.5, 1.2)
 SLOW = read_link(20, 100)
-CABLE = Link(0.0, float("inf"))
-KNOWN_FIT = Fit(KNOWN, 0.24, 0.1, 0.4)
 MIB = 1 << 20
 
-algorithms = st.sampled_from(ALGORITHMS)
 layouts = st.builds(Layout, st.integers(1, 70), st.integers(1, 20))
 links = st.builds(Link, st.floats(0, 0.3), st.floats(1e5, 1e10))
-batches = st.builds(
-    Batch,
-    st.lists(st.integers(0, 1 << 26), max_size=4).map(tuple),
-    st.lists(st.integers(0, 1 << 26), max_size=3).map(tuple),
-    st.integers(0, 100),
-)
+sizes = st.lists(st.integers(0, 1 << 26), min_size=1, max_size=4)
 
 
 def plan(every: int = 1, exchange: str = "weights", wire: str = "float32") -> SharingPlan:
@@ -61,134 +40,57 @@ def plan(every: int = 1, exchange: str = "weights", wire: str = "float32") -> Sh
     return build_plan(specs, ["stem"], every=every, exchange=exchange, wire=wire)  # type: ignore[arg-type]
 
 
-@given(batches, layouts, links, algorithms, st.integers(1, 1 << 24))
-def test_more_bytes_never_cost_less(
-    batch: Batch, layout: Layout, link: Link, algorithm: Algorithm, more: int
+@given(sizes, layouts, links, st.booleans(), st.integers(1, 1 << 24))
+def test_more_bytes_sites_ranks_and_delay_never_cost_less(
+    buffer_bytes: list[int], layout: Layout, link: Link, is_ring: bool, more: int
 ) -> None:
-    cost_s = batch_s(KNOWN, batch, layout, link, algorithm)
-    larger = [replace(batch, shared=tuple(size + more for size in batch.shared))]
-    larger += [replace(batch, private=tuple(size + more for size in batch.private))]
-    larger += [replace(batch, shared=(*batch.shared, more)), replace(batch, row_bytes=batch.row_bytes + more)]
-    for each in larger:
-        assert batch_s(KNOWN, each, layout, link, algorithm) >= cost_s
+    seconds = sum_s(buffer_bytes, layout, link, is_ring) * (1 - 1e-12)
+    assert sum_s([size + more for size in buffer_bytes], layout, link, is_ring) >= seconds
+    assert sum_s([*buffer_bytes, more], layout, link, is_ring) >= seconds
+    assert sum_s(buffer_bytes, replace(layout, num_sites=layout.num_sites + 1), link, is_ring) >= seconds
+    assert sum_s(buffer_bytes, replace(layout, ranks_per_site=layout.ranks_per_site + 1), link, is_ring) >= seconds
+    assert sum_s(buffer_bytes, layout, replace(link, delay_s=link.delay_s + 0.01), is_ring) >= seconds
 
 
-@given(batches, layouts, links, algorithms)
-def test_more_ranks_never_cost_less(batch: Batch, layout: Layout, link: Link, algorithm: Algorithm) -> None:
-    cost_s = batch_s(KNOWN, batch, layout, link, algorithm)
-    more_sites = replace(layout, num_sites=layout.num_sites + 1)
-    more_ranks = replace(layout, ranks_per_site=layout.ranks_per_site + 1)
-    for larger in (more_sites, more_ranks):
-        assert batch_s(KNOWN, batch, larger, link, algorithm) >= cost_s * (1 - 1e-12)
+@given(links, st.integers(1, 20))
+def test_one_site_takes_no_link(link: Link, ranks: int) -> None:
+    assert predict(plan(), Layout(1, ranks), link, 0.5).step_s == 0.5
 
 
-@given(batches, links, algorithms)
-def test_one_rank_costs_nothing(batch: Batch, link: Link, algorithm: Algorithm) -> None:
-    assert batch_s(KNOWN, batch, Layout(1, 1), link, algorithm) == 0
-    assert predict(KNOWN, plan(), Layout(1, 1), link, 0.5, algorithm).step_s == 0.5
+@given(st.integers(2, 64), st.booleans())
+def test_without_delay_a_sum_takes_its_bytes_over_the_rate(num_sites: int, is_ring: bool) -> None:
+    link, num_bytes = read_link(0, 100), 32 * MIB
+    line_s = 2 * (num_sites - 1) / num_sites * num_bytes / (100e6 / 8)
+    assert sum_s([num_bytes], Layout(num_sites, 1), link, is_ring) == pytest.approx(line_s)
 
 
-@given(st.integers(2, 64), algorithms)
-def test_zero_bytes_cost_latency_alone(num_sites: int, algorithm: Algorithm) -> None:
-    layout = Layout(num_sites, 1)
-    seconds = [batch_s(KNOWN, Batch((0,)), layout, Link(0.02, rate), algorithm) for rate in (1e3, 1e9)]
-    assert seconds[0] == seconds[1] > 0.02
-    expensive = replace(KNOWN, copy_s_per_byte=1.0, tcp_s_per_byte=1.0, stretch=1e6)
-    assert batch_s(expensive, Batch((0,)), layout, Link(0.02, 1e3), algorithm) == seconds[0]
-
-
-def test_nothing_begun_costs_nothing() -> None:
-    assert batch_s(KNOWN, Batch(), Layout(64, 16), SLOW) == 0
-    assert batch_s(KNOWN, Batch(private=(MIB,)), Layout(64, 1), SLOW) == 0, "a rank alone at its site sums nothing"
-
-
-@given(st.integers(2, 64), algorithms)
-def test_no_exchange_is_faster_than_its_line(num_sites: int, algorithm: Algorithm) -> None:
-    num_bytes, bytes_per_s = 32 * MIB, 100e6 / 8
-    line_s = 2 * (num_sites - 1) / num_sites * num_bytes / bytes_per_s
-    link = read_link(0, 100)
-    assert batch_s(LEAST, Batch((num_bytes,)), Layout(num_sites, 1), link, algorithm) == pytest.approx(line_s)
-    assert batch_s(KNOWN, Batch((num_bytes,)), Layout(num_sites, 1), link, algorithm) >= line_s
-
-
-def test_rounds_are_counted_as_the_algorithms_take_them() -> None:
-    latency = replace(LEAST, round_delays=1.0, exchange_delays=0.0)
+def test_without_bytes_a_sum_takes_its_rounds_times_the_delay() -> None:
     layout, link = Layout(64, 16), Link(0.02, float("inf"))
-    assert batch_s(latency, Batch((MIB,)), layout, link, "halving") == pytest.approx(2 * 6 * 0.02)
-    assert batch_s(latency, Batch((MIB,)), layout, link, "ring") == pytest.approx(2 * 1023 * 0.02)
+    assert sum_s([MIB], layout, link) == pytest.approx(2 * 6 * 0.02)
+    assert sum_s([MIB], layout, link, is_ring=True) == pytest.approx(2 * 1023 * 0.02)
 
 
-def test_private_sums_never_take_the_link() -> None:
-    layout, private = Layout(4, 4), Batch(private=(MIB,))
-    agreeing = replace(KNOWN, exchange_delays=0.0)
-    for algorithm in ALGORITHMS:
-        assert batch_s(agreeing, private, layout, SLOW, algorithm) == pytest.approx(
-            batch_s(agreeing, private, layout, CABLE, algorithm)
-        )
+@given(st.integers(2, 200), layouts)
+def test_every_divides_what_the_exchange_takes(every: int, layout: Layout) -> None:
+    often, seldom = predict(plan(), layout, SLOW, 0.3), predict(plan(every=every), layout, SLOW, 0.3)
+    assert seldom.exchange_s == pytest.approx(often.exchange_s / every)
+    assert (seldom.compute_s, seldom.status_s) == (often.compute_s, often.status_s)
 
 
-@given(st.integers(2, 200), layouts, algorithms)
-def test_every_divides_what_the_exchange_takes(every: int, layout: Layout, algorithm: Algorithm) -> None:
-    each = predict(KNOWN, plan(), layout, SLOW, 0.3, algorithm)
-    seldom = predict(KNOWN, plan(every=every), layout, SLOW, 0.3, algorithm)
-    assert seldom.shared_s == pytest.approx(each.shared_s / every)
-    assert seldom.private_s == pytest.approx(each.private_s / every)
-    assert (seldom.compute_s, seldom.pulse_s) == (each.compute_s, each.pulse_s)
-
-
-@given(layouts, st.floats(0, 100), st.sampled_from(["weights", "gradients"]), algorithms)
-def test_a_step_is_the_sum_of_its_parts(
-    layout: Layout, compute_s: float, exchange: str, algorithm: Algorithm
-) -> None:
-    cost = predict(KNOWN, plan(exchange=exchange), layout, SLOW, compute_s, algorithm)
-    assert all(isfinite(each) and each >= 0 for each in astuple(cost))
-    parts = cost.compute_s + cost.shared_s + cost.private_s + cost.pulse_s - cost.hidden_s
-    assert cost.step_s == pytest.approx(parts)
-    assert cost.step_s >= compute_s
+@given(layouts, st.floats(0, 100), st.sampled_from(["weights", "gradients"]))
+def test_a_step_is_the_sum_of_its_parts(layout: Layout, compute_s: float, exchange: str) -> None:
+    cost = predict(plan(exchange=exchange), layout, SLOW, compute_s)
+    assert all(isfinite(part) and part >= 0 for part in astuple(cost))
+    assert cost.step_s == pytest.approx(cost.compute_s + cost.exchange_s + cost.status_s - cost.hidden_s)
+    assert compute_s <= cost.step_s <= cost.step_s_by_ring * (1 + 1e-12)
     assert cost.hidden_s <= compute_s, "nothing hides behind what is not computed"
     assert exchange == "gradients" or cost.hidden_s == 0
 
 
-def test_64_sites_of_16_ranks_are_priced_with_the_shipped_constants() -> None:
-    shipped = load_fit()
-    for least, constant in zip(astuple(LEAST), astuple(shipped.costs), strict=True):
-        assert isfinite(constant) and constant >= least
-    assert 0 < shipped.compute_s < 60
-    for exchange in ("weights", "gradients"):
-        for row in scale_rows(shipped, plan(exchange=exchange), USUAL_LAYOUTS, SLOW, shipped.compute_s):
-            assert 0 < row["step_s"] <= row["step_s_by_ring"] < 3600
-
-
-def noisy_points(noise: float) -> list[Point]:
-    generator = np.random.default_rng(5)
-    places = [(Layout(1, 2), CABLE), (Layout(1, 4, 2.0), CABLE), (Layout(2, 1), CABLE)]
-    places += [(Layout(2, 1), SLOW), (Layout(2, 1), read_link(5, 200))]
-    some = [Batch(row_bytes=40), Batch((1 << 10,)), Batch((MIB,)), Batch((28 * MIB,)), Batch((MIB,) * 9)]
-    return [
-        Point(batch, layout, link, batch_s(KNOWN, batch, layout, link) * generator.uniform(1 - noise, 1 + noise))
-        for layout, link in places
-        for batch in some
-        for _ in range(4)
-    ]
-
-
-def test_a_fit_finds_the_constants_again() -> None:
-    exact = fit(noisy_points(0.0))
-    assert astuple(exact) == pytest.approx(astuple(KNOWN), rel=1e-6)
-    found = fit(noisy_points(0.05))
-    assert astuple(found) == pytest.approx(astuple(KNOWN), rel=0.25)
-    assert max(abs(relative_error(found, point)) for point in noisy_points(0.0)) < 0.05
-
-
-def test_a_fit_never_beats_the_line() -> None:
-    impossible = [replace(point, seconds=point.seconds / 10) for point in noisy_points(0.0)]
-    assert all(each >= least for each, least in zip(astuple(fit(impossible)), astuple(LEAST), strict=True))
-
-
 def test_buffers_of_a_plan_are_taken_as_they_travel() -> None:
-    assert batch_of(plan()) == Batch((4 * 2_900_000, 4 * 500_000), (4 * 60_000,))
-    with pytest.raises(UsageError, match=r"float32, found bfloat16: add --set sharing\.wire=float32"):
-        batch_of(plan(wire="bfloat16"))
+    two_sites, line = Layout(2, 1), Link(0.0, 1e6)
+    assert predict(plan(), two_sites, line).exchange_s == pytest.approx(4 * 3.4)  # the stem is private
+    assert predict(plan(wire="bfloat16"), two_sites, line).exchange_s == pytest.approx(2 * 3.4)
 
 
 def test_options_are_read_in_their_units() -> None:
@@ -218,9 +120,12 @@ def test_computing_that_is_none_is_refused(compute_s: float) -> None:
         check_compute_s(compute_s)
 
 
-def test_the_table_says_what_is_extrapolated(tmp_path: Path) -> None:
-    console = Console(width=110, record=True, file=(tmp_path / "out").open("w"))
-    console.print(scale_table(KNOWN_FIT, plan(every=10), USUAL_LAYOUTS, SLOW, 0.24))
-    said = " ".join(console.export_text().split())
-    for words in ("64x16", "every 10 steps", "20 ms one way", "100 Mbit/s", "Extrapolated beyond 2 sites", "40%"):
-        assert words in said
+def test_the_table_says_what_it_counts_and_holds_two_digits() -> None:
+    console = Console(width=110, record=True, file=io.StringIO())
+    console.print(scale_table(plan(every=10), USUAL_LAYOUTS, SLOW, 0.2468))
+    text = " ".join(console.export_text().split())
+    for words in ("64x16", "every 10 steps", "20 ms one way", "100 Mbit/s", "rounds of messages times its delay"):
+        assert words in text
+    assert "0.25" in text and "0.2468" not in text
+    rows = scale_rows(plan(), USUAL_LAYOUTS, SLOW)
+    assert [row["ranks"] for row in rows] == [1, 2, 16, 256, 1024]
