@@ -22,7 +22,8 @@ from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.comm.start import start_comm
 from cxr_hvd.comm.watchdog import Watchdog
-from cxr_hvd.config.schema import PRESETS, Training
+from cxr_hvd.config.schema import PRESETS
+from cxr_hvd.config.sections import Training
 from cxr_hvd.data.loader import Batch
 from cxr_hvd.ledger.allowed import Group
 from cxr_hvd.ledger.writer import Ledger

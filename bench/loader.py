@@ -24,7 +24,7 @@ from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
 from bench.report import Figure, describe_machine, ratios, table, turns, write_report
-from cxr_hvd.config.schema import Augmentation, Labels
+from cxr_hvd.config.sections import Augmentation, Labels
 from cxr_hvd.data.loader import train_batches
 from cxr_hvd.data.studies import Shuffle, StudySet
 from cxr_hvd.study.labels import LABELS

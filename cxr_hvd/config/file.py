@@ -13,7 +13,8 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from cxr_hvd.config.schema import Config, Section, Site
+from cxr_hvd.config.schema import Config
+from cxr_hvd.config.sections import Section, Site
 from cxr_hvd.errors import ConfigError
 from cxr_hvd.yaml_text import MAX_DEPTH, load_yaml, parse_yaml, shortened
 

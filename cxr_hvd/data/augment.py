@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_hvd.config.schema import Augmentation
+from cxr_hvd.config.sections import Augmentation
 
 cv2.setNumThreads(0)  # the ranks of a node share its cores; OpenCV would take them all
 

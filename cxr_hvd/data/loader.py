@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cxr_hvd.config.schema import Augmentation, Config
+from cxr_hvd.config.schema import Config
+from cxr_hvd.config.sections import Augmentation
 from cxr_hvd.data.augment import draw_changes
 from cxr_hvd.data.augment_gpu import to_device
 from cxr_hvd.data.buffers import BatchBuffer, CpuBuffer, GpuBuffer

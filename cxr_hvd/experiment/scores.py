@@ -19,7 +19,8 @@ from pydantic import Field, ValidationError, model_validator
 from safetensors.numpy import save_file
 
 from cxr_hvd import __version__
-from cxr_hvd.config.schema import Config, SiteName
+from cxr_hvd.config.schema import Config
+from cxr_hvd.config.sections import SiteName
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.files import open_plain, replaced_file
 from cxr_hvd.ledger.form import Count, Form, Name, first_of

@@ -21,7 +21,8 @@ from safetensors.numpy import load_file, save_file
 
 from cxr_hvd.comm.communicator import Communicator, together
 from cxr_hvd.comm.device import choose_device, set_threads
-from cxr_hvd.config.schema import SITE_PATTERN, Config
+from cxr_hvd.config.schema import Config
+from cxr_hvd.config.sections import SITE_PATTERN
 from cxr_hvd.data.loader import batching_of_run
 from cxr_hvd.data.studies import StudySet, check_pixel_pipelines
 from cxr_hvd.errors import CheckpointError, UsageError

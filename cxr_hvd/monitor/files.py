@@ -12,7 +12,7 @@ from typing import Annotated, BinaryIO, Generic, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from cxr_hvd.config.schema import SiteName
+from cxr_hvd.config.sections import SiteName
 from cxr_hvd.errors import ConfigError
 from cxr_hvd.files import open_plain, read_plain
 from cxr_hvd.ledger.form import MAX_SAID, Form, first_of

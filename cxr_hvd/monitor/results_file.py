@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
-from cxr_hvd.config.schema import SiteName
+from cxr_hvd.config.sections import SiteName
 from cxr_hvd.ledger.form import Count, Form, Name
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]

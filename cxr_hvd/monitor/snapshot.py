@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from cxr_hvd.config.schema import SiteName
+from cxr_hvd.config.sections import SiteName
 from cxr_hvd.errors import CheckpointError, ConfigError
 from cxr_hvd.files import open_plain, read_plain
 from cxr_hvd.launch.rank_status import RankStatus, status_path

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.step_status import StopReason
-from cxr_hvd.config.schema import Checkpoints
-from cxr_hvd.config.schema import Validation as ValidationSettings
+from cxr_hvd.config.sections import Checkpoints
+from cxr_hvd.config.sections import Validation as ValidationSettings
 from cxr_hvd.partial.plan import SharingPlan
 from cxr_hvd.training.checkpoint.snapshot import take_snapshot
 from cxr_hvd.training.checkpoint.writer import CheckpointWriter

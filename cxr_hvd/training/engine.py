@@ -17,7 +17,7 @@ from torch.profiler import record_function
 
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.step_status import StepStatus, StopReason, Writing, begin_statuses
-from cxr_hvd.config.schema import Training
+from cxr_hvd.config.sections import Training
 from cxr_hvd.data.loader import Batch
 from cxr_hvd.models.forward import forward
 from cxr_hvd.partial.plan import Scope, SharingPlan

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from cxr_hvd.config.schema import Loss
+from cxr_hvd.config.sections import Loss
 from cxr_hvd.errors import ConfigError
 
 MAX_WEIGHT = 100.0

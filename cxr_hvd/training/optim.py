@@ -12,7 +12,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from cxr_hvd.config.schema import Training
+from cxr_hvd.config.sections import Training
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch's defaults
 MOMENTUM = 0.9

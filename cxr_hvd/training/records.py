@@ -5,7 +5,7 @@ The status of a rank is in `launch.rank_status`, since launchers read it, too. I
 
 from pydantic import Field
 
-from cxr_hvd.config.schema import SiteName
+from cxr_hvd.config.sections import SiteName
 from cxr_hvd.record import Finite, Record, Seconds, Share, Step
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cxr_hvd.config.schema import Training
+from cxr_hvd.config.sections import Training
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.partial.averager import Averager
 from cxr_hvd.training.loss_scale import LossScale, LossScaleState

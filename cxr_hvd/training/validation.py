@@ -21,7 +21,7 @@ from torch import nn
 
 from cxr_hvd.comm.answers import check_number
 from cxr_hvd.comm.job import Job
-from cxr_hvd.config.schema import Validation as Settings
+from cxr_hvd.config.sections import Validation as Settings
 from cxr_hvd.data.loader import Batching, plain_batches
 from cxr_hvd.data.studies import StudySet
 from cxr_hvd.models.forward import forward

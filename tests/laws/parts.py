@@ -17,7 +17,8 @@ from cxr_hvd.comm.horovod import HorovodComm
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.config.file import parse_config
-from cxr_hvd.config.schema import PRESETS, Config, Training
+from cxr_hvd.config.schema import PRESETS, Config
+from cxr_hvd.config.sections import Training
 from cxr_hvd.data.loader import Batch
 from cxr_hvd.models.build import build_model, tensor_specs
 from cxr_hvd.partial.averager import EXCHANGES, Averager, site_weights

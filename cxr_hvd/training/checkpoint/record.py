@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from cxr_hvd.config.schema import SiteName
+from cxr_hvd.config.sections import SiteName
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.files import read_plain
 from cxr_hvd.record import Record, Step, first_problem

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cxr_hvd.config.schema import Augmentation
+from cxr_hvd.config.sections import Augmentation
 from cxr_hvd.data.augment import (
     CLEAN,
     Blemish,

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from cxr_hvd.config.file import load_config
-from cxr_hvd.config.schema import Labels
+from cxr_hvd.config.sections import Labels
 from cxr_hvd.data.batch_sheet import TILE_PX, show_batch, write_batch_sheet
 from cxr_hvd.data.loader import Batch, train_batches
 from cxr_hvd.data.studies import Shuffle, StudySet

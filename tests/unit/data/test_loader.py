@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cxr_hvd.config.schema import Augmentation, Labels
+from cxr_hvd.config.sections import Augmentation, Labels
 from cxr_hvd.data.buffers import GpuBuffer
 from cxr_hvd.data.loader import (
     Batch,

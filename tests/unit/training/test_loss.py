@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from cxr_hvd.config.schema import Loss
+from cxr_hvd.config.sections import Loss
 from cxr_hvd.errors import ConfigError
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.training.loss import MAX_WEIGHT, MultiLabelLoss, build_loss

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cxr_hvd.config.schema import Training
+from cxr_hvd.config.sections import Training
 from cxr_hvd.training.optim import Optimizer
 
 
