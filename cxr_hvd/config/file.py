@@ -66,7 +66,7 @@ def _lay_over(tree: dict[str, Any], setting: str) -> None:
 
 def _explain(errors: list[ErrorDetails]) -> str:
     """Say the first error in one line, and how many more there are."""
-    error = min(errors, key=lambda each: each["type"] != "extra_forbidden")
+    error = min(errors, key=lambda problem: problem["type"] != "extra_forbidden")
     parts = [part for part in map(str, error["loc"]) if re.fullmatch(r"[\w-]+", part) and part != "str"]
     if error["type"] == "extra_forbidden":  # its last part is a key that a user wrote, whatever is in it
         unknown = str(error["loc"][-1])
@@ -76,16 +76,16 @@ def _explain(errors: list[ErrorDetails]) -> str:
         valid = _names_beside(parts)
         close = get_close_matches(parts[-1], valid, n=1, cutoff=0.5)
         hint = f"did you mean '{close[0]}'?" if close else f"valid: {', '.join(valid)}"
-        said = f"unknown key '{dotted}'; {hint}"
+        line = f"unknown key '{dotted}'; {hint}"
     elif error["type"] == "missing":
-        said = f"'{dotted}' is missing"
+        line = f"'{dotted}' is missing"
     elif error["type"] == "value_error":
-        said = f"{dotted}: {error['ctx']['error']}"
+        line = f"{dotted}: {error['ctx']['error']}"
     else:
-        found = json.dumps(error["input"])
+        value = json.dumps(error["input"])
         message = error["msg"].replace("Input should be ", "expected ", 1)
-        said = f"{dotted}: {message}, found {found if len(found) < 80 else found[:77] + '...'}"
-    return said + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
+        line = f"{dotted}: {message}, found {value if len(value) < 80 else value[:77] + '...'}"
+    return line + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
 
 
 def _names_beside(parts: list[str]) -> list[str]:

@@ -68,10 +68,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_experiment(self) -> "Config":
-        private, own = self.sharing.private, PRIVATE_OF[self.experiment]
-        if self.experiment != "D" and private not in (None, own):
+        private, preset = self.sharing.private, PRIVATE_OF[self.experiment]
+        if self.experiment != "D" and private not in (None, preset):
             raise ValueError(
-                f"experiment {self.experiment} is defined by sharing.private: {own}, found {private}; "
+                f"experiment {self.experiment} is defined by sharing.private: {preset}, found {private}; "
                 "leave it out, or choose experiment: D, whose private set is free"
             )
         return self
@@ -126,5 +126,5 @@ class Config(Section):
         if site not in self.sites:
             known = list(self.sites)
             raise ConfigError(f"no site is called '{site}', only {', '.join(known)}{nearest(site, known)}")
-        own = self.sites[site].model_copy(update={"ranks": 1})
-        return self.model_copy(update={"sites": {site: own}})
+        alone = self.sites[site].model_copy(update={"ranks": 1})
+        return self.model_copy(update={"sites": {site: alone}})

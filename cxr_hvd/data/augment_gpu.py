@@ -39,7 +39,7 @@ class StackedChanges:
 
 def stack_changes(changes: Sequence[Change], device: torch.device) -> StackedChanges:
     """Bring the changes of K images to a device."""
-    motions, blemishes = [each.motion for each in changes], [each.blemish for each in changes]
+    motions, blemishes = [change.motion for change in changes], [change.blemish for change in changes]
     numbers_8K = np.empty((8, len(changes)), dtype=np.float32)
     numbers_8K[:6] = np.stack([motion.inverse_map.ravel() for motion in motions], axis=1)
     numbers_8K[6] = [motion.gain for motion in motions]

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
-from typing import Any
 
 from cxr_hvd.errors import StudyFileError
-from cxr_hvd.files import read_plain, replaced_file, write_text
+from cxr_hvd.files import replaced_file, write_text
+from cxr_hvd.record import Record, read_record
 
 PART_BYTES = 16 << 20
 MAX_NOTE_BYTES = 1 << 16
@@ -42,7 +42,7 @@ def stage(source: Path, folder: Path, on_part: OnPart = lambda: None) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         before = _identity(source)
-        name = hashlib.sha256(before["path"].encode()).hexdigest()[:16]
+        name = hashlib.sha256(before.path.encode()).hexdigest()[:16]
         copy, note = folder / f"{name}.h5", folder / f"{name}.json"
         with _locked(folder / f"{name}.lock", on_part):
             if not _is_whole(copy, note, before, on_part):
@@ -54,25 +54,40 @@ def stage(source: Path, folder: Path, on_part: OnPart = lambda: None) -> Path:
         ) from error
 
 
-def _identity(path: Path) -> dict[str, Any]:
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
+class _Source(Record):
+    """Which file was copied, as it was then."""
+
+    path: str
+    bytes: int
+    changed: int
+
+
+class _Note(Record):
+    """What is written beside a copy once it is whole."""
+
+    source: _Source
+    sha256: str
+
+
+def _identity(path: Path) -> _Source:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise StudyFileError(
             f"{path}: expected a study file, found a folder, a FIFO or a device; check the config"
         )
-    return {"path": str(path.resolve()), "bytes": found.st_size, "changed": found.st_mtime_ns}
+    return _Source(path=str(path.resolve()), bytes=status.st_size, changed=status.st_mtime_ns)
 
 
-def _is_whole(copy: Path, note: Path, source: dict[str, Any], on_part: OnPart) -> bool:
+def _is_whole(copy: Path, path: Path, source: _Source, on_part: OnPart) -> bool:
     try:
-        told = json.loads(read_plain(note, MAX_NOTE_BYTES))
-        is_same = told["source"] == source and copy.stat().st_size == source["bytes"]
-        return bool(is_same and told["sha256"] == _digest(copy, on_part))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        note = read_record(path, _Note, MAX_NOTE_BYTES)
+        is_same = note.source == source and copy.stat().st_size == source.bytes
+        return is_same and note.sha256 == _digest(copy, on_part)
+    except (OSError, ValueError):
         return False
 
 
-def _copy(source: Path, copy: Path, note: Path, before: dict[str, Any], on_part: OnPart) -> None:
+def _copy(source: Path, copy: Path, note: Path, before: _Source, on_part: OnPart) -> None:
     note.unlink(missing_ok=True)
     digest = hashlib.sha256()
     with replaced_file(copy) as beside, source.open("rb") as read, beside.open("wb") as write:
@@ -87,7 +102,7 @@ def _copy(source: Path, copy: Path, note: Path, before: dict[str, Any], on_part:
     if _digest(copy, on_part) != digest.hexdigest():
         copy.unlink()
         raise StudyFileError(f"{copy}: differs from {source} after copying: that disk is bad; go without --stage")
-    write_text(note, json.dumps({"source": before, "sha256": digest.hexdigest()}))
+    write_text(note, json.dumps(_Note(source=before, sha256=digest.hexdigest()).model_dump()))
 
 
 def _digest(path: Path, on_part: OnPart) -> str:

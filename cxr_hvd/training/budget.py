@@ -26,8 +26,8 @@ def num_steps_before_launch(config: Config) -> int | None:
 def budget_of(config: Config, studies_per_site: list[int], validation_studies: Sequence[int] = ()) -> Budget:
     """Return how long a config trains on sites of these sizes. Pure; merged sites each count all studies."""
     ranks = [site.ranks for site in config.sites.values()]
-    sharers = [sum(ranks) if config.is_merged else own for own in ranks]
-    studies_per_step = [config.training.batch_size * own for own in sharers]
+    sharers = [sum(ranks) if config.is_merged else num_ranks for num_ranks in ranks]
+    studies_per_step = [config.training.batch_size * num_ranks for num_ranks in sharers]
     passes = [-(-studies // taken) for studies, taken in zip(studies_per_site, studies_per_step, strict=True)]
     asked = config.training.steps_per_epoch
     steps_per_epoch = asked if isinstance(asked, int) else max(passes) if asked == "largest" else min(passes)

@@ -81,6 +81,6 @@ def first_nonfinite(model: nn.Module, averager: Averager, status: StepStatus, ba
     if blocks is not None and status.is_private_finite:
         return ""
     # The one nearest to the loss: from there it spreads to all that come before.
-    gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    gradients = {name: tensor.grad for name, tensor in model.named_parameters() if tensor.grad is not None}
     bad = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
     return f"the gradient of {bad[-1]} is not finite" if bad else ""

@@ -120,7 +120,7 @@ def changed_settings(folder: RunFolder, config: Config) -> dict[str, tuple[str, 
     """
     if not folder.has_run() or not folder.steps():
         return {}
-    before, now = (_plain_items(each.shared_part()) for each in (folder.config(), config))
+    before, now = (_plain_items(side.shared_part()) for side in (folder.config(), config))
     changed = {
         name: (before.get(name, "not there"), now.get(name, "not there"))
         for name in {**now, **before}

@@ -48,7 +48,7 @@ class Optimizer:
     @torch.no_grad()
     def step(self) -> None:
         """Update all parameters, in one kernel a device."""
-        parameters: list[Tensor] = [each for each in self._parameters if each.grad is not None]
+        parameters: list[Tensor] = [parameter for parameter in self._parameters if parameter.grad is not None]
         own_gradients = gradients(self._parameters)
         if self._settings.optimizer == "adamw":
             self._step_adamw(parameters, own_gradients)
@@ -56,16 +56,16 @@ class Optimizer:
             self._step_sgd(parameters, own_gradients)
 
     def _step_adamw(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
-        for each in parameters:
-            if each not in self.state:
-                step = torch.zeros((), dtype=torch.float32, device=each.device)
-                self.state[each] = {
+        for parameter in parameters:
+            if parameter not in self.state:
+                step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                self.state[parameter] = {
                     "step": step,
-                    "exp_avg": torch.zeros_like(each),
-                    "exp_avg_sq": torch.zeros_like(each),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
                 }
         means, squares, steps = (
-            [self.state[each][name] for each in parameters] for name in ("exp_avg", "exp_avg_sq", "step")
+            [self.state[parameter][name] for parameter in parameters] for name in ("exp_avg", "exp_avg_sq", "step")
         )
         adamw(
             parameters,
@@ -85,7 +85,7 @@ class Optimizer:
         )
 
     def _step_sgd(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
-        buffers = [self.state.get(each, {}).get("momentum_buffer") for each in parameters]
+        buffers = [self.state.get(parameter, {}).get("momentum_buffer") for parameter in parameters]
         sgd(
             parameters,
             gradients,
@@ -99,8 +99,8 @@ class Optimizer:
             maximize=False,
         )
         self.state |= {
-            each: {"momentum_buffer": buffer}
-            for each, buffer in zip(parameters, buffers, strict=True)
+            parameter: {"momentum_buffer": buffer}
+            for parameter, buffer in zip(parameters, buffers, strict=True)
             if buffer is not None
         }
 

@@ -135,10 +135,10 @@ def _peak_memory() -> str:
     """Say the most memory that this process has used so far, and that its tensors have on the GPU."""
     # Linux counts in KiB, macOS in bytes.
     unit = 1 if sys.platform == "darwin" else 1024
-    said = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB"
+    peak = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB"
     if torch.cuda.is_available():
-        said += f", {torch.cuda.max_memory_allocated() / 1e9:.2f} GB on the GPU"
-    return said
+        peak += f", {torch.cuda.max_memory_allocated() / 1e9:.2f} GB on the GPU"
+    return peak
 
 
 def _write_trace(profiler: profile, path: Path) -> None:

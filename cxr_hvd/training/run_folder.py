@@ -115,7 +115,7 @@ class RunFolder:
         """Point `latest` at a checkpoint, and remove newer and unfinished ones and later rows of its logs."""
         with disk_errors(self.path):
             point_link(self.checkpoints / LATEST, self.checkpoint(step))
-            for newer in (each for each in self.steps() if each > step):
+            for newer in (other for other in self.steps() if other > step):
                 shutil.rmtree(self.checkpoint(newer))
             for unfinished in self.checkpoints.glob(".*.part"):
                 if unfinished.is_symlink():

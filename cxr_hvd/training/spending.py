@@ -108,7 +108,7 @@ def split(spans: Iterable[Span]) -> dict[str, float]:
     """
     part_us = dict.fromkeys(PARTS, 0.0)
     around: list[Span] = []
-    for span in sorted(spans, key=lambda each: (each.start_us, -each.end_us)):
+    for span in sorted(spans, key=lambda span: (span.start_us, -span.end_us)):
         while around and around[-1].end_us <= span.start_us:
             around.pop()
         if around:
@@ -142,16 +142,16 @@ def operator_table(spent: Spending) -> Table:
 
     Their shares are of the steps' wall-clock time.
     """
-    own_us = {each: each.gpu_us if spent.has_gpu else each.cpu_us for each in spent.operators}
+    self_us = {operator: operator.gpu_us if spent.has_gpu else operator.cpu_us for operator in spent.operators}
     table = Table()
     table.add_column("operator", no_wrap=True, overflow="ellipsis")
     for heading in ("calls a step", "self ms a step", "share"):
         table.add_column(heading, justify="right")
-    for each in sorted(own_us, key=lambda operator: -own_us[operator])[:NUM_OPERATORS]:
+    for operator in sorted(self_us, key=lambda operator: -self_us[operator])[:NUM_OPERATORS]:
         table.add_row(
-            each.name,
-            f"{each.num_calls / spent.num_steps:,.4g}",
-            f"{own_us[each] / spent.num_steps / 1e3:,.2f}",
-            f"{own_us[each] / spent.total_us:.1%}",
+            operator.name,
+            f"{operator.num_calls / spent.num_steps:,.4g}",
+            f"{self_us[operator] / spent.num_steps / 1e3:,.2f}",
+            f"{self_us[operator] / spent.total_us:.1%}",
         )
     return table
