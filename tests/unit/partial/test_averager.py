@@ -1,0 +1,44 @@
+"""Flat buffers and averaging without a launcher; the laws that need ranks are in tests/laws."""
+
+import torch
+
+from cxr_hvd.comm.job import Job
+from cxr_hvd.comm.local import LocalComm
+from cxr_hvd.comm.sites import Topology
+from cxr_hvd.config.schema import PRESETS
+from cxr_hvd.models.build import build_model, tensor_specs
+from cxr_hvd.partial.averager import STATE, WeightsExchange, site_weights
+from cxr_hvd.partial.buffers import flatten_blocks
+from cxr_hvd.partial.plan import Scope, build_plan
+
+
+def test_flat_buffers_are_the_model() -> None:
+    model = build_model("densenet121", 14, seed=1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plan = build_plan(tensor_specs(model), PRESETS["ends"])
+    buffers = flatten_blocks(model, plan, Scope.SHARED, STATE)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert sum(buffer.numel() for buffer in buffers.values()) == sum(
+        before[name].numel() for name in plan.names(Scope.SHARED)
+    )
+    for buffer in buffers.values():
+        buffer.fill_(3.0)
+    after = model.state_dict()
+    assert all(bool((after[name] == 3.0).all()) for name in plan.names(Scope.SHARED))
+    assert all(torch.equal(after[name], before[name]) for name in plan.names(Scope.PRIVATE))
+
+
+def test_alone_averaging_changes_nothing() -> None:
+    model = build_model("densenet121", 14, seed=1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plan = build_plan(tensor_specs(model), ())
+    alone = Topology(0, ("alone",), (0,))
+    optimizer = torch.optim.SGD(model.parameters())
+    WeightsExchange(model, plan, Job(LocalComm(), alone), [1.0]).after_update(0, False, optimizer)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_site_weights_sum_to_one() -> None:
+    assert site_weights("uniform", [1, 99]) == [0.5, 0.5]
+    assert site_weights("studies", [1, 3]) == [0.25, 0.75]

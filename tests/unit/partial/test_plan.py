@@ -1,0 +1,71 @@
+"""The plan: which tensors are shared, private and local; which patterns choose them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cxr_hvd.config.schema import PRESETS
+from cxr_hvd.errors import ConfigError
+from cxr_hvd.models.build import build_model, tensor_specs
+from cxr_hvd.partial.plan import Kind, Scope, build_plan
+
+MODEL = build_model("densenet121", 14, seed=0)
+SPECS = tensor_specs(MODEL)
+BLOCKS = list(dict.fromkeys(spec.block for spec in SPECS))
+
+
+def test_densenet_has_nine_blocks_and_every_tensor_is_in_one() -> None:
+    dense = {f"denseblock{n}" for n in range(1, 5)} | {f"transition{n}" for n in range(1, 4)}
+    assert set(BLOCKS) == dense | {"stem", "head"}
+    assert {spec.name for spec in SPECS} == set(MODEL.state_dict())
+
+
+def test_experiment_d_keeps_the_first_and_the_last_blocks() -> None:
+    plan = build_plan(SPECS, PRESETS["ends"])
+    private = {planned.spec.block for planned in plan.tensors if planned.scope is Scope.PRIVATE}
+    assert private == {"stem", "denseblock1", "denseblock4", "head"}
+    assert "features.conv0.weight" in plan.names(Scope.PRIVATE)
+    assert "features.norm5.running_mean" in plan.names(Scope.PRIVATE)
+    assert "features.transition2.norm.running_var" in plan.names(Scope.SHARED)
+
+
+@given(st.lists(st.sampled_from(BLOCKS), unique=True), st.sampled_from(["with-block", "private", "shared"]))
+def test_every_tensor_has_one_scope(private: list[str], batchnorm: str) -> None:
+    plan = build_plan(SPECS, private, batchnorm)  # type: ignore[arg-type]
+    names = [name for scope in Scope for name in plan.names(scope)]
+    assert sorted(names) == sorted(spec.name for spec in SPECS)
+    counters = {spec.name for spec in SPECS if spec.kind is Kind.COUNTER}
+    assert set(plan.names(Scope.LOCAL)) == counters
+
+
+@pytest.mark.parametrize(("batchnorm", "scope"), [("private", Scope.PRIVATE), ("shared", Scope.SHARED)])
+def test_batchnorm_statistics_follow_their_policy(batchnorm: str, scope: Scope) -> None:
+    plan = build_plan(SPECS, PRESETS["ends"], batchnorm)  # type: ignore[arg-type]
+    statistics = {spec.name for spec in SPECS if spec.kind is Kind.STATISTIC}
+    assert statistics <= set(plan.names(scope))
+
+
+def test_globs_choose_tensors_and_blocks() -> None:
+    plan = build_plan(SPECS, ["*.norm*", "transition?"])
+    private = set(plan.names(Scope.PRIVATE))
+    assert "features.denseblock2.denselayer1.norm1.weight" in private
+    assert "features.transition1.conv.weight" in private
+    assert "features.denseblock2.denselayer1.conv1.weight" not in private
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hint"), [("denseblok4", "did you mean 'denseblock4'"), ("layer9*", "blocks: stem")]
+)
+def test_a_pattern_that_matches_nothing_is_an_error(pattern: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match="matches no block and no tensor") as caught:
+        build_plan(SPECS, ["head", pattern])
+    assert hint in str(caught.value)
+
+
+def test_the_bytes_of_the_plan_are_those_of_its_shared_tensors() -> None:
+    plan = build_plan(SPECS, PRESETS["ends"], every=2)
+    told = sum(row.bytes_per_step for row in plan.summary())
+    tensors = MODEL.state_dict()
+    assert told == sum(tensors[name].nbytes for name in plan.names(Scope.SHARED)) / 2
+    parameters = sum(row.num_parameters for row in plan.summary())
+    assert parameters == sum(parameter.numel() for parameter in MODEL.parameters())
