@@ -159,9 +159,9 @@ def measure_jobs(folder: Path, size: Size, num_rounds: int) -> list[Figure]:
     for _ in range(num_rounds):
         for name, num in (("one", 1), ("two", 2)):
             rates[f"{name} bare"].append(run_bare(root, size, num))
-            told = run_job(root, out, num)
-            rates[f"{name} rank{'s' * (num > 1)}"].append(told["num_images"] / told["load_s"])
-            peak_mib = max(peak_mib, told["peak_mib"])
+            result = run_job(root, out, num)
+            rates[f"{name} rank{'s' * (num > 1)}"].append(result["num_images"] / result["load_s"])
+            peak_mib = max(peak_mib, result["peak_mib"])
     note = ", ".join(f"{name} {statistics.median(rate):,.0f}/s" for name, rate in rates.items())
     speedup, worth, pace = (
         [one / other for one, other in zip(rates[to], rates[of], strict=True)]
@@ -195,15 +195,15 @@ def decode_bare(paths: Sequence[Path], flag: int) -> None:
 
 
 def run_job(root: Path, out: Path, num_ranks: int) -> dict[str, float]:
-    """Run one job and return what it told."""
+    """Run one job and return its result."""
     command = [sys.executable, "-m", "preprocess.cli", "chexpert", str(root), "--out", str(out)]
     command += ["--keep-ids", "--overwrite", "--json"]
     prefix = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(num_ranks)]
     finished = subprocess.run([*prefix, *command], capture_output=True, text=True, check=False, timeout=600)
     if finished.returncode:
         raise SystemExit(f"the job failed: {finished.stderr[-2000:]}")
-    told: dict[str, float] = json.loads(finished.stdout)
-    return told
+    result: dict[str, float] = json.loads(finished.stdout)
+    return result
 
 
 def measure_file(path: Path, num_rounds: int) -> list[Figure]:

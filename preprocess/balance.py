@@ -1,4 +1,4 @@
-"""How often each label is present in what was drawn, split by split, beside the whole source."""
+"""Compute how often each label is present in the drawn studies, split by split, beside the whole source."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING

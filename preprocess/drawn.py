@@ -46,7 +46,7 @@ def repeat_drawn(path: Path, studies: Iterable[StudyRecord], hash_id: HashId) ->
     listed: dict[str, list[str]] = {}
     chosen: dict[str, tuple[StudyRecord, Split]] = {}
     splits = {split.name.lower(): split for split in Split}
-    split_of_patient: dict[str, Split] = {}
+    splits_by_patient: dict[str, Split] = {}
     unknown = 0
     try:
         with open_lines(path, "--drawn") as lines:
@@ -72,7 +72,7 @@ def repeat_drawn(path: Path, studies: Iterable[StudyRecord], hash_id: HashId) ->
                         f"{where}: expected the patient that the source names for this study, found another; "
                         "use the list with the source that it was drawn from"
                     )
-                if split_of_patient.setdefault(study.patient_id, split) is not split:
+                if splits_by_patient.setdefault(study.patient_id, split) is not split:
                     raise DataError(f"{where}: expected a patient in one split, found this row's in two")
                 chosen[row[0]] = study, split
     except csv.Error as error:

@@ -1,4 +1,4 @@
-"""Images that cannot be used: listed beside the output, left out of it, and where they are many, the job fails.
+"""List the images that cannot be used beside the output, and fail where they are too many.
 
 A row of `NAME.quarantine.csv` is the table and row that name the image, and the reason. It holds no identifier.
 """

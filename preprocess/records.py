@@ -1,4 +1,4 @@
-"""What a hospital's folder says, before any pixel is read: studies, their images, and where each was named.
+"""Records of a hospital's folder before any pixel is read: studies, their images, and the row that names each.
 
 A source (preprocess/sources) turns its tables into a `StudyListing`; everything after it (selection, pixels,
 write) knows these records only. A record holds identifiers as the hospital gave them: it stays in memory.
@@ -95,14 +95,14 @@ class SourceOptions:
 
 
 class UnusableImageError(ValueError):
-    """What a pipeline found in a file that another copy of the same file would not mend.
+    """A file is whole, but no image that a pipeline reads; another copy of it would not help.
 
     Attributes:
         remedy: what to do instead, as the end of a sentence.
     """
 
-    def __init__(self, found: str, remedy: str = "remove the row") -> None:
-        super().__init__(found)
+    def __init__(self, finding: str, remedy: str = "remove the row") -> None:
+        super().__init__(finding)
         self.remedy = remedy
 
 

@@ -1,4 +1,4 @@
-"""Who goes into the study file, and for what: splits that no patient crosses.
+"""Choose the studies of a study file and the split of each; no patient is in two splits.
 
 Every choice follows from SHA-256 of the seed and a patient's identifier, not from a generator's state: the
 order of rows in a source, the number of ranks and the machine change nothing, and a patient that is added
@@ -21,7 +21,7 @@ WAYS = ("official", "random")
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen studies in the order of the file, the split of each, and how it was come by, in words."""
+    """The chosen studies in the order of the file, the split of each, and how they were chosen, in words."""
 
     studies: tuple[StudyRecord, ...]
     splits: tuple[Split, ...]
@@ -81,7 +81,7 @@ def select(
         chosen = _by_shares(patients)
         rule = "drawn by patient, " + "/".join(f"{share:.0%}" for share in SHARES.values())
     for split in sorted(wanted):
-        if not any(found is split for _, found in chosen):
+        if split not in {chosen_split for _, chosen_split in chosen}:
             raise DataError(
                 f"expected studies in every split, found none for {split.name.lower()} "
                 f"among {len(patients)} patients; set --train, --validate and --test, or add studies"
@@ -132,8 +132,8 @@ def _by_source(
         return [(study, study.split) for patient in patients for study in patient if study.split is not None]
     chosen: list[tuple[StudyRecord, Split]] = []
     for split in sorted(counts, reverse=True):
-        own = (patient for patient in patients if patient[0].split is split)
-        chosen += _drawn(own, split, counts[split])
+        published = (patient for patient in patients if patient[0].split is split)
+        chosen += _drawn(published, split, counts[split])
     return chosen
 
 

@@ -142,7 +142,7 @@ class TableReader:
             self._refuse(f"{name} inside this file", f"{dataset.nbytes:,} bytes declared in a smaller one")
         return np.asarray(dataset.asstr()[:] if kind is str else dataset[:])
 
-    def _refuse(self, expected: str, found: str) -> NoReturn:
+    def _refuse(self, expected: str, actual: str) -> NoReturn:
         raise StudyFileError(
-            f"{self._path}: expected {expected}, found {found}; write the file again with cxr-preprocess"
+            f"{self._path}: expected {expected}, found {actual}; write the file again with cxr-preprocess"
         )

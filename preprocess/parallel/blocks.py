@@ -1,4 +1,4 @@
-"""Blocks: a few dozen consecutive images each, the unit in which ranks share the work and a job restarts.
+"""Write and read blocks of a few dozen consecutive images: the unit in which ranks share work and a job restarts.
 
 A block's file is the raw pages of its good images, one after the other, then a trailer of JSON: which images
 of each study are good, their SHA-256, which are bad and why, the digest of the job, and a signature of the
@@ -160,8 +160,8 @@ def _signature(studies: Sequence[StudyRecord]) -> str:
     for study in studies:
         for image in study.images:
             try:
-                found = image.path.stat()
-                digest.update(f"{found.st_size} {found.st_mtime_ns}\n".encode())
+                status = image.path.stat()
+                digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
             except OSError:
                 digest.update(b"missing\n")
     return digest.hexdigest()

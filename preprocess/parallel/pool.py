@@ -1,4 +1,4 @@
-"""Tasks that the ranks of a job share out while they work: whoever is free takes the next one.
+"""Share tasks among the ranks of a job while they work: whoever is free takes the next one.
 
 A static partition would have to know what an image costs before it is read, and how fast each core is today; a
 counter need not. See docs/decisions/0008-preprocess-shards.md.
@@ -22,7 +22,7 @@ class Pool(Protocol):
         """Tell the leader that a task is `DONE` or `RESUMED`: an earlier run had done it."""
 
     def state(self, task: int) -> int:
-        """Return the state that was told of a task, or 0. Leader only."""
+        """Return the state of a task, or 0 where it is not finished. Leader only."""
 
     def close(self) -> None:
         """End the sharing. Collective: every rank, and only where none has failed."""

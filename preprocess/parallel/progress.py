@@ -1,4 +1,4 @@
-"""How far the work has come: a bar on a terminal, a line every tenth in a log, nothing on other ranks."""
+"""Show progress: a bar on a terminal, a line every tenth in a log, nothing on other ranks."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ _QUIET_S = 2.0
 
 
 class Progress(Protocol):
-    """Told of each phase and of the images done in it."""
+    """Shows each phase and the images done in it."""
 
     def start(self, phase: str, num_images: int) -> None:
         """Begin a phase of `num_images`, of all ranks together."""
@@ -21,7 +21,7 @@ class Progress(Protocol):
 
 
 class Silence:
-    """Says nothing: for ranks that do not lead, and for callers that want only the result."""
+    """Shows nothing: for ranks that do not lead, and for callers that want only the result."""
 
     def start(self, phase: str, num_images: int) -> None:
         pass
@@ -38,13 +38,13 @@ class Lines:
 
     def start(self, phase: str, num_images: int) -> None:
         self._phase, self._total, self._done, self._tenth = phase, num_images, 0, 0
-        self._started = self._said = time.monotonic()
+        self._started = self._printed_at = time.monotonic()
 
     def advance(self, num_images: int) -> None:
         self._done += num_images
         now, tenth = time.monotonic(), 10 * self._done // max(1, self._total)
-        if tenth > self._tenth and now - self._said > _QUIET_S:
-            self._tenth, self._said = tenth, now
+        if tenth > self._tenth and now - self._printed_at > _QUIET_S:
+            self._tenth, self._printed_at = tenth, now
             rate = self._done / (now - self._started)
             print(
                 f"{self._phase}: {self._done:,} of {self._total:,} images, {rate:,.0f}/s",

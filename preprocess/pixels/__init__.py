@@ -1,1 +1,1 @@
-"""From image files to pixels: JPEG, PNG and DICOM become (256, 256) uint8."""
+"""Load image files as pixels: JPEG, PNG and DICOM become (256, 256) uint8."""

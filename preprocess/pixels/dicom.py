@@ -1,4 +1,4 @@
-"""DICOM files to 8-bit gray images, in two ways that must not be mixed: `decode_voi` and `decode_mimic`.
+"""Decode DICOM files to 8-bit gray images, in two ways that must not be mixed: `decode_voi` and `decode_mimic`.
 
 Only the attributes that pixels need are read (`_TAGS`), so no name, identifier, date or text of a patient is ever
 in memory as such; pydicom's warnings and messages, which quote values, are silenced; an error says what kind of
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preprocess.pixels import grayscale
-from preprocess.pixels.rasters import check_size
+from preprocess.pixels.rasters import check_size, claimed_frame_size
 from preprocess.records import UnusableImageError
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def decode_voi(content: bytes, size: int) -> NDArray[np.uint8]:
     places_HW = values_HW.astype(np.int32) - low
     counts_V = np.bincount(places_HW.ravel())
     # With a window outside its values a film is blank, but perhaps for a burnt-in letter.
-    most_of_shade, most_of_value = np.bincount(shades_V, weights=counts_V).max(), counts_V.max()
-    if most_of_shade == places_HW.size > most_of_value or most_of_shade >= _BLANK * places_HW.size > most_of_value:
+    num_of_shade, num_of_value = np.bincount(shades_V, weights=counts_V).max(), counts_V.max()
+    if num_of_shade == places_HW.size > num_of_value or num_of_shade >= _BLANK * places_HW.size > num_of_value:
         raise UnusableImageError("one whose window or look-up table makes a single shade of all its values")
     return shades_V[places_HW]
 
@@ -188,29 +188,9 @@ def _check_syntax(dataset: "Dataset", syntax: Any) -> None:
             f"{syntax.name} compression, which no installed decoder reads ({extra}decompress it)",
             "pip install 'cxr_hvd[dicom-jpeg]', then run again" if extra else "decompress it or remove the row",
         )
-    claimed = _claimed_size(frame)
+    claimed = claimed_frame_size(frame)
     if claimed is not None and claimed != (dataset.Rows, dataset.Columns):
         raise ValueError("a compressed frame of another size than its header's")
-
-
-def _claimed_size(frame: bytes) -> tuple[int, int] | None:
-    """Return the (height, width) that a JPEG 2000, JPEG or JPEG-LS frame claims, or None."""
-    # The codestream stands at the start, or in the boxes of a JP2 file; elsewhere these bytes are chance.
-    start = frame.find(b"\xff\x4f\xff\x51") if frame[4:8] == b"jP  " else 0
-    if frame[start : start + 4] == b"\xff\x4f\xff\x51":
-        siz = np.frombuffer(frame[start + 8 : start + 24].ljust(16, b"\0"), ">u4")
-        width, height, left, top = map(int, siz)
-        return height - top, width - left
-    position = 2
-    while frame[:2] == b"\xff\xd8" and len(frame) >= position + 9 and frame[position] == 0xFF:
-        marker = frame[position + 1]
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            return (
-                int.from_bytes(frame[position + 5 : position + 7], "big"),
-                int.from_bytes(frame[position + 7 : position + 9], "big"),
-            )
-        position += 1 if marker == 0xFF else 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
-    return None
 
 
 def _values(dataset: "Dataset") -> NDArray[Any]:
@@ -230,14 +210,14 @@ def _values(dataset: "Dataset") -> NDArray[Any]:
 
 
 @contextmanager
-def _reading(found: str) -> Iterator[None]:
+def _reading(finding: str) -> Iterator[None]:
     """Turn whatever pydicom or a decoder raises into a `ValueError` that quotes nothing of the file."""
     try:
         with _quiet():
             yield
     # Each plug-in raises kinds of its own, and on damaged files anything: all mean that this file is bad.
     except Exception as error:
-        raise ValueError(f"{found} ({type(error).__name__})") from None
+        raise ValueError(f"{finding} ({type(error).__name__})") from None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""From the values that a DICOM file stores to brightness: modality LUT or rescale, then VOI LUT or window.
+"""Map the stored values of a DICOM file to brightness: modality LUT or rescale, then VOI LUT or window.
 
 Formulas of DICOM PS3.3, C.11.1 and C.11.2. A function here takes the values once, not the image: there are at most
 65,536 of 16 bits. Inversion (MONOCHROME1) is left to the caller.

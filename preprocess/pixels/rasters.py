@@ -1,4 +1,4 @@
-"""JPEG and PNG files to 8-bit gray images, refused before they are decoded where they are not whole.
+"""Decode JPEG and PNG files to 8-bit gray images; refuse those that are not whole before they are decoded.
 
 OpenCV fills what a truncated file lacks with gray and says nothing. So the markers of a JPEG file and the
 chunks of a PNG file are walked first; the same walk reads the size, and a header that claims more than
@@ -58,7 +58,7 @@ def decode(content: bytes, size: int) -> NDArray[np.uint8]:
         shorter = min(jpeg_size(content))
         flags = next(_REDUCED[scale] for scale in _REDUCED if scale == 1 or shorter // scale >= 2 * size)
     else:
-        raise ValueError(_format_of(content))
+        raise ValueError(_describe_format(content))
     try:
         decoded_HW = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
@@ -162,7 +162,27 @@ def check_size(height: int, width: int) -> None:
         raise ValueError(f"one of {width}x{height} pixels, more than {MAX_PIXELS:,}")
 
 
-def _format_of(content: bytes) -> str:
+def claimed_frame_size(frame: bytes) -> tuple[int, int] | None:
+    """Return the (height, width) that a JPEG 2000, JPEG or JPEG-LS frame claims, or None."""
+    # The codestream stands at the start, or in the boxes of a JP2 file; elsewhere these bytes are chance.
+    start = frame.find(b"\xff\x4f\xff\x51") if frame[4:8] == b"jP  " else 0
+    if frame[start : start + 4] == b"\xff\x4f\xff\x51":
+        siz = np.frombuffer(frame[start + 8 : start + 24].ljust(16, b"\0"), ">u4")
+        width, height, left, top = map(int, siz)
+        return height - top, width - left
+    position = 2
+    while frame[:2] == b"\xff\xd8" and len(frame) >= position + 9 and frame[position] == 0xFF:
+        marker = frame[position + 1]
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            return (
+                int.from_bytes(frame[position + 5 : position + 7], "big"),
+                int.from_bytes(frame[position + 7 : position + 9], "big"),
+            )
+        position += 1 if marker == 0xFF else 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
+    return None
+
+
+def _describe_format(content: bytes) -> str:
     if content[128:132] == b"DICM":
         return "a DICOM file, which --pixels dicom-voi or mimic-jpg-compat reads"
     if not content:

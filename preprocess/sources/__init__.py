@@ -1,4 +1,4 @@
-"""The layouts that this program reads: one module each, and a table from name to plain function."""
+"""The layouts of sources: one module each, and a table from a layout's name to the function that reads it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +7,8 @@ from preprocess.records import SourceOptions, StudyListing
 from preprocess.sources import chexpert, manifest, mimic_cxr
 
 SOURCES: dict[str, Callable[[Path, SourceOptions], StudyListing]] = {
-    "chexpert": chexpert.studies,
-    "mimic-cxr": mimic_cxr.studies,
-    "mimic-cxr-dicom": mimic_cxr.dicom_studies,
-    "manifest": manifest.studies,
+    "chexpert": chexpert.read_studies,
+    "mimic-cxr": mimic_cxr.read_studies,
+    "mimic-cxr-dicom": mimic_cxr.read_dicom_studies,
+    "manifest": manifest.read_studies,
 }

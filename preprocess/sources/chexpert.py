@@ -1,4 +1,4 @@
-"""CheXpert as published and as it is unpacked: train.csv, valid.csv (and test.csv) beside folders of JPEG files.
+"""Read CheXpert as published and as it is unpacked: train.csv, valid.csv (and test.csv) beside folders of JPEGs.
 
 Irvin et al., "CheXpert: A Large Chest Radiograph Dataset with Uncertainty Labels", AAAI 2019. A row is an
 image; its `Path` is `CheXpert-v1.0[-small]/train/patientNNNNN/studyN/viewN_WAY.jpg`, whatever the folder is
@@ -16,9 +16,9 @@ from cxr_hvd.errors import DataError
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import Split, View
 from preprocess.records import ImageRecord, SourceOptions, StudyListing
+from preprocess.sources.collector import StudyCollector
 from preprocess.sources.folder import ImageFolder
-from preprocess.sources.gathering import Gathering
-from preprocess.sources.tables import Row, labels_of, read_rows
+from preprocess.sources.tables import Row, parse_labels, read_rows
 from preprocess.sources.text import tables_sha256
 
 FOLDERS = ("CheXpert-v1.0", "CheXpert-v1.0-small")
@@ -43,7 +43,7 @@ _VIEWS = {
 }
 
 
-def studies(root: Path, options: SourceOptions) -> StudyListing:
+def read_studies(root: Path, options: SourceOptions) -> StudyListing:
     """Read the tables of the CheXpert folder at or below `root`; no image is opened.
 
     Raises:
@@ -54,25 +54,25 @@ def studies(root: Path, options: SourceOptions) -> StudyListing:
     batches = _batches(base)
     folder = ImageFolder(base if batches else data)
     tables = [data / name for name in TABLES if name in ("train.csv", "valid.csv") or (data / name).exists()]
-    gathering = Gathering()
+    collector = StudyCollector()
     for table in tables:
         for row in read_rows(table, COLUMNS):
             patient, study, image = _read(row, folder, batches)
-            gathering.add(patient, f"{patient}/{study}", TABLES[table.name], labels_of(row), image)
-    return gathering.listing(tables_sha256(tables))
+            collector.add(patient, f"{patient}/{study}", TABLES[table.name], parse_labels(row), image)
+    return collector.listing(tables_sha256(tables))
 
 
 def _data_folder(root: Path) -> Path:
     """Return the folder that holds train.csv: `root` itself, or the one folder at most two levels below it."""
     root = root.resolve()
     for pattern in ("CheXpert-v1.0*/train.csv", "train.csv", "*/train.csv", "*/*/train.csv"):
-        found = sorted({path.parent.resolve() for path in root.glob(pattern)})
-        if len(found) == 1:
-            return found[0]
-        if found:
+        folders = sorted({path.parent.resolve() for path in root.glob(pattern)})
+        if len(folders) == 1:
+            return folders[0]
+        if folders:
             raise DataError(
-                f"{root}: expected one folder with CheXpert's train.csv, found {len(found)} of them, "
-                f"{found[0].name} and {found[1].name}; give one of them as ROOT"
+                f"{root}: expected one folder with CheXpert's train.csv, found {len(folders)} of them, "
+                f"{folders[0].name} and {folders[1].name}; give one of them as ROOT"
             )
     what = "no folder with one" if root.is_dir() else "no folder of this name"
     raise DataError(f"{root}: expected CheXpert's train.csv here or in a folder below, found {what}; check ROOT")

@@ -1,4 +1,4 @@
-"""What a hospital's own table means: the YAML file that `cxr-preprocess manifest TABLE --columns YAML` reads.
+"""The schema of a YAML file of columns: what a table's columns mean (`cxr-preprocess manifest --columns YAML`).
 
 Everything in it is text: `0`, `No` and `null` stay what the table writes, and a key that is not named here, or
 comes twice, is an error. docs/data-format.md explains the keys; preprocess/manifests/ holds files to start from.
@@ -173,7 +173,7 @@ def find_columns(path: Path | None) -> Path:
     Raises:
         UsageError: there is none.
     """
-    shipped = sorted(each.stem for each in SHIPPED.glob("*.yaml"))
+    shipped = sorted(file.stem for file in SHIPPED.glob("*.yaml"))
     if path is None:
         raise UsageError(f"--columns: expected a YAML file, or one of {', '.join(shipped)}; found none")
     if path.is_file():
@@ -197,7 +197,7 @@ def load_columns(path: Path) -> Columns:
 
 def _explain(error: ValidationError) -> str:
     """Say the first error in one line; the nearest valid key where one is misspelt."""
-    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    first = min(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     parts = [str(part) for part in first["loc"] if not str(part).startswith("function-")]
     dotted = ".".join(parts) or "columns"
     if first["type"] == "extra_forbidden":

@@ -1,4 +1,4 @@
-"""A YAML file of columns to start from, made of a table's header: `cxr-preprocess manifest TABLE --draft YAML`.
+"""Draft a YAML file of columns from a table's header: `cxr-preprocess manifest TABLE --draft YAML`.
 
 It guesses by names what each column is. What it cannot guess stands there as `CHANGE-ME`, which no table has, so
 that the next run says what is missing. No row is read, so that nothing of a patient stands in the file.
@@ -12,7 +12,7 @@ from pathlib import Path
 from cxr_hvd.errors import DataError, UsageError
 from cxr_hvd.files import replaced_file
 from cxr_hvd.study.labels import LABELS
-from preprocess.sources.tables import DELIMITERS, delimiter_of, split_header
+from preprocess.sources.tables import DELIMITERS, guess_delimiter, split_header
 from preprocess.sources.text import open_lines
 
 MISSING = "CHANGE-ME"
@@ -69,7 +69,7 @@ def build_draft(table: Path, name: str) -> str:
     with open_lines(table, "TABLE") as lines:
         line = next(lines, "").rstrip("\r\n")
     try:
-        headers = {delimiter: split_header(line, delimiter) for delimiter in (delimiter_of(table), *DELIMITERS)}
+        headers = {delimiter: split_header(line, delimiter) for delimiter in (guess_delimiter(table), *DELIMITERS)}
     except csv.Error as error:
         raise DataError(f"{table.name} row 1: expected names of columns, found none; check TABLE") from error
     delimiter, header = max(headers.items(), key=lambda item: len(item[1]))
@@ -83,7 +83,7 @@ def build_draft(table: Path, name: str) -> str:
         "# explains the keys. Then:",
         f"#   cxr-preprocess manifest TABLE --columns {_quoted(name)} --out FILE --site NAME",
         f"# All columns: {', '.join(map(_quoted, header))}",
-        *([f"delimiter: {json.dumps(delimiter)}"] if delimiter != delimiter_of(table) else []),
+        *([f"delimiter: {json.dumps(delimiter)}"] if delimiter != guess_delimiter(table) else []),
         f"patient: {_quoted(patient)}",
         f"study: [{_quoted(patient)}, {_quoted(study)}]        # the study alone, where its ids are unique",
         "images:",
@@ -137,8 +137,8 @@ def _labels(header: list[str], findings: str | None) -> list[str]:
 
 
 def _find(header: list[str], patterns: tuple[str, ...]) -> str | None:
-    found = (column for pattern in patterns for column in header if re.search(pattern, column.lower()))
-    return next(found, None)
+    matches = (column for pattern in patterns for column in header if re.search(pattern, column.lower()))
+    return next(matches, None)
 
 
 def _plain(name: str) -> str:

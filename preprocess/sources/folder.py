@@ -1,4 +1,4 @@
-"""The folder that holds a source's images: the only place from which a table may name a file."""
+"""Resolve the paths of images that a table names; only files inside the source's folder are read."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Any table of images, with a YAML file that says what its columns mean (preprocess/sources/columns.py).
+"""Read any table of images, with a YAML file that says what its columns mean (columns.py).
 
 TABLE is a CSV or TSV, plain or gzipped, images beside it or below; or, where the YAML names several tables, the
 folder that holds them. Errors name a table, a row and a column and never quote a cell: what a column of a
@@ -13,18 +13,18 @@ from pathlib import Path
 from cxr_hvd.errors import ConfigError, DataError, UsageError
 from cxr_hvd.study.layout import Split, View
 from preprocess.records import ImageRecord, SourceOptions, StudyListing
-from preprocess.sources import meanings
+from preprocess.sources.collector import StudyCollector, differing_label, forms_differ
 from preprocess.sources.columns import Columns, Table, find_columns, load_columns
 from preprocess.sources.folder import ImageFolder
-from preprocess.sources.gathering import Gathering, differing_label, forms_differ
-from preprocess.sources.readings import Named, by_majority
+from preprocess.sources.readings import Reading, merge_by_majority
+from preprocess.sources.row_labels import build_label_reader, label_columns, unknown_value
 from preprocess.sources.tables import Row, read_rows
 from preprocess.sources.text import open_lines, tables_sha256
 
 _BRACES = re.compile(r"\{([^{}]+)\}")
 
 
-def studies(table: Path, options: SourceOptions) -> StudyListing:
+def read_studies(table: Path, options: SourceOptions) -> StudyListing:
     """Read the table (or the folder of tables) with the meaning that `options.columns` gives to its columns.
 
     Raises:
@@ -37,13 +37,13 @@ def studies(table: Path, options: SourceOptions) -> StudyListing:
     if columns.tables and not table.is_dir():
         raise UsageError(f"{table}: expected the folder of the tables that {source.name} names, found no folder")
     tables = _tables(root, columns.tables) or {table: Table()}
-    gathering = Gathering(options.max_unlabelled)
-    reader = _Reader(root, columns, source.name, gathering)
+    collector = StudyCollector(options.max_unlabelled)
+    reader = _Reader(root, columns, source.name, collector)
     for path, about in tables.items():
-        named = reader.rows(path, about)
-        for one in by_majority(named, gathering) if about.readers else named:
-            gathering.add(one.patient, one.study, one.split, one.labels, one.image)
-    return gathering.listing(tables_sha256([*tables, *reader.others, source]))
+        readings = reader.rows(path, about)
+        for reading in merge_by_majority(readings, collector) if about.readers else readings:
+            collector.add(reading.patient, reading.study, reading.split, reading.labels, reading.image)
+    return collector.listing(tables_sha256([*tables, *reader.other_files, source]))
 
 
 def _tables(root: Path, names: dict[str, Table]) -> dict[Path, Table]:
@@ -59,29 +59,29 @@ class _Reader:
     """Turns rows into what they say, with the tables and lists that stand beside.
 
     Attributes:
-        others: the files that were read beside the tables.
+        other_files: the files that were read beside the tables.
     """
 
-    def __init__(self, root: Path, columns: Columns, yaml: str, gathering: Gathering) -> None:
+    def __init__(self, root: Path, columns: Columns, yaml: str, collector: StudyCollector) -> None:
         self._columns = columns
         self._yaml = yaml
-        self._gathering = gathering
+        self._collector = collector
         self._find_image = _finder(root, columns.images.folders)
-        self._labels_of = meanings.reader(columns)
+        self._read_labels = build_label_reader(columns)
         self._joined: dict[str, Row] = {}
         self._listed: dict[str, str] = {}
-        self.others: list[Path] = []
+        self.other_files: list[Path] = []
         for name in columns.split.lists if columns.split else ():
-            self.others.append(_inside(root, name))
-            self._read_list(self.others[-1], name)
+            self.other_files.append(_inside(root, name))
+            self._read_list(self.other_files[-1], name)
         self._wanted = [*columns.patient, *columns.study, *_BRACES.findall(columns.images.file)]
         self._wanted += [columns.view.column] if columns.view else []
         self._wanted += [columns.split.column] if columns.split and columns.split.column else []
         if columns.join is None:
-            self._wanted += meanings.columns_of(columns)
+            self._wanted += label_columns(columns)
         else:
-            self.others.append(_inside(root, columns.join.table))
-            self._read_joined(self.others[-1], columns.join.on)
+            self.other_files.append(_inside(root, columns.join.table))
+            self._read_joined(self.other_files[-1], columns.join.on)
             self._wanted.append(columns.join.on)
 
     def _read_list(self, path: Path, name: str) -> None:
@@ -100,18 +100,19 @@ class _Reader:
 
     def _read_joined(self, path: Path, on: str) -> None:
         """Read the table of labels by its column `on`; rows that repeat others are counted, others refused."""
-        names = list(dict.fromkeys([on, *meanings.columns_of(self._columns)]))
+        names = list(dict.fromkeys([on, *label_columns(self._columns)]))
         for row in read_rows(path, names, self._columns.delimiter, self._yaml):
             earlier = self._joined.setdefault(row.cells[on], row)
             # Other text may mean the same: 1 and 1.0.
-            if earlier.cells != row.cells and differing_label(self._labels_of(earlier), self._labels_of(row)):
+            if earlier.cells != row.cells and differing_label(self._read_labels(earlier), self._read_labels(row)):
                 raise DataError(
                     f"{row.where}: expected the labels of {earlier.where}, which has the same '{on}', found "
                     "others; repair the table"
                 )
-            self._gathering.num_duplicates += earlier is not row
+            if earlier is not row:
+                self._collector.count_duplicate()
 
-    def rows(self, path: Path, about: Table) -> Iterator[Named]:
+    def rows(self, path: Path, about: Table) -> Iterator[Reading]:
         """Yield what each row of a table says."""
         columns = self._columns
         wanted = [*self._wanted, *([about.reader] if about.reader else [])]
@@ -133,19 +134,19 @@ class _Reader:
                     continue
                 labelled = Row(self._joined[key].cells, row.where)
             if negative and negative not in row.cells:
-                self._gathering.notes.add(
+                self._collector.add_note(
                     f"{path.name} has no column '{negative}': no image is taken for a negative"
                 )
             is_negative = columns.negative is not None and row.cells.get(negative) in columns.negative.values
-            split = _split_of(about.split) if about.split else self._split(row, file)
+            split = Split[about.split.upper()] if about.split else self._split(row, file)
             image = ImageRecord(self._find_image(file, row.where), self._view(row), row.where, is_negative)
             reader = row.cells[about.reader] if about.reader else ""
-            yield Named(patient, study, split, self._labels_of(labelled), image, reader)
+            yield Reading(patient, study, split, self._read_labels(labelled), image, reader)
 
     def _leave_out(self, study: str, row: Row, on: str) -> None:
         differing = forms_differ(row.cells[on], next(iter(self._joined), row.cells[on]))
-        table = self.others[-1].name
-        self._gathering.leave_out(study, row.where, f"expected its '{on}' in {table} too, found none{differing}")
+        table = self.other_files[-1].name
+        self._collector.leave_out(study, row.where, f"expected its '{on}' in {table} too, found none{differing}")
 
     def _view(self, row: Row) -> View:
         if self._columns.view is None:
@@ -153,7 +154,7 @@ class _Reader:
         value = row.cells[self._columns.view.column]
         name = self._columns.view.values.get(value, self._columns.view.otherwise or ("" if value else "UNKNOWN"))
         if not name:
-            raise meanings.unknown(row, self._columns.view.column, "view.values")
+            raise unknown_value(row, self._columns.view.column, "view.values")
         return View[name]
 
     def _split(self, row: Row, file: str) -> Split | None:
@@ -162,23 +163,19 @@ class _Reader:
             return None
         if split.column is not None:
             if row.cells[split.column] not in split.values:
-                raise meanings.unknown(row, split.column, "split")
-            return _split_of(split.values[row.cells[split.column]])
+                raise unknown_value(row, split.column, "split")
+            return Split[split.values[row.cells[split.column]].upper()]
         if file not in self._listed:
             raise DataError(
                 f"{row.where}: expected this image, as 'images.file' of {self._yaml} names it, in "
                 f"{' or '.join(split.lists)}, a name a line, found it in none; "
                 "add it there, or take 'split' out of a copy of the YAML file"
             )
-        return _split_of(split.lists[self._listed[file]])
+        return Split[split.lists[self._listed[file]].upper()]
 
 
 def _filled(template: str, cells: dict[str, str]) -> str:
     return _BRACES.sub(lambda match: cells[match[1]], template)
-
-
-def _split_of(name: str) -> Split:
-    return Split[name.upper()]
 
 
 def _inside(root: Path, name: str) -> Path:
@@ -193,10 +190,10 @@ def _finder(root: Path, patterns: list[str]) -> Callable[[str, str], Path]:
     if any(pattern.startswith("/") or ".." in pattern.split("/") for pattern in patterns):
         raise UsageError("images.folders: expected folders below the table's, found others; nothing else is read")
     names = [
-        str(found.relative_to(root))
+        str(folder_path.relative_to(root))
         for pattern in patterns
-        for found in (sorted(root.glob(pattern)) if pattern != "." else [root])
-        if found.is_dir()
+        for folder_path in (sorted(root.glob(pattern)) if pattern != "." else [root])
+        if folder_path.is_dir()
     ]
     if not names:
         raise DataError(

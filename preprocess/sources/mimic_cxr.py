@@ -1,4 +1,4 @@
-"""MIMIC-CXR as published: as JPEG files (MIMIC-CXR-JPG 2.0.0, 2.1.0) or as DICOM files (MIMIC-CXR 2.x.0).
+"""Read MIMIC-CXR as published: as JPEG files (MIMIC-CXR-JPG 2.0.0, 2.1.0) or as DICOM files (MIMIC-CXR 2.x.0).
 
 Johnson et al., "MIMIC-CXR-JPG", PhysioNet 2019. The tables
 `mimic-cxr-2.x.0-{chexpert,negbio,metadata,split}.csv[.gz]` lie beside `files/`: labels are a row a study with
@@ -19,9 +19,9 @@ from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import Split, View
 from preprocess.pixels import dicom
 from preprocess.records import ImageRecord, SourceOptions, StudyListing
+from preprocess.sources.collector import Labels, StudyCollector, differing_label, forms_differ
 from preprocess.sources.folder import ImageFolder
-from preprocess.sources.gathering import Gathering, Labels, differing_label, forms_differ
-from preprocess.sources.tables import Row, labels_of, read_rows
+from preprocess.sources.tables import Row, parse_labels, read_rows
 from preprocess.sources.text import tables_sha256
 
 _SPLITS = {"train": Split.TRAIN, "validate": Split.VALIDATE, "test": Split.TEST}
@@ -31,7 +31,7 @@ _IDS = ("dicom_id", "subject_id", "study_id")
 _DECIMAL = re.compile(r"\d+(\.\d*)?([eE]\+?\d+)?")
 
 
-def studies(root: Path, options: SourceOptions) -> StudyListing:
+def read_studies(root: Path, options: SourceOptions) -> StudyListing:
     """Read the three tables of MIMIC-CXR-JPG in `root`; no image is opened.
 
     ViewPosition PA and AP are frontal, LATERAL and LL (left lateral) lateral, blank unknown, all others other.
@@ -42,7 +42,7 @@ def studies(root: Path, options: SourceOptions) -> StudyListing:
     return _listing(root, options, "jpg", has_metadata=True)
 
 
-def dicom_studies(root: Path, options: SourceOptions) -> StudyListing:
+def read_dicom_studies(root: Path, options: SourceOptions) -> StudyListing:
     """Read the tables beside MIMIC-CXR's DICOM files in `root`; without a metadata table also each file's header.
 
     Raises:
@@ -55,8 +55,8 @@ def _listing(root: Path, options: SourceOptions, suffix: str, has_metadata: bool
     folder = ImageFolder(root)
     kinds = (options.labels, *(["metadata"] if has_metadata else []), "split")
     tables = {kind: _table(root, kind) for kind in kinds}
-    gathering = Gathering(options.max_unlabelled)
-    labels = _labels(tables[options.labels], gathering)
+    collector = StudyCollector(options.max_unlabelled)
+    labels = _labels(tables[options.labels], collector)
     splits = _splits(tables["split"])
     images = tables["metadata" if has_metadata else "split"]
     for row in read_rows(images, (*_IDS, "ViewPosition") if has_metadata else _IDS):
@@ -70,13 +70,13 @@ def _listing(root: Path, options: SourceOptions, suffix: str, has_metadata: bool
             )
         if (patient, study) not in labels:
             missing = f"expected its subject_id and study_id in {tables[options.labels].name} too, found none"
-            gathering.leave_out(study, row.where, missing + _forms(study, (study for _, study in labels)))
+            collector.leave_out(study, row.where, missing + _forms(study, (study for _, study in labels)))
             continue
         # A pipe in a file's place would be waited for.
         view = row.cells["ViewPosition"] if has_metadata else dicom.view_position(path) if path.is_file() else ""
         record = ImageRecord(path, _VIEWS.get(view, View.OTHER), row.where)
-        gathering.add(patient, study, split, labels[patient, study], record)
-    return gathering.listing(tables_sha256(list(tables.values())))
+        collector.add(patient, study, split, labels[patient, study], record)
+    return collector.listing(tables_sha256(list(tables.values())))
 
 
 def _ids(row: Row) -> tuple[str, str]:
@@ -112,27 +112,28 @@ def _tables(root: Path, kind: str) -> list[Path]:
 
 def _table(root: Path, kind: str) -> Path:
     """Return the one table of a kind in `root`."""
-    found = _tables(root, kind)
-    if len(found) != 1:
+    tables = _tables(root, kind)
+    if len(tables) != 1:
         raise DataError(
-            f"{root}: expected one mimic-cxr-2.x.0-{kind}.csv or .csv.gz here, found {len(found)}; "
-            + ("remove all but one" if found else "ROOT is the folder that holds files/ and the tables")
+            f"{root}: expected one mimic-cxr-2.x.0-{kind}.csv or .csv.gz here, found {len(tables)}; "
+            + ("remove all but one" if tables else "ROOT is the folder that holds files/ and the tables")
         )
-    return found[0]
+    return tables[0]
 
 
-def _labels(table: Path, gathering: Gathering) -> dict[tuple[str, str], Labels]:
+def _labels(table: Path, collector: StudyCollector) -> dict[tuple[str, str], Labels]:
     """Return the labels of each (patient, study)."""
-    found: dict[tuple[str, str], tuple[Labels, str]] = {}
+    labels_by_study: dict[tuple[str, str], tuple[Labels, str]] = {}
     patients: dict[str, str] = {}
     for row in read_rows(table, ("subject_id", "study_id", *LABELS)):
-        labels, (patient, study) = labels_of(row), _ids(row)
+        labels, (patient, study) = parse_labels(row), _ids(row)
         if patients.setdefault(study, patient) != patient:
+            _, where = labels_by_study[patients[study], study]
             raise DataError(
-                f"{row.where}: expected the subject_id of {found[patients[study], study][1]}, which is the same "
-                "study, found another; repair the table"
+                f"{row.where}: expected the subject_id of {where}, which is the same study, found another; "
+                "repair the table"
             )
-        earlier, where = found.setdefault((patient, study), (labels, row.where))
+        earlier, where = labels_by_study.setdefault((patient, study), (labels, row.where))
         if where == row.where:
             continue
         if differing := differing_label(labels, earlier):
@@ -140,8 +141,8 @@ def _labels(table: Path, gathering: Gathering) -> dict[tuple[str, str], Labels]:
                 f"{row.where}: expected the labels of {where}, which is the same study, found another "
                 f"'{differing}'; repair the table"
             )
-        gathering.num_duplicates += 1
-    return {study: labels for study, (labels, _) in found.items()}
+        collector.count_duplicate()
+    return {study: labels for study, (labels, _) in labels_by_study.items()}
 
 
 def _splits(table: Path) -> dict[str, tuple[str, str, Split]]:

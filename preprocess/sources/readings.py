@@ -1,4 +1,4 @@
-"""Several readings of one image, a row a reader: each reader counts once, and the majority decides."""
+"""Merge several readings of one image, a row a reader: each reader counts once, and the majority decides."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ from cxr_hvd.errors import DataError
 from cxr_hvd.study.labels import ABSENT, BLANK, LABELS, PRESENT, UNCERTAIN
 from cxr_hvd.study.layout import Split
 from preprocess.records import ImageRecord
-from preprocess.sources.gathering import Gathering, Labels, differing_label
+from preprocess.sources.collector import Labels, StudyCollector, differing_label
 
 
 @dataclass(frozen=True)
-class Named:
+class Reading:
     """What one row says. `reader` is blank where the table does not tell readers apart."""
 
     patient: str
@@ -24,16 +24,16 @@ class Named:
     reader: str = ""
 
 
-def by_majority(rows: Iterator[Named], gathering: Gathering) -> Iterator[Named]:
+def merge_by_majority(rows: Iterator[Reading], collector: StudyCollector) -> Iterator[Reading]:
     """Yield one row an image: what more than half of its readers say of a label, uncertain where no half does.
 
     Readers who leave a label blank are passed over; where all do, it is blank. A row that says once more what a
-    reader's earlier row has said is dropped, and counted in `gathering`.
+    reader's earlier row has said is dropped, and counted in `collector`.
 
     Raises:
         DataError: rows of an image, or of one reader of an image, contradict each other.
     """
-    readings: dict[str | Path, list[Named]] = defaultdict(list)
+    readings: dict[str | Path, list[Reading]] = defaultdict(list)
     for row in rows:
         same = readings[row.image.file]
         if same and _about(same[0]) != _about(row):
@@ -41,7 +41,7 @@ def by_majority(rows: Iterator[Named], gathering: Gathering) -> Iterator[Named]:
                 f"{row.image.where}: expected patient, study, split and view of {same[0].image.where}, which is "
                 "the same image, found others; repair the table"
             )
-        earlier = next((one for one in same if row.reader and one.reader == row.reader), None)
+        earlier = next((reading for reading in same if row.reader and reading.reader == row.reader), None)
         if earlier is None:
             same.append(row)
         elif differing := differing_label(earlier.labels, row.labels):
@@ -50,13 +50,13 @@ def by_majority(rows: Iterator[Named], gathering: Gathering) -> Iterator[Named]:
                 f"the same image, found another '{differing}'; repair the table"
             )
         else:
-            gathering.num_duplicates += 1
+            collector.count_duplicate()
     for same in readings.values():
-        labels = tuple(_majority([one.labels[column] for one in same]) for column in range(len(LABELS)))
+        labels = tuple(_majority([reading.labels[column] for reading in same]) for column in range(len(LABELS)))
         yield replace(same[0], labels=labels)
 
 
-def _about(row: Named) -> tuple[object, ...]:
+def _about(row: Reading) -> tuple[object, ...]:
     return row.patient, row.study, row.split, row.image.view, row.image.is_negative
 
 

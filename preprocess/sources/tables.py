@@ -1,4 +1,4 @@
-"""The tables of a source: CSV or TSV, plain or gzipped, columns bound by name, rows numbered for messages.
+"""Read the tables of a source: CSV or TSV, plain or gzipped, columns bound by name, rows numbered for messages.
 
 Rows are numbered as a spreadsheet shows them: the header is row 1. Messages quote a table's name, a row and a
 column, and a cell only where it cannot identify anybody (labels, views, splits).
@@ -47,7 +47,7 @@ def read_rows(
         DataError: the table is missing, damaged, endless or no text, or lacks one of the columns, or a row is cut
             short.
     """
-    delimiter = delimiter or delimiter_of(path)
+    delimiter = delimiter or guess_delimiter(path)
     with open_lines(path, f"TABLE and {yaml}" if yaml else "ROOT") as lines:
         reader = csv.reader(lines, delimiter=delimiter)
         number = 0
@@ -75,12 +75,12 @@ def read_rows(
             ) from error
 
 
-def delimiter_of(path: Path) -> str:
+def guess_delimiter(path: Path) -> str:
     """Return the delimiter that a table's name says: a tab in `.tsv`, a comma elsewhere."""
     return "\t" if ".tsv" in path.suffixes[-2:] else ","
 
 
-def labels_of(row: Row) -> tuple[float, ...]:
+def parse_labels(row: Row) -> tuple[float, ...]:
     """Return the labels of a row in the order of `LABELS`: 1, 0, -1 or NaN.
 
     Raises:
@@ -118,8 +118,8 @@ def _check_header(path: Path, header: list[str], columns: Sequence[str], delimit
                 repair = f"set delimiter: {two} in {yaml}" if yaml else "save it with commas"
                 raise DataError(f"{path}: expected columns parted by {one}, found {two}; {repair}")
         near = nearest(column, header)
-        found = f"'{near.split(chr(39))[1]}'" if near else f"{len(header)} others"
-        raise DataError(f"{path}: expected a column '{column}', nearest found: {found}; {repair}")
+        nearest_column = f"'{near.split(chr(39))[1]}'" if near else f"{len(header)} others"
+        raise DataError(f"{path}: expected a column '{column}', nearest found: {nearest_column}; {repair}")
 
 
 def split_header(line: str, delimiter: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The text files of a source: tables and lists of names, in UTF-8, plain or gzipped, of bounded size.
+"""Open the text files of a source: tables and lists of names, in UTF-8, plain or gzipped, of bounded size.
 
 Whoever wrote them may be a stranger. Only regular files are opened, for a pipe would be waited for; rows and files
 have a largest size, for a few kilobytes of gzip can hold an endless line. A file that is no text is named.
@@ -119,8 +119,8 @@ def open_regular(path: Path, argument: str = "ROOT") -> Iterator["io.BufferedRea
     except (OSError, ValueError) as error:
         if getattr(error, "errno", None) != errno.EINVAL:
             raise DataError(f"{path}: cannot be read ({type(error).__name__}); check {argument}") from error
-        found = "a folder" if path.is_dir() else "a pipe or a device"
-        raise DataError(f"{path}: expected a file, found {found}; check {argument}") from error
+        kind = "a folder" if path.is_dir() else "a pipe or a device"
+        raise DataError(f"{path}: expected a file, found {kind}; check {argument}") from error
     with io.BufferedReader(raw) as file:
         yield file
 
@@ -141,9 +141,9 @@ def tables_sha256(paths: list[Path]) -> str:
 def _check_kind(path: Path, head: bytes) -> None:
     """Raise `DataError` where the first bytes, unpacked, are those of something else than text in UTF-8."""
     start = head.lstrip().lower()
-    for magic, found, advice in _KINDS:
+    for magic, kind, advice in _KINDS:
         if head.startswith(magic) or start.startswith(magic):
-            raise DataError(f"{path}: expected a table as text (CSV or TSV), found {found}; {advice}")
+            raise DataError(f"{path}: expected a table as text (CSV or TSV), found {kind}; {advice}")
     if head[1::2].count(0) > len(head) // 4 or head[::2].count(0) > len(head) // 4:
         raise DataError(f"{path}: expected text in UTF-8, found text in UTF-16; save it as CSV UTF-8")
     if head[128:132] == b"DICM":

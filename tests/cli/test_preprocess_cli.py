@@ -50,8 +50,8 @@ def test_no_identifier_in_the_file_or_the_output(tmp_path: Path) -> None:
     out = tmp_path / "out.h5"
     job = preprocess_here("chexpert", tmp_path / "data", "--out", out)
     content = out.read_bytes()
-    for said in (content, job.output.encode()):
-        assert b"patient0" not in said
+    for written in (content, job.output.encode()):
+        assert b"patient0" not in written
     assert str(tmp_path / "data").encode() not in content
     key = tmp_path / "config" / "cxr-hvd" / "chexpert.key"
     assert f"{key}" in job.output and key.stat().st_mode & 0o777 == 0o600 and len(key.read_bytes()) == 32
@@ -74,14 +74,14 @@ def test_ids_stay_equal_under_a_key_and_differ_between_keys(tmp_path: Path) -> N
 def test_counts_seed_and_json(tmp_path: Path) -> None:
     write_chexpert(tmp_path / "data")
     counts = ("--train", 9, "--validate", 3, "--test", 4)
-    told: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         out = tmp_path / f"{name}.h5"
         more = (*counts, "--seed", seed, "--json", "--keep-ids")
         job = preprocess_here("chexpert", tmp_path / "data", "--out", out, *more)
-        told.append(json.loads(job.output))
-    assert [told[0]["splits"][split]["studies"] for split in ("train", "validate", "test")] == [9, 3, 4]
-    assert told[0]["digest"] == told[1]["digest"] != told[2]["digest"]
+        results.append(json.loads(job.output))
+    assert [results[0]["splits"][split]["studies"] for split in ("train", "validate", "test")] == [9, 3, 4]
+    assert results[0]["digest"] == results[1]["digest"] != results[2]["digest"]
 
 
 def test_a_drawn_list_repeats_the_draw(tmp_path: Path) -> None:
@@ -212,9 +212,9 @@ def test_rows_said_twice_and_studies_without_labels_are_counted_in_the_summary(t
         "join: {table: labels.csv, on: p}\nnegative: {column: shades, values: [MONOCHROME1]}\n"
     )
     command = ["manifest", table, "--columns", tmp_path / "y.yaml", "--site", "north", "--keep-ids"]
-    told = preprocess_here(*command, "--out", tmp_path / "o.h5").output
-    assert "left out: 1 rows that say once more" in told and "left out: 1 studies without a label row" in told
-    assert "note: t.csv has no column 'shades'" in told
+    output = preprocess_here(*command, "--out", tmp_path / "o.h5").output
+    assert "left out: 1 rows that say once more" in output and "left out: 1 studies without a label row" in output
+    assert "note: t.csv has no column 'shades'" in output
     refused = preprocess_here(*command, "--out", tmp_path / "p.h5", "--max-unlabelled", "5%", "--max-bad", "0")
     assert refused.exit_code == 0
     (tmp_path / "labels.csv").write_text("p,e\n" + "".join(f"{number}.0,1\n" for number in range(10)))
@@ -243,9 +243,9 @@ def test_help_has_an_example_for_each_verb() -> None:
     for verb in (*(verb.name for verb in VERBS), "phantom", "inspect", "verify", "compare"):
         job = preprocess_here(verb, "--help")
         assert job.exit_code == 0 and "Example:" in job.output
-        said = " ".join(job.output.split())
-        assert all(code in said for code in ("Exit codes: 0 done", "1 failed", "2 wrong usage", "75 stopped")), (
-            said
+        text = " ".join(job.output.split())
+        assert all(code in text for code in ("Exit codes: 0 done", "1 failed", "2 wrong usage", "75 stopped")), (
+            text
         )
 
 
@@ -258,8 +258,8 @@ def test_a_user_without_a_home_is_asked_for_a_key(tmp_path: Path, monkeypatch: p
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     data, out = write_chexpert(tmp_path / "data"), tmp_path / "out.h5"
-    told = preprocess_here("chexpert", data, "--out", out)
-    assert told.exit_code == 2 and "name a file with --key" in told.output
+    job = preprocess_here("chexpert", data, "--out", out)
+    assert job.exit_code == 2 and "name a file with --key" in job.output
     assert preprocess_here("chexpert", data, "--out", out, "--key", tmp_path / "site.key").exit_code == 0
 
 

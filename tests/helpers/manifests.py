@@ -10,7 +10,7 @@ from preprocess.sources import manifest
 
 def read_manifest(table: Path, columns: str | Path) -> StudyListing:
     """Read a table by a YAML of its columns, or the name of one that ships."""
-    return manifest.studies(table, SourceOptions(columns=Path(columns)))
+    return manifest.read_studies(table, SourceOptions(columns=Path(columns)))
 
 
 def given_labels(study: StudyRecord) -> dict[str, float]:

@@ -70,9 +70,9 @@ def test_bad_images_are_set_aside_alike_on_any_number_of_ranks(tmp_path: Path, n
             assert one.num_images[index] == other.num_images[index]
             assert one.views[index].tolist() == other.views[index].tolist()
             assert (one.images(index) == other.images(index)).all()
-    told = list(csv.reader((tmp_path / "out.h5.quarantine.csv").open()))
-    assert told[0] == ["where", "reason"]
-    assert sorted(where for where, _ in told[1:]) == sorted(f"train.csv row {row}" for row in rows)
+    quarantined = list(csv.reader((tmp_path / "out.h5.quarantine.csv").open()))
+    assert quarantined[0] == ["where", "reason"]
+    assert sorted(where for where, _ in quarantined[1:]) == sorted(f"train.csv row {row}" for row in rows)
     assert not (tmp_path / "whole.h5.quarantine.csv").exists()
     assert "patient0" not in (tmp_path / "out.h5.quarantine.csv").read_text()
 
@@ -134,10 +134,10 @@ def test_a_bad_input_ends_every_rank_with_one_line(tmp_path: Path, what: str) ->
     job = _preprocess(2, tmp_path, "chexpert", tmp_path / "data", out, "--overwrite", *arguments)
     assert job.exit_code == exit_code, job.output
     assert "Traceback" not in job.output and "patient0" not in job.output
-    told = job.lines("cxr-preprocess: error:")
-    assert len(told) == 2, job.output
-    assert [message in line for line in told].count(True) == 1
-    assert ["failed and said why" in line for line in told].count(True) == 1
+    errors = job.lines("cxr-preprocess: error:")
+    assert len(errors) == 2, job.output
+    assert [message in line for line in errors].count(True) == 1
+    assert ["failed and said why" in line for line in errors].count(True) == 1
     assert out.read_bytes() == b"an earlier file"
     # Where images were read, what is done is kept for the run after the repair; else nothing is left.
     hidden = [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]

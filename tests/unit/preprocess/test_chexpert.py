@@ -13,7 +13,7 @@ from tests.helpers.synthetic import NAME, Rows, write_chexpert, write_csv, write
 
 
 def read_chexpert(root: Path) -> StudyListing:
-    return chexpert.studies(root, SourceOptions())
+    return chexpert.read_studies(root, SourceOptions())
 
 
 def test_chexpert_reads_every_row_once(tmp_path: Path) -> None:
@@ -95,14 +95,14 @@ def test_order_of_rows_and_columns_changes_nothing(tmp_path: Path, seed: int) ->
         return [[row[column] for column in order] for row in [rows[0], *body]]
 
     plain, shuffled = write_chexpert(tmp_path / "a"), write_chexpert(tmp_path / "b", change=shuffle)
-    told = [
+    listings = [
         [
             (study.study_id, repr(study.labels), [(image.path.name, image.view) for image in study.images])
             for study in read_chexpert(root).studies
         ]
         for root in (plain, shuffled)
     ]
-    assert told[0] == told[1]
+    assert listings[0] == listings[1]
 
 
 def _misspell(rows: Rows) -> Rows:

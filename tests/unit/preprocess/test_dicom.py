@@ -62,9 +62,9 @@ def test_voi_says_the_same_as_pydicoms_own_windowing(way: str, photometric: str)
     expected = (shown - low) / (high - low) * 255
     if photometric == "MONOCHROME1":
         expected = 255 - expected
-    found = decode_voi(content, 1).astype(float)
-    assert np.abs(found - expected).max() <= 0.51
-    assert found.max() - found.min() > 100
+    actual = decode_voi(content, 1).astype(float)
+    assert np.abs(actual - expected).max() <= 0.51
+    assert actual.max() - actual.min() > 100
 
 
 def _mimic_by_hand(values: np.ndarray, is_inverted: bool) -> np.ndarray:
@@ -141,5 +141,5 @@ def test_the_view_is_read_without_pixels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_pixels_are_resized_by_area(tmp_path: Path, pipeline: str) -> None:
     halves = np.repeat(np.array([[0, 3000]], np.uint16), 32, axis=0).repeat(64, axis=1)
-    found = load_dicom(tmp_path, dicom_bytes(halves), pipeline)
-    assert found.shape == (32, 32) and (found[:, :16] == 0).all() and (found[:, 16:] == 255).all()
+    actual = load_dicom(tmp_path, dicom_bytes(halves), pipeline)
+    assert actual.shape == (32, 32) and (actual[:, :16] == 0).all() and (actual[:, 16:] == 255).all()

@@ -125,11 +125,11 @@ def test_bad_files_are_refused_and_nobody_is_named(
         warnings.simplefilter("always")
         with pytest.raises(BadImageError, match=message) as caught:
             load_dicom(tmp_path, content)
-    said = f"{caught.value} {caught.value.__cause__} {caplog.text} {[str(one.message) for one in warned]}"
-    said += "".join(capfd.readouterr())
+    output = f"{caught.value} {caught.value.__cause__} {caplog.text} {[str(one.message) for one in warned]}"
+    output += "".join(capfd.readouterr())
     assert "\n" not in caught.value.reason and caught.value.where == "list.csv row 2"
     for secret in (*SECRETS.values(), "4711", "patient00001"):
-        assert secret not in said
+        assert secret not in output
 
 
 def test_an_absurd_header_is_refused_before_pixels_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ OWN_ROWS = [
 ]
 
 
-def _own(
+def _read_own(
     tmp_path: Path, rows: list[list[str]] = OWN_ROWS, yaml: str = OWN, name: str = "export.csv"
 ) -> StudyListing:
     delimiter = "\t" if ".tsv" in name else ";" if "delimiter" in yaml else ","
@@ -47,7 +47,7 @@ def _own(
 
 @pytest.mark.parametrize("name", ["export.csv", "export.csv.gz", "export.tsv", "export.tsv.gz"])
 def test_a_hospitals_own_table(tmp_path: Path, name: str) -> None:
-    first, second, third = _own(tmp_path, name=name).studies
+    first, second, third = _read_own(tmp_path, name=name).studies
     assert [study.study_id for study in (first, second, third)] == ["MRN1/1", "MRN2/1", "MRN3/1"]
     assert given_labels(first) == {"Edema": 1, "Lung Lesion": 0}
     assert given_labels(second) == {"Edema": -1, "Lung Lesion": 1}
@@ -59,8 +59,8 @@ def test_a_hospitals_own_table(tmp_path: Path, name: str) -> None:
 
 
 def test_semicolons_and_the_digest(tmp_path: Path) -> None:
-    plain = _own(tmp_path)
-    other = _own(tmp_path, yaml=OWN + 'delimiter: ";"\n')
+    plain = _read_own(tmp_path)
+    other = _read_own(tmp_path, yaml=OWN + 'delimiter: ";"\n')
     assert [study.labels for study in plain.studies[:2]] == [study.labels for study in other.studies[:2]]
     assert plain.sha256 != other.sha256
 
@@ -94,7 +94,7 @@ BAD_ROWS = {
 def test_bad_rows_are_refused_and_nobody_is_named(tmp_path: Path, what: str) -> None:
     rows, message = BAD_ROWS[what]
     with pytest.raises(DataError, match=message) as caught:
-        _own(tmp_path, rows)
+        _read_own(tmp_path, rows)
     assert "DOE" not in str(caught.value) and "MRN" not in str(caught.value)
 
 
@@ -121,7 +121,7 @@ BAD_YAML = {
 def test_bad_yaml_is_refused_in_one_line(tmp_path: Path, what: str) -> None:
     yaml, message = BAD_YAML[what]
     with pytest.raises(ConfigError, match=message) as caught:
-        _own(tmp_path, yaml=yaml)
+        _read_own(tmp_path, yaml=yaml)
     assert "\n" not in str(caught.value) and "own.yaml: " in str(caught.value)
 
 
@@ -129,22 +129,22 @@ def test_findings_refuse_an_unknown_term_and_an_unassessed_label(tmp_path: Path)
     findings = """findings: {column: Note, separator: "|", terms: {Edema: Edema, x: none}, assessed: [Edema]}\n"""
     yaml = OWN[: OWN.index("labels:")] + findings
     with pytest.raises(DataError, match=r"column 'Note': expected a value that 'findings\.terms'") as caught:
-        _own(tmp_path, yaml=yaml)
+        _read_own(tmp_path, yaml=yaml)
     assert "DOE" not in str(caught.value)
     rows = [[*row[:-1], cell] for row, cell in zip(OWN_ROWS, ["Note", "Edema|x", "x|Edema", "", "x"], strict=True)]
-    assert [given_labels(study) for study in _own(tmp_path, rows, yaml).studies] == [
+    assert [given_labels(study) for study in _read_own(tmp_path, rows, yaml).studies] == [
         {"Edema": 1},
         {},
         {"Edema": 0},
     ]
     with pytest.raises(ConfigError, match="expected 'Edema', which terms name, in assessed too"):
-        _own(tmp_path, yaml=yaml.replace("assessed: [Edema]", "assessed: []"))
+        _read_own(tmp_path, yaml=yaml.replace("assessed: [Edema]", "assessed: []"))
 
 
 def test_columns_must_be_named(tmp_path: Path) -> None:
     for columns in (None, Path("nih"), tmp_path / "missing.yaml"):
         with pytest.raises(UsageError, match=r"nih-chestxray14, openi, padchest, vindr-cxr"):
-            manifest.studies(tmp_path / "t.csv", SourceOptions(columns=columns))
+            manifest.read_studies(tmp_path / "t.csv", SourceOptions(columns=columns))
 
 
 def test_missing_tables_and_lists_are_one_line(tmp_path: Path) -> None:

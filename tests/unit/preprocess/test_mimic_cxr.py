@@ -15,7 +15,7 @@ from tests.helpers.synthetic import Rows, write_csv, write_dicom, write_mimic_cx
 
 
 def read_mimic_cxr(root: Path) -> StudyListing:
-    return mimic_cxr.studies(root, SourceOptions())
+    return mimic_cxr.read_studies(root, SourceOptions())
 
 
 def test_mimic_labels_are_bound_by_name(tmp_path: Path) -> None:
@@ -78,7 +78,9 @@ def test_mimic_versions_and_labelers(tmp_path: Path, version: str) -> None:
         table.rename(root / table.name.replace("2.0.0", version))
     # 2.1.0 adds a table of hand-labelled studies, which is none of the three.
     write_csv(root / "mimic-cxr-2.1.0-test-set-labeled.csv", [["study_id", "Edema"]])
-    by_labeler = {name: mimic_cxr.studies(root, SourceOptions(labels=name)) for name in ("chexpert", "negbio")}
+    by_labeler = {
+        name: mimic_cxr.read_studies(root, SourceOptions(labels=name)) for name in ("chexpert", "negbio")
+    }
     for ours, other in zip(by_labeler["chexpert"].studies, by_labeler["negbio"].studies, strict=True):
         assert ours.images == other.images
         expected = tuple(-1.0 if label == 1 else label for label in ours.labels)
@@ -91,13 +93,13 @@ def test_mimic_dicom_without_metadata_reads_views_from_the_files(tmp_path: Path)
         write_dicom(path, seed, ("PA", "LATERAL", None, "LL")[seed % 10])
 
     root = write_mimic_cxr(tmp_path, write_image=write, suffix="dcm")
-    told = mimic_cxr.dicom_studies(root, SourceOptions())
+    by_table = mimic_cxr.read_dicom_studies(root, SourceOptions())
     (root / "mimic-cxr-2.0.0-metadata.csv.gz").unlink()
-    read = mimic_cxr.dicom_studies(root, SourceOptions())
-    assert [[(image.path, image.view) for image in study.images] for study in told.studies] == [
-        [(image.path, image.view) for image in study.images] for study in read.studies
+    by_file = mimic_cxr.read_dicom_studies(root, SourceOptions())
+    assert [[(image.path, image.view) for image in study.images] for study in by_table.studies] == [
+        [(image.path, image.view) for image in study.images] for study in by_file.studies
     ]
-    assert all(image.path.is_file() for study in read.studies for image in study.images)
+    assert all(image.path.is_file() for study in by_file.studies for image in study.images)
 
 
 def test_mimic_refuses_conflicting_label_rows(tmp_path: Path) -> None:
@@ -146,7 +148,7 @@ def test_labels_that_match_half_of_the_studies_or_none_fail(tmp_path: Path) -> N
             read_mimic_cxr(root)
         assert "5000000" not in str(caught.value) and "set --max-unlabelled" in str(caught.value)
         assert ("ids like '99999999' here and '999999999' there" in str(caught.value)) == bool(wanted)
-    listing = mimic_cxr.studies(tmp_path / "half", SourceOptions(max_unlabelled=0.6))
+    listing = mimic_cxr.read_studies(tmp_path / "half", SourceOptions(max_unlabelled=0.6))
     assert 0 < listing.num_unlabelled <= len(listing.studies) + 1
 
 

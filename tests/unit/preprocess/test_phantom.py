@@ -65,8 +65,8 @@ def test_phantoms_have_studies_of_many_images() -> None:
 def test_every_finding_changes_the_film_where_it_should(finding: str) -> None:
     body = Body.drawn(np.random.default_rng(1))
     healthy, ill = (
-        draw_frontal(np.random.default_rng(2), np.random.default_rng(3), body, frozenset(found))
-        for found in ({"No Finding"}, {finding})
+        draw_frontal(np.random.default_rng(2), np.random.default_rng(3), body, frozenset(findings))
+        for findings in ({"No Finding"}, {finding})
     )
     changed = (np.abs(ill - healthy) > 0.08).mean()
     assert 0.003 < changed < 0.35
@@ -92,12 +92,12 @@ def test_refusals(tmp_path: Path) -> None:
 def test_without_a_shift_a_phantom_is_what_it_always_was(tmp_path: Path, layout: str) -> None:
     write_phantom(tmp_path, layout, 6, 3, Shift(label=0, acquisition=0, concept=0))
     digest, means, spreads = GOLDEN[layout]
-    found = hashlib.sha256()
+    tables = hashlib.sha256()
     for path in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
-        found.update(str(path.relative_to(tmp_path)).encode())
+        tables.update(str(path.relative_to(tmp_path)).encode())
         if path.suffix != ".jpg":
-            found.update(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
-    assert found.hexdigest() == digest
+            tables.update(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+    assert tables.hexdigest() == digest
     films = [cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in sorted(tmp_path.rglob("*.jpg"))]
     assert [film.mean() for film in films] == pytest.approx(means, abs=0.02)
     assert [film.std() for film in films] == pytest.approx(spreads, abs=0.02)

@@ -64,8 +64,8 @@ def test_label_shift_gives_the_same_patients_more_of_some_findings_and_less_of_o
     for style, studies in zip((shift_labels(STYLES[layout], degree) for degree in DEGREES), sites, strict=True):
         for name in set(style.prevalence) - {"Lung Opacity", "Support Devices"}:
             share = (1 - style.healthy) * style.prevalence[name]
-            found = np.mean([name in study.findings for study in studies])
-            assert abs(found - share) < 4.5 * np.sqrt(share * (1 - share) / len(studies)), name
+            share_of_studies = np.mean([name in study.findings for study in studies])
+            assert abs(share_of_studies - share) < 4.5 * np.sqrt(share * (1 - share) / len(studies)), name
     assert sites[-1] != sites[0]
     for lower, higher in pairwise(sites):
         for before, after in zip(lower, higher, strict=True):

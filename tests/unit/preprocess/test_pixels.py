@@ -164,16 +164,16 @@ def test_every_color_becomes_gray_by_luma(tmp_path: Path, form: str, mode: str) 
         expected = planes[..., :3] @ LUMA
     else:
         expected = np.asarray(image.convert("RGB")).astype(float) @ LUMA
-    found = _loaded(tmp_path, _saved(image, form, **({"quality": 100} if form == "JPEG" else {})))
-    assert np.abs(found - expected).max() <= (4 if form == "JPEG" else 1.01)
+    actual = _loaded(tmp_path, _saved(image, form, **({"quality": 100} if form == "JPEG" else {})))
+    assert np.abs(actual - expected).max() <= (4 if form == "JPEG" else 1.01)
 
 
 @pytest.mark.parametrize("bits", [12, 16])
 def test_deep_pngs_are_stretched_from_their_darkest_to_their_brightest(tmp_path: Path, bits: int) -> None:
     values = RNG.integers(100, 2**bits, (64, 64)).astype(np.uint16)
     expected = (values - values.min().astype(float)) / (int(values.max()) - int(values.min())) * 255
-    found = _loaded(tmp_path, cv2.imencode(".png", values)[1].tobytes())
-    assert np.abs(found - expected).max() <= 0.51
+    actual = _loaded(tmp_path, cv2.imencode(".png", values)[1].tobytes())
+    assert np.abs(actual - expected).max() <= 0.51
     assert (_loaded(tmp_path, cv2.imencode(".png", np.full_like(values, 900))[1].tobytes()) == 0).all()
 
 
@@ -184,8 +184,8 @@ def test_exif_orientation_is_applied(tmp_path: Path, form: str, orientation: int
     image = Image.fromarray(quarters)
     exif = image.getexif()
     exif[0x112] = orientation
-    found = _loaded(tmp_path, _saved(image, form, exif=exif))
-    assert np.abs(found - np.rot90(quarters, turn).astype(int)).max() <= 2
+    actual = _loaded(tmp_path, _saved(image, form, exif=exif))
+    assert np.abs(actual - np.rot90(quarters, turn).astype(int)).max() <= 2
 
 
 @settings(deadline=None)

@@ -77,7 +77,7 @@ def test_more_training_studies_leave_validation_and_test_as_they_were() -> None:
     few, many = (select(studies, 5, _counts(train, 7, 9)) for train in (10, 40))
     for split in (Split.VALIDATE, Split.TEST):
         held = [
-            {study.study_id for study, found in zip(chosen.studies, chosen.splits, strict=True) if found is split}
+            {study.study_id for study, other in zip(chosen.studies, chosen.splits, strict=True) if other is split}
             for chosen in (few, many)
         ]
         assert held[0] == held[1]

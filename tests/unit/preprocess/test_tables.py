@@ -32,7 +32,7 @@ TABLE = "p,f,e\n0,a.png,1\n"
 def _read(folder: Path, content: str | bytes, yaml: str = YAML, name: str = "t.csv") -> StudyListing:
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     (folder / "c.yaml").write_text(yaml)
-    return manifest.studies(folder / name, SourceOptions(columns=folder / "c.yaml"))
+    return manifest.read_studies(folder / name, SourceOptions(columns=folder / "c.yaml"))
 
 
 def _zip(path: Path) -> bytes:
@@ -101,7 +101,7 @@ def test_hints_of_the_manifest_name_its_own_arguments(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(YAML)
     for table in (tmp_path / "none.csv", tmp_path / "none" / "t.csv", tmp_path):
         with pytest.raises(CxrHvdError, match="check TABLE") as caught:
-            manifest.studies(table, SourceOptions(columns=tmp_path / "c.yaml"))
+            manifest.read_studies(table, SourceOptions(columns=tmp_path / "c.yaml"))
         assert "ROOT" not in str(caught.value)
 
 
@@ -198,5 +198,5 @@ def test_a_list_has_one_name_a_line_with_blanks_and_all(tmp_path: Path, end: str
 
 
 def test_every_message_is_one_plain_line() -> None:
-    for magic, found, advice in text._KINDS:
-        assert magic and re.fullmatch(r"(an?|text) .+", found) and advice
+    for magic, kind, advice in text._KINDS:
+        assert magic and re.fullmatch(r"(an?|text) .+", kind) and advice

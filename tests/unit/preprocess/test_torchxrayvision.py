@@ -35,37 +35,37 @@ def loaders() -> Any:
 def _theirs(dataset: Any, study_of: Callable[[Any], str]) -> dict[str, dict[str, float]]:
     studies: dict[str, dict[str, float]] = {}
     for (_, row), labels in zip(dataset.csv.iterrows(), dataset.labels, strict=True):
-        told = dict(zip(map(str, dataset.pathologies), map(float, labels), strict=True))
-        assert repr(studies.setdefault(study_of(row), told)) == repr(told)
+        values = dict(zip(map(str, dataset.pathologies), map(float, labels), strict=True))
+        assert repr(studies.setdefault(study_of(row), values)) == repr(values)
     return studies
 
 
 def _as_theirs(labels: tuple[float, ...], keeps_devices: bool) -> dict[str, float]:
     """Our labels as they would have them: no -1, and nothing but zeros in a study without finding."""
-    told = dict(zip(LABELS, labels, strict=True))
-    is_healthy = told.pop("No Finding") == 1
-    for name, value in told.items():
+    values = dict(zip(LABELS, labels, strict=True))
+    is_healthy = values.pop("No Finding") == 1
+    for name, value in values.items():
         if is_healthy and not (keeps_devices and name == "Support Devices"):
-            told[name] = 0.0
+            values[name] = 0.0
         elif value == -1:
-            told[name] = math.nan
-    return {NAMES.get(name, name): value for name, value in told.items()}
+            values[name] = math.nan
+    return {NAMES.get(name, name): value for name, value in values.items()}
 
 
 def _check_agree(ours: StudyListing, theirs: dict[str, dict[str, float]], keeps_devices: bool) -> None:
     assert {study.study_id for study in ours.studies} == set(theirs)
     for study in ours.studies:
         expected = _as_theirs(study.labels, keeps_devices)
-        found = theirs[study.study_id]
-        assert {name: repr(value) for name, value in found.items()} == {
+        actual = theirs[study.study_id]
+        assert {name: repr(value) for name, value in actual.items()} == {
             name: repr(value) for name, value in expected.items()
         }
 
 
 def _chexpert_study(row: Any) -> str:
-    found = re.search(r"(patient\d+/study\d+)", row["Path"])
-    assert found
-    return found[1]
+    match = re.search(r"(patient\d+/study\d+)", row["Path"])
+    assert match
+    return match[1]
 
 
 def _check_chexpert(loaders: Any, root: Path) -> None:

@@ -183,8 +183,8 @@ def test_keyed_hashes_tell_kinds_and_keys_apart(tmp_path: Path) -> None:
     create_key(tmp_path / "a.key")
     hashed = identifiers.keyed_hash(identifiers.load_key(tmp_path / "a.key"))
     other = identifiers.keyed_hash(bytes(32))
-    told = {hashed("patient", "1"), hashed("study", "1"), hashed("patient", "2"), other("patient", "1")}
-    assert len(told) == 4
+    hashes = {hashed("patient", "1"), hashed("study", "1"), hashed("patient", "2"), other("patient", "1")}
+    assert len(hashes) == 4
     with pytest.raises(UsageError, match="cannot make a key"):
         create_key(tmp_path / "a.key")
     (tmp_path / "short").write_bytes(b"short")

@@ -1,8 +1,9 @@
-"""Rows to studies: every source hands in its images one by one, and what contradicts is refused with both rows.
+"""Collect rows into studies; rows that contradict each other are refused, and both are named.
 
-A row that says once more what an earlier row has said is dropped and counted. All else that a table can get wrong
-about studies is an error here, in the same words for every source: labels, splits or patients that differ within
-a study, an image that is named for two things, too many images, a table of labels that names too few studies.
+Every source hands in its images one by one. A row that says once more what an earlier row has said is dropped and
+counted. All else that a table can get wrong about studies is an error here, in the same words for every source:
+labels, splits or patients that differ within a study, an image that is named for two things, too many images, a
+table of labels that names too few studies.
 """
 
 import re
@@ -25,14 +26,11 @@ class _Study:
     images: list[ImageRecord] = field(default_factory=list)
 
 
-class Gathering:
+class StudyCollector:
     """The studies of a source while its rows are read.
 
     A published table has hundreds of thousands of rows, and every rank holds them: equal labels are held once, and
     paths are compared as strings, for a `Path` that was compared keeps a list of its parts.
-
-    Attributes:
-        num_duplicates: rows that said once more what others had said. notes: what the user should know.
     """
 
     def __init__(self, max_unlabelled: float = MAX_UNLABELLED) -> None:
@@ -41,8 +39,8 @@ class Gathering:
         self._studies: dict[str, _Study] = {}
         self._study_of_image: dict[str, str] = {}
         self._labels: dict[str, Labels] = {}
-        self.num_duplicates = 0
-        self.notes: set[str] = set()
+        self._num_duplicates = 0
+        self._notes: set[str] = set()
 
     def add(self, patient_id: str, study_id: str, split: Split | None, labels: Labels, image: ImageRecord) -> None:
         """Take in one row: an image, and what its row says about its study.
@@ -66,11 +64,11 @@ class Gathering:
             study = self._studies[study_id] = _Study(patient_id, split, labels, where)
         _check_same(study, patient_id, split, labels, where)
         path = str(image.file)
-        known = next((each for each in study.images if each.file == path), None)
+        known = next((earlier for earlier in study.images if earlier.file == path), None)
         if known is None and self._study_of_image.setdefault(path, study_id) == study_id:
             study.images.append(image)
         elif known is not None and (known.view, known.is_negative) == (image.view, image.is_negative):
-            self.num_duplicates += 1
+            self.count_duplicate()
         else:
             what = (
                 "another study"
@@ -98,6 +96,14 @@ class Gathering:
         """
         self._unlabelled.setdefault(study_id, f"{where}: {missing}")
 
+    def count_duplicate(self) -> None:
+        """Count a row that says once more what an earlier row has said."""
+        self._num_duplicates += 1
+
+    def add_note(self, note: str) -> None:
+        """Add a line that the user should know; equal lines are shown once."""
+        self._notes.add(note)
+
     def listing(self, sha256: str) -> StudyListing:
         """Return all studies, sorted by patient and study, their images by path.
 
@@ -119,8 +125,8 @@ class Gathering:
             ),
             sha256=sha256,
             num_unlabelled=len(self._unlabelled),
-            num_duplicates=self.num_duplicates,
-            notes=tuple(sorted(self.notes)),
+            num_duplicates=self._num_duplicates,
+            notes=tuple(sorted(self._notes)),
         )
 
     def _check_unlabelled(self) -> None:
@@ -160,13 +166,12 @@ def differing_label(labels: Labels, others: Labels) -> str | None:
     return None
 
 
-def form_of(identifier: str) -> str:
+def _identifier_form(identifier: str) -> str:
     """Return an identifier's form, for messages: a digit as `9`, a letter as `x`; it names nobody."""
     return re.sub(r"[^\W\d_]", "x", re.sub(r"\d", "9", identifier[:20])) or "a blank cell"
 
 
 def forms_differ(one: str, other: str) -> str:
     """Return `, 99.9 here and 99 there` where two identifiers that should be alike differ in their form."""
-    return (
-        "" if form_of(one) == form_of(other) else f" (ids like '{form_of(one)}' here and '{form_of(other)}' there)"
-    )
+    form, other_form = _identifier_form(one), _identifier_form(other)
+    return "" if form == other_form else f" (ids like '{form}' here and '{other_form}' there)"
