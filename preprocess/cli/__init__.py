@@ -1,6 +1,6 @@
-"""`cxr-preprocess`: the command line. A verb parses, calls one function, and prints."""
+"""The command line `cxr-preprocess`."""
 
-from preprocess.cli.app import app, main
 from preprocess.cli.conversions import PROGRAM
+from preprocess.cli.verbs import app, main
 
 __all__ = ["PROGRAM", "app", "main"]

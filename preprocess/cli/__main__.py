@@ -1,5 +1,5 @@
 """Run `cxr-preprocess` as `python -m preprocess.cli`."""
 
-from preprocess.cli.app import main
+from preprocess.cli.verbs import main
 
 main()

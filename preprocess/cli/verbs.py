@@ -1,4 +1,4 @@
-"""`cxr-preprocess`: the command line. It parses, calls one function, and prints.
+"""The verbs of `cxr-preprocess`: each parses, calls one function, and prints.
 
 Heavy imports stand inside the verbs, so that `--help` is quick. The verbs that read a source are made from a
 table (sources.py), for they share most of their options.
