@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.exchanges import PRIVATE
 from bench.report import Figure, describe_machine, ratios, table, write_report
+from bench.steps import PRIVATE
 from cxr_hvd.ledger.writer import Ledger
 from cxr_hvd.models.build import build_model, tensor_specs
 from cxr_hvd.partial.plan import Scope, build_plan

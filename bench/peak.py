@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from bench.exchanges import EngineStep, Step
+from bench.steps import EngineStep, Step
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
