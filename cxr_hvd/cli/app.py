@@ -406,7 +406,6 @@ def report(
     from cxr_hvd.files import write_text
     from cxr_hvd.report.page import COMPARISON, check_folder, write_report
     from cxr_hvd.report.text_tables import console_table
-    from cxr_hvd.training.display import console_for
     from cxr_hvd.training.run_folder import disk_errors
 
     folder = out or runs[0]
@@ -419,7 +418,7 @@ def report(
     page = write_report(comparison, folder)
     with disk_errors(folder):
         write_text(folder / COMPARISON, comparison.as_json() + "\n")
-    console = console_for(1)
+    console = open_console()
     console.print(console_table(comparison))
     console.print(f"{page}", highlight=False)
 

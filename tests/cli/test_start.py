@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from cxr_hvd.experiment.scores import NAME, write_scores
 from cxr_hvd.launch.early import may_start_ranks, num_ranks_here, wait_for_refusals
 from lab.launch import environment
 from lab.study_files import write_study_file
+from tests.helpers.scores import scores_of
 
 MPIRUN = {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "3", "PMIX_RANK": "0"}
 GLOO = {"HOROVOD_SIZE": "3", "HOROVOD_LOCAL_SIZE": "3"}
@@ -114,6 +116,20 @@ def test_a_plan_imports_nothing_of_no_use(config: Path) -> None:
     program += "print(json.dumps({'modules': sorted(sys.modules)}))"
     told, _ = run_alone(program, "plan", config, "--json")
     assert not {*OF_NO_USE, "horovod"} & {*told["modules"]}
+
+
+def test_a_report_needs_no_torch(config: Path, tmp_path: Path) -> None:
+    """From scores to the page: it opens on a laptop at once, and where torch cannot be installed."""
+    run = tmp_path / "D" / "seed-1"
+    for site in ("north", "south"):
+        (run / site).mkdir(parents=True)
+        (run / site / "config.yaml").write_bytes(config.read_bytes())
+    write_scores(run / NAME, scores_of(1, 0.25))
+    program = "import json, sys; from cxr_hvd.cli import app as cli; cli.app(standalone_mode=False); print()\n"
+    program += "print(json.dumps({'modules': sorted(sys.modules)}))"
+    told, said = run_alone(program, "report", tmp_path, "--resamples", 100)
+    assert not {"torch", "torchvision", "horovod", "mpi4py"} & {*told["modules"]}, said
+    assert (tmp_path / "report.html").is_file() and (tmp_path / "comparison.json").is_file()
 
 
 @pytest.mark.parametrize(
