@@ -14,10 +14,10 @@ from cxr_hvd.comm.communicator import Communicator, together
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.config.schema import Config
 from cxr_hvd.experiment.evaluate import evaluate
+from cxr_hvd.launch.job_console import console_for
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import Split, StudyFileHeader, StudyRow, View
 from cxr_hvd.study.study_writer import StudyFileWriter
-from cxr_hvd.training.display import console_for
 from cxr_hvd.training.run_folder import RunFolder
 from cxr_hvd.training.train import LaunchOptions, train
 

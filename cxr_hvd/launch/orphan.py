@@ -18,13 +18,11 @@ the job's launcher dies, MPI's own daemons end with it and are missed.
 import os
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from cxr_hvd.launch.launchers import is_launcher, is_mpi_launcher, is_rank
-from cxr_hvd.launch.processes import PROC, Process, ancestors, arguments_of, is_running
+from cxr_hvd.launch.processes import Process, ancestors, arguments_of, is_running
 
 SUPERVISOR = "CXR_HVD_SUPERVISOR"
-TERMINALS = ("/dev/pts/", "/dev/tty")
 # How horovod.runner.mpi_run begins its command, for Open MPI and for MPICH.
 HOROVODRUN_BEGINS = ("mpirun --allow-run-as-root --tag-output -np ", "mpirun -l -np ")
 
@@ -83,21 +81,6 @@ def who_matters(chain: list[Process], environment: Mapping[str, str]) -> list[Pr
     if num_watched < len(chain) and chain[num_watched].identity == environment.get(SUPERVISOR):
         num_watched += 1
     return chain[:num_watched]
-
-
-def terminal_of_launcher() -> Path | None:
-    """Return the terminal that this rank's launcher writes to; None where it is none, or on another machine.
-
-    A rank's own standard output tells nothing: Open MPI gives rank 0 a terminal of its own, and horovodrun a pipe.
-    """
-    launcher = next((process for process in ancestors() if is_launcher(process)), None)
-    if launcher is None or not is_rank(os.environ):
-        return None
-    try:
-        target = (PROC / str(launcher.pid) / "fd" / "1").readlink()
-    except OSError:
-        return None
-    return target if str(target).startswith(TERMINALS) else None
 
 
 def is_mpi_launcher_below_horovodrun(pair: list[Process]) -> bool:

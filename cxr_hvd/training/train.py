@@ -23,6 +23,7 @@ from cxr_hvd.data.loader import batching_of_run, train_batches
 from cxr_hvd.data.staging import stage
 from cxr_hvd.data.studies import open_training_data
 from cxr_hvd.errors import Stopped
+from cxr_hvd.launch.job_console import console_for
 from cxr_hvd.launch.orphan import LauncherWatch
 from cxr_hvd.models.build import build_model, tensor_specs
 from cxr_hvd.partial.averager import EXCHANGES, Averager, site_weights
@@ -30,7 +31,7 @@ from cxr_hvd.partial.plan import SharingPlan
 from cxr_hvd.training.agreement import agree_on_budget, contract_items, find_twins
 from cxr_hvd.training.between_steps import BetweenSteps, pace_of_run
 from cxr_hvd.training.checkpoint.writer import CheckpointWriter
-from cxr_hvd.training.display import TrainingDisplay, console_for, print_agreed, twins_warning
+from cxr_hvd.training.display import TrainingDisplay, print_agreed, twins_warning
 from cxr_hvd.training.engine import Engine, StepReport
 from cxr_hvd.training.log import Log, open_ledger, witness_ledgers
 from cxr_hvd.training.loss import build_loss

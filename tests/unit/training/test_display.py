@@ -9,8 +9,9 @@ from cxr_hvd.config.file import parse_config
 from cxr_hvd.config.schema import Config
 from cxr_hvd.console import Console
 from cxr_hvd.partial.plan import Kind, TensorSpec, build_plan
+from cxr_hvd.partial.plan_table import complete_plan, reach_of
 from cxr_hvd.training.budget import budget_of
-from cxr_hvd.training.display import complete_plan, print_agreed, reach_of
+from cxr_hvd.training.display import print_agreed
 
 PLAN = build_plan([TensorSpec("stem.weight", "stem", Kind.PARAMETER, (1000, 250), "float32")], [])
 
@@ -36,7 +37,7 @@ def test_of_a_rank_alone_nothing_is_said_to_travel(config: Config) -> None:
     assert "one rank alone; nothing travels" in said
     for claim in ("hands over", "is trusted", "not encrypted", "1,000,000", "MB"):
         assert claim not in said
-    plan: dict[str, Any] = complete_plan(PLAN, 4, reach_of(config))
+    plan: dict[str, Any] = complete_plan(PLAN, 4, reach_of([site.ranks for site in config.sites.values()]))
     assert plan["reach"] == "nobody"
     assert {plan[f"bytes_per_{what}"] for what in ("exchange", "step", "run")} == {0}
     assert plan["other"] == {}
@@ -47,7 +48,7 @@ def test_of_one_site_with_several_ranks_nothing_is_said_to_leave_it() -> None:
     assert "each rank hands over 1.0 MB of weights every step" in said
     assert "nothing leaves it" in said
     assert "whoever the launcher started is trusted" in said
-    assert complete_plan(PLAN, 4, reach_of(config_of(north=2)))["bytes_per_run"] == 4_000_000
+    assert complete_plan(PLAN, 4, reach_of([2]))["bytes_per_run"] == 4_000_000
 
 
 def test_of_several_sites_all_is_said() -> None:
