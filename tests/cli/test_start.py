@@ -14,6 +14,7 @@ from cxr_hvd.launch.early import may_start_ranks, num_ranks_here, wait_for_refus
 from lab.launch import environment
 from lab.study_files import write_study_file
 from tests.helpers.scores import scores_of
+from tests.unit.monitor.test_inspect_run import write_run
 
 MPIRUN = {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_LOCAL_SIZE": "3", "PMIX_RANK": "0"}
 GLOO = {"HOROVOD_SIZE": "3", "HOROVOD_LOCAL_SIZE": "3"}
@@ -111,11 +112,36 @@ def test_a_first_step_waits_for_nothing_of_no_use(config: Path, tmp_path: Path) 
     assert not {*OF_NO_USE} & {*told["modules"]}, said
 
 
-def test_a_plan_imports_nothing_of_no_use(config: Path) -> None:
-    program = "import json, sys; from cxr_hvd.cli import app as cli; cli.app(standalone_mode=False); print()\n"
-    program += "print(json.dumps({'modules': sorted(sys.modules)}))"
-    told, _ = run_alone(program, "plan", config, "--json")
-    assert not {*OF_NO_USE, "horovod"} & {*told["modules"]}
+# The same of the end of a command that succeeds.
+ENDS = """
+import json, sys
+from cxr_hvd.cli import app as cli
+cli.app(standalone_mode=False)
+print()
+print(json.dumps({"modules": sorted(sys.modules)}))
+"""
+
+
+def test_a_plan_needs_no_torch(config: Path) -> None:
+    for words in ([], ["--json"]):
+        told, said = run_alone(ENDS, "plan", config, *words)
+        assert not {*OF_NO_USE, "torch", "horovod"} & {*told["modules"]}, said
+
+
+def test_a_look_at_a_run_needs_no_torch(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    for words in ([], ["--json"], ["--out", tmp_path / "curves.png"]):
+        told, said = run_alone(ENDS, "inspect-run", tmp_path / "run", *words)
+        assert not {"torch", "horovod", "mpi4py", "h5py", "matplotlib.pyplot"} & {*told["modules"]}, said
+
+
+def test_a_report_needs_no_torch(config: Path, tmp_path: Path) -> None:
+    for site in ("north", "south"):
+        (tmp_path / site).mkdir()
+        (tmp_path / site / "config.yaml").write_text(config.read_text())
+    write_scores(tmp_path / NAME, scores_of(1, 0.25))
+    told, said = run_alone(ENDS, "report", tmp_path, "--resamples", "100")
+    assert (tmp_path / "report.html").is_file() and not {"torch", "horovod"} & {*told["modules"]}, said
 
 
 def test_a_report_needs_no_torch(config: Path, tmp_path: Path) -> None:

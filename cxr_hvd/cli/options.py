@@ -1,0 +1,59 @@
+"""Options that several commands have, and how they are read. Imports no torch."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cxr_hvd.errors import UsageError
+
+PROGRAM = "cxr-hvd"
+STARTED = time.monotonic()  # what a time limit counts from
+
+ConfigPath = Annotated[Path, typer.Argument(help="The YAML config, the same at all sites.", metavar="CONFIG")]
+RunPath = Annotated[Path, typer.Argument(help="A run folder, as `train` makes.", metavar="RUN")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a value of the config: section.key=value. May be repeated."),
+]
+SiteOption = Annotated[str | None, typer.Option("--site", help="One site of the config, alone on one rank.")]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option(
+        "--time-limit",
+        help="Stop with a checkpoint before this time is over: 3600, 90m, 12:00:00, 1-00:00:00.",
+    ),
+]
+Outside = Annotated[
+    list[str] | None,
+    typer.Option("--outside", help="NAME=FILE: studies of an institution that took no part. May be repeated."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier PNG.")]
+
+
+def read_deadline(time_limit: str | None) -> float | None:
+    """Return when `--time-limit` is over, by `time.monotonic()`; None where none is given.
+
+    Raises:
+        UsageError: it is no length of time.
+    """
+    from cxr_hvd.launch.launchers import parse_duration
+
+    return STARTED + parse_duration(time_limit) if time_limit else None
+
+
+def read_named_files(options: list[str] | None) -> dict[str, Path]:
+    """Read `--outside NAME=FILE` options.
+
+    Raises:
+        UsageError: one has another form.
+    """
+    files = {}
+    for option in options or []:
+        name, _, path = option.partition("=")
+        if not name or not path:
+            raise UsageError(f"--outside {option}: expected NAME=FILE")
+        files[name] = Path(path)
+    return files
