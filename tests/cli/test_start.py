@@ -136,15 +136,6 @@ def test_a_look_at_a_run_needs_no_torch(tmp_path: Path) -> None:
 
 
 def test_a_report_needs_no_torch(config: Path, tmp_path: Path) -> None:
-    for site in ("north", "south"):
-        (tmp_path / site).mkdir()
-        (tmp_path / site / "config.yaml").write_text(config.read_text())
-    write_scores(tmp_path / NAME, scores_of(1, 0.25))
-    told, said = run_alone(ENDS, "report", tmp_path, "--resamples", "100")
-    assert (tmp_path / "report.html").is_file() and not {"torch", "horovod"} & {*told["modules"]}, said
-
-
-def test_a_report_needs_no_torch(config: Path, tmp_path: Path) -> None:
     """From scores to the page: it opens on a laptop at once, and where torch cannot be installed."""
     run = tmp_path / "D" / "seed-1"
     for site in ("north", "south"):

@@ -7,8 +7,8 @@ from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.schema import PRESETS
 from cxr_hvd.models.build import build_model, tensor_specs
-from cxr_hvd.partial.averager import STATE, WeightsExchange, site_weights
-from cxr_hvd.partial.buffers import flatten_blocks
+from cxr_hvd.partial.averager import WeightsExchange, site_weights
+from cxr_hvd.partial.buffers import flatten
 from cxr_hvd.partial.plan import Scope, build_plan
 
 
@@ -16,7 +16,7 @@ def test_flat_buffers_are_the_model() -> None:
     model = build_model("densenet121", 14, seed=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plan = build_plan(tensor_specs(model), PRESETS["ends"])
-    buffers = flatten_blocks(model, plan, Scope.SHARED, STATE)
+    buffers = flatten(model, plan.buffers((Scope.SHARED,)))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
     assert sum(buffer.numel() for buffer in buffers.values()) == sum(
