@@ -11,8 +11,8 @@ import typer
 
 from cxr_hvd.cli.joining import check_run, check_start, joined_job, refused_alike, run_own_ranks, starts_ranks
 from cxr_hvd.cli.options import PROGRAM, ConfigPath, Settings, SiteOption, TimeLimit, read_deadline
+from cxr_hvd.environment import num_ranks_here
 from cxr_hvd.errors import UsageError
-from cxr_hvd.launch.early import num_ranks_here
 
 if TYPE_CHECKING:
     from cxr_hvd.config.schema import Config

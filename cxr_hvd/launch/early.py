@@ -10,14 +10,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from cxr_hvd.environment import num_ranks_here
 from cxr_hvd.launch.processes import processes_named
 
-# How many ranks there are in all, and on this machine.
-SIZES = (
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    ("HOROVOD_SIZE", "HOROVOD_LOCAL_SIZE"),
-    ("PMI_SIZE", "MPI_LOCALNRANKS"),
-)
 # What tells the ranks of one job from those of another on this machine.
 JOB_VARIABLES = ("PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "HOROVOD_GLOO_RENDEZVOUS_PORT")
 # Set for every process that a launcher or `supervise` has started: one that is none of its ranks starts no others.
@@ -34,16 +29,6 @@ NO_HOROVOD = (
 REFUSED = "cxr-refused"
 REFUSAL_LIMIT_S = 3.0
 POLL_S = 0.02
-
-
-def num_ranks_here(environment: Mapping[str, str]) -> int | None:
-    """Return how many ranks the job has where all run on this machine, 1 without a launcher; None: not known."""
-    for total, local in SIZES:
-        size = environment.get(total, "")
-        if size.isdecimal() and int(size) > 1:
-            return int(size) if environment.get(local) == size else None
-    is_one = environment.get("SLURM_STEP_NUM_TASKS") == "1" or "OMPI_COMM_WORLD_SIZE" in environment
-    return None if "PMIX_RANK" in environment and not is_one else 1
 
 
 def may_start_ranks(environment: Mapping[str, str]) -> bool:
@@ -82,9 +67,9 @@ def environment_of_ranks(environment: Mapping[str, str] = os.environ) -> dict[st
     stopped on request "aborted".
     """
     kept = {name: value for name, value in environment.items() if not name.startswith(("PMI_", "PMIX_"))}
-    own = {
+    defaults = {
         "OMPI_MCA_rmaps_base_oversubscribe": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
         "OMPI_MCA_orte_execute_quiet": "1",
     }
-    return own | kept
+    return defaults | kept

@@ -101,9 +101,9 @@ def receiver(launcher: Process, started: list[Process]) -> Process:
         launcher: what was started.
         started: all that came from it.
     """
-    found = [process for process in started if is_mpi_launcher(process)]
-    parents = {process.parent for process in found}
-    return next((process for process in found if process.pid not in parents), launcher)
+    mpi_launchers = [process for process in started if is_mpi_launcher(process)]
+    parents = {process.parent for process in mpi_launchers}
+    return next((process for process in mpi_launchers if process.pid not in parents), launcher)
 
 
 def stop_signal(receives: Process, has_launcher: bool, asked: signal.Signals) -> signal.Signals:
@@ -145,8 +145,8 @@ def parse_duration(text: str, name: str = "--time-limit") -> float:
     seconds = 0.0
     if SECONDS.fullmatch(text):
         seconds = float(text)
-    elif found := UNITS.fullmatch(text) or CLOCK.fullmatch(text):
-        counts = zip(found.groups(), SECONDS_PER, strict=True)
+    elif match := UNITS.fullmatch(text) or CLOCK.fullmatch(text):
+        counts = zip(match.groups(), SECONDS_PER, strict=True)
         seconds = float(sum(int(count or 0) * seconds_per for count, seconds_per in counts))
     if not seconds:
         raise UsageError(

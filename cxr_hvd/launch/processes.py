@@ -54,8 +54,8 @@ def read_process(pid: int) -> Process | None:
 
 def is_running(process: Process) -> bool:
     """Return whether this very process runs, not another with its id."""
-    found = read_process(process.pid)
-    return found is not None and found.started == process.started
+    current = read_process(process.pid)
+    return current is not None and current.started == process.started
 
 
 def ancestors() -> list[Process]:
@@ -83,12 +83,12 @@ def descendants(session: int, mark: str) -> list[Process]:
         session: the id of the process that leads the session.
         mark: a variable of the environment, as `NAME=VALUE`.
     """
-    return [each for each in _all() if each.session == session or mark in _words(each.pid, "environ")]
+    return [process for process in _all() if process.session == session or mark in _words(process.pid, "environ")]
 
 
 def processes_named(name: str, mark: str) -> list[Process]:
     """Return the processes of this user that go by a name and were started with `mark` in their environment."""
-    return [each for each in _all() if each.name == name and mark in _words(each.pid, "environ")]
+    return [process for process in _all() if process.name == name and mark in _words(process.pid, "environ")]
 
 
 def wait_for_end(find: Callable[[], list[Process]], limit_s: float) -> list[Process]:

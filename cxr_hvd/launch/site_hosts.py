@@ -55,12 +55,13 @@ def named_site(environment: Mapping[str, str], host: str | None = None) -> str |
         hosts_of = read_site_hosts(text)
     except UsageError as error:
         raise ConfigError(f"{VARIABLE}: {error}") from error
-    own = [environment[name] for name in NODE_NAMES if environment.get(name)] or [host or socket.gethostname()]
-    names = [*own, *(name.partition(".")[0] for name in own)]
-    found = next((site for site, hosts in hosts_of.items() for name in names if name in hosts), None)
-    if found is None:
-        raise ConfigError(f"{VARIABLE} has no site for host {own[0]}: add it, or set CXR_SITE on this rank")
-    return found
+    of_node = [environment[name] for name in NODE_NAMES if environment.get(name)]
+    full_names = of_node or [host or socket.gethostname()]
+    names = [*full_names, *(name.partition(".")[0] for name in full_names)]
+    site_here = next((site for site, hosts in hosts_of.items() for name in names if name in hosts), None)
+    if site_here is None:
+        raise ConfigError(f"{VARIABLE} has no site for host {full_names[0]}: add it, or set CXR_SITE on this rank")
+    return site_here
 
 
 def read_site_hosts(text: str) -> dict[str, list[str]]:
@@ -87,21 +88,21 @@ def _split(hosts: str) -> list[str]:
 
 
 def _expand(word: str) -> list[str]:
-    found = HOST.fullmatch(word)
-    if not found or not word:
+    match = HOST.fullmatch(word)
+    if not match or not word:
         raise UsageError(f"host '{word}': expected a name such as node7, or node[1-4,9]")
     if word[0] in "-.":
         raise UsageError(f"host '{word}': expected a name such as node7, which begins with a letter or digit")
-    if found["numbers"] is None:
+    if match["numbers"] is None:
         return [word]
     names = []
-    for part in found["numbers"].split(","):
+    for part in match["numbers"].split(","):
         first, _, last = part.partition("-")
         are_numbers = all(re.fullmatch("[0-9]{1,9}", number) for number in (first, last or first))
         if not are_numbers or int(last or first) - int(first) > MAX_HOSTS:
             raise UsageError(f"host '{word[:60]}': expected numbers such as [1-4,9]")
         names += [
-            f"{found['before']}{number:0{len(first)}}{found['after']}"
+            f"{match['before']}{number:0{len(first)}}{match['after']}"
             for number in range(int(first), int(last or first) + 1)
         ]
     if not names:

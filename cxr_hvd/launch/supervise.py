@@ -1,8 +1,8 @@
-"""Ranks that `cxr-hvd train` starts itself: once, or with `--supervise N` again when the run fails.
+"""Start the ranks of `cxr-hvd train`: once, or with `--supervise N` again when the run fails.
 
-Starts the launcher in a session of its own, waits for its end, and ends what it left behind. `supervise` starts it
-again, with pauses that grow, unless the run is done, was asked to stop, or cannot work. What is asked of this
-process by a signal is handed on in the way that gives the ranks time for a checkpoint.
+`Start` runs the launcher in a session of its own, waits for its end, and ends the processes that it left.
+`supervise` starts it again, with growing pauses, unless the run is done, was asked to stop, or cannot work. A
+signal to this process is passed on in the way that gives the ranks time for a checkpoint.
 """
 
 import os
@@ -35,10 +35,10 @@ SETTLE_S = 1.0  # its helpers see its end and go, too
 POLL_S = 0.1
 TWICE_S = 1.0  # `timeout`, for one, sends the same signal to a process and to its group
 HURRY = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-HEARD = (*HURRY, signal.SIGUSR1)
+LISTENED = (*HURRY, signal.SIGUSR1)
 # Open MPI 4 and 5 bind each of two ranks to one core, and leave the others idle.
 UNBOUND = ("OMPI_MCA_hwloc_base_binding_policy", "PRTE_MCA_hwloc_default_binding_policy")
-OPTIONS_OF_ITS_OWN = ("--supervise", "--launcher", "--resume")
+OPTIONS_OF_SUPERVISOR = ("--supervise", "--launcher", "--resume")
 
 Requests = queue.SimpleQueue[signal.Signals]
 
@@ -55,7 +55,7 @@ def run_ranks(command: list[str], run: Path, num_ranks: int, grace_s: float = GR
     """
     words = [*choose_launcher(num_ranks, None), *command]
     say_event(sys.stderr, f"{num_ranks} ranks on this machine: {shlex.join(words)}")
-    with requests_heard() as requests:
+    with listening() as requests:
         began = time.time()
         code, was_asked = Start(words, True, environment=environment_of_ranks()).wait(requests, grace_s)
         code = judge(code, read_last_statuses(run, began), was_asked)
@@ -93,7 +93,7 @@ def supervise(
         grace_s: seconds from a request to stop until the ranks are made to.
         deadline: when the run has to be over, by `time.monotonic()`. Each start is told what is left by
             `--time-limit`, and none comes after it.
-        log: a file that takes what the ranks and this function say, instead of the terminal.
+        log: a file for the output of the ranks and of this function, instead of the terminal.
 
     Returns:
         0 done, 2 wrong usage or config, 75 stopped on request, anything else: failed too often.
@@ -108,7 +108,7 @@ def supervise(
     words = [*choose_launcher(num_ranks, launcher), *command]
     num_starts = num_restarts + 1
     say = partial(say_event, log or sys.stderr)
-    with requests_heard() as requests:
+    with listening() as requests:
         for number in range(1, num_starts + 1):
             limit = [] if deadline is None else ["--time-limit", str(max(1, int(deadline - time.monotonic())))]
             say(f"start {number} of {num_starts}: {shlex.join([*words, *limit])}")
@@ -149,20 +149,20 @@ def command_of_ranks(arguments: list[str]) -> list[str]:
     kept: list[str] = []
     rest = iter(arguments[1:])
     for word in rest:
-        if word in OPTIONS_OF_ITS_OWN:
+        if word in OPTIONS_OF_SUPERVISOR:
             next(rest, None)
-        elif word.partition("=")[0] not in OPTIONS_OF_ITS_OWN:
+        elif word.partition("=")[0] not in OPTIONS_OF_SUPERVISOR:
             kept.append(word)
     return [str(Path(arguments[0]).absolute()), *kept, "--resume", "auto"]
 
 
 class Start:
-    """One start: the launcher, and all that comes from it.
+    """One start of the launcher, with all processes that come from it.
 
     Args:
         words: the launcher and the command.
         has_launcher: whether there is one, or the command itself is what is started.
-        log: takes its output and what is said of it, instead of the terminal.
+        log: a file for its output and for messages about it, instead of the terminal.
         environment: what it is started with; this process's own if left out.
 
     Attributes:
@@ -179,23 +179,23 @@ class Start:
         log: TextIO | None = None,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
-        own = read_process(os.getpid())
-        if own is None:
+        supervisor = read_process(os.getpid())
+        if supervisor is None:
             raise UsageError("--supervise looks for processes in /proc, and finds none: use it on Linux")
         self.is_asked = False
         self._has_launcher = has_launcher
         self._say = partial(say_event, log or sys.stderr)
-        self._mark = f"{SUPERVISOR}={own.identity}"
-        handed = dict(environment) | {SUPERVISOR: own.identity}
-        handed.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+        self._mark = f"{SUPERVISOR}={supervisor.identity}"
+        variables = dict(environment) | {SUPERVISOR: supervisor.identity}
+        variables.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
         for name in UNBOUND:  # unless the launcher's own words say otherwise
-            handed.setdefault(name, "none")
+            variables.setdefault(name, "none")
         if os.geteuid() == 0:
-            handed |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+            variables |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         try:
             self._launcher = subprocess.Popen(
                 words,
-                env=handed,
+                env=variables,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT if log else None,
@@ -254,21 +254,21 @@ class Start:
 
 
 @contextmanager
-def requests_heard() -> Iterator[Requests]:
+def listening() -> Iterator[Requests]:
     """Take the signals that ask for a stop into a queue while the body runs."""
     requests: Requests = queue.SimpleQueue()
 
-    def hear(number: int, frame: FrameType | None) -> None:
+    def receive(number: int, frame: FrameType | None) -> None:
         requests.put(signal.Signals(number))
 
-    before = {number: signal.getsignal(number) for number in HEARD}
-    heard = [number for number, handler in before.items() if handler != signal.SIG_IGN]
-    for number in heard:
-        signal.signal(number, hear)
+    before = {number: signal.getsignal(number) for number in LISTENED}
+    listened = [number for number, handler in before.items() if handler != signal.SIG_IGN]
+    for number in listened:
+        signal.signal(number, receive)
     try:
         yield requests
     finally:
-        for number in heard:
+        for number in listened:
             signal.signal(number, before[number])
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from cxr_hvd.environment import num_ranks_here
+from cxr_hvd.errors import UsageError
 from cxr_hvd.experiment.scores import NAME, write_scores
-from cxr_hvd.launch.early import may_start_ranks, num_ranks_here, wait_for_refusals
+from cxr_hvd.launch.early import may_start_ranks, wait_for_refusals
 from lab.launch import environment
 from lab.study_files import write_study_file
 from tests.helpers.scores import scores_of
@@ -161,11 +163,17 @@ def test_a_report_needs_no_torch(config: Path, tmp_path: Path) -> None:
         ({"PMIX_RANK": "1"}, None),
         ({"OMPI_COMM_WORLD_SIZE": "1", "PMIX_RANK": "0"}, 1),
         ({"PMI_SIZE": "1", "PMI_RANK": "0"}, 1),
-        ({"PMI_SIZE": "", "HOROVOD_SIZE": "two"}, 1),
+        ({"PMI_SIZE": ""}, 1),
+        ({"PMIX_RANK": "0", "SLURM_NTASKS": "1"}, 1),
     ],
 )
 def test_how_many_ranks_there_are_on_this_machine(variables: Mapping[str, str], num_ranks: int | None) -> None:
     assert num_ranks_here(variables) == num_ranks
+
+
+def test_a_number_of_ranks_that_is_none_is_told() -> None:
+    with pytest.raises(UsageError, match="HOROVOD_SIZE: expected a number of ranks"):
+        num_ranks_here({"PMI_SIZE": "", "HOROVOD_SIZE": "two"})
 
 
 @pytest.mark.parametrize(

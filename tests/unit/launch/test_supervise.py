@@ -28,7 +28,7 @@ from cxr_hvd.launch.orphan import SUPERVISOR, LauncherWatch, who_matters
 from cxr_hvd.launch.outcome import judge, newest_step, read_last_statuses
 from cxr_hvd.launch.processes import Process, ancestors, is_running, read_process
 from cxr_hvd.launch.rank_status import MAX_STATUS_BYTES, RankStatus
-from cxr_hvd.launch.supervise import HEARD, command_of_ranks, pause_before, supervise
+from cxr_hvd.launch.supervise import LISTENED, command_of_ranks, pause_before, supervise
 from lab.launch import has_ended, need_horovod
 
 # Counts its starts, and ends the n-th with the n-th code.
@@ -71,7 +71,7 @@ def supervisor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in RANK_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("cxr_hvd.launch.supervise.LEFT_S", 0.5)
-    before = {number: signal.signal(number, lambda *_: None) for number in HEARD}
+    before = {number: signal.signal(number, lambda *_: None) for number in LISTENED}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
