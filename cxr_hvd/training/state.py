@@ -119,7 +119,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         CheckpointError: they are not the model's.
     """
     own_tensors = model.state_dict()
-    for name in own_tensors.keys() | tensors.keys():
+    for name in {**own_tensors, **tensors}:
         loaded, wanted = tensors.get(name), own_tensors.get(name)
         if loaded is None or wanted is None or loaded.shape != wanted.shape or loaded.dtype != wanted.dtype:
             raise CheckpointError(

@@ -1,7 +1,7 @@
 """When this rank asks all to stop, and write a checkpoint, after the step that they are in.
 
 A signal (SIGUSR1, SIGTERM, SIGINT) or a launcher that is gone sets a flag; a deadline is held against what a step
-and a checkpoint have taken so far. What a rank asks travels with every step's pulse, so that all stop after the
+and a checkpoint have taken so far. What a rank asks travels with every step's status, so that all stop after the
 same one, whichever of them was asked.
 """
 
