@@ -146,13 +146,6 @@ def bootstrap(metric: Metric, scores_SNL: Scores, draws: Draws) -> Interval:
     return interval_of(resampled(metric, scores_SNL, draws), draws, _why_undefined(metric, scores_SNL))
 
 
-def bootstrap_difference(metric: Metric, scores_a_SNL: Scores, scores_b_SNL: Scores, draws: Draws) -> Difference:
-    """Return how much experiment a is above experiment b in a metric; scores (S, N, L), seeds in one order."""
-    tables = [resampled(metric, scores_SNL, draws) for scores_SNL in (scores_a_SNL, scores_b_SNL)]
-    note = _why_undefined(metric, scores_a_SNL) or _why_undefined(metric, scores_b_SNL)
-    return difference(tables[0], tables[1], draws, note)
-
-
 def _times(rng: np.random.Generator, num: int, num_resamples: int) -> NDArray[np.uint16]:
     """Return how often each of `num` is drawn in each resample of `num`, (1 + B, num); first each once."""
     times = np.ones((1 + num_resamples, num), dtype=np.uint16)

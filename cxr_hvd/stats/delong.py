@@ -1,4 +1,4 @@
-"""Intervals and tests of AUROCs in closed form (DeLong, DeLong and Clarke-Pearson, Biometrics 1988), by patients.
+"""Differences of AUROCs in closed form (DeLong, DeLong and Clarke-Pearson, Biometrics 1988), by patients.
 
 Quick and without draws, but for AUROCs of one label alone, and over patients alone: seeds are taken as they are.
 Studies of one patient count as one cluster (Obuchowski, Biometrics 1997); with one study a patient that is exactly
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, logit
 from scipy.stats import norm, rankdata
 
 from cxr_hvd.errors import UsageError
@@ -21,7 +20,6 @@ from cxr_hvd.stats.sample import (
     Codes,
     Difference,
     Floats,
-    Interval,
     Scores,
 )
 
@@ -64,30 +62,6 @@ def auroc_covariance(
         + _unbiased(present_KC.shape[1]) * (crossed_KK + crossed_KK.T)
     )
     return aurocs_K, covariance_KK
-
-
-def delong_interval(
-    scores_SN: Scores, targets_N: NDArray[np.floating[Any]], patients_N: Codes | None = None
-) -> Interval:
-    """Return the mean AUROC of seeds with its 95% interval, symmetric in the logit, so inside 0 to 1.
-
-    Args:
-        scores_SN: (S, N), or (N,) of one seed.
-    """
-    scores_SN = np.atleast_2d(scores_SN)
-    note = _why_undefined(scores_SN, targets_N)
-    if note:
-        return Interval(None, None, None, None, 0, note)
-    aurocs_S, covariance_SS = auroc_covariance(scores_SN, targets_N, patients_N)
-    value = float(aurocs_S.mean())
-    variance = float(covariance_SS.mean())
-    note = _why_no_interval(variance)
-    if note:
-        return Interval(value, None, None, None, 0, note)
-    error = variance**0.5
-    reach = QUANTILE * error / (value * (1 - value))
-    low, high = expit(logit(value) - reach), expit(logit(value) + reach)
-    return Interval(value, float(low), float(high), error, 0, None)
 
 
 def delong_difference(

@@ -19,62 +19,41 @@ from cxr_hvd.stats.sample import (
     UNDEFINED,
     Difference,
     Floats,
-    Interval,
 )
 
 
-def components_interval(table_SB: Floats, note: str | None = None) -> Interval:
-    """Return the mean over seeds with its 95% interval over patients and seeds.
+def components_difference(table_a_SB: Floats, table_b_SB: Floats, note: str | None = None) -> Difference:
+    """Return how much experiment a is above experiment b, with its 95% interval over patients and seeds.
 
-    It is symmetric, so it may reach beyond 0 or 1. With one seed, it is over patients alone.
+    Interval and p-value are those of Student's t; the interval is symmetric. With one seed, it is over patients
+    alone.
 
     Args:
-        table_SB: of `resampling.resampled`, or arithmetic on such tables.
+        table_a_SB, table_b_SB: of `bootstrap.resampled`, or means of such tables: the same draws, paired seeds.
         note: what to say where the value is undefined.
-    """
-    return _interval(table_SB, note)[0]
-
-
-def components_difference(table_a_SB: Floats, table_b_SB: Floats, note: str | None = None) -> Difference:
-    """Return how much experiment a is above experiment b, of tables with the same draws and paired seeds.
-
-    The p-value is that of Student's t.
     """
     if table_a_SB.shape != table_b_SB.shape:
         raise UsageError(f"expected tables of one shape, found {table_a_SB.shape} and {table_b_SB.shape}")
     table_SB = table_a_SB - table_b_SB
-    found, freedom = _interval(table_SB, note)
-    per_seed = () if found.value is None else tuple(table_SB[:, 0].tolist())
-    p_value = None
-    if found.value is not None and found.standard_error is not None:
-        p_value = float(2 * student.sf(abs(found.value) / found.standard_error, freedom))
-    return Difference(
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        standard_error=found.standard_error,
-        p_value=p_value,
-        per_seed=per_seed,
-        num_resamples=found.num_resamples,
-        note=found.note,
-    )
-
-
-def _interval(table_SB: Floats, note: str | None) -> tuple[Interval, float]:
-    """Return the interval and its degrees of freedom."""
     if not (table_SB.size and np.isfinite(table_SB[:, 0]).all()):
-        return Interval(None, None, None, None, 0, note or UNDEFINED), np.nan
-    value = float(table_SB[:, 0].mean())
+        return Difference(None, None, None, None, None, (), 0, note or UNDEFINED)
+    value, per_seed = float(table_SB[:, 0].mean()), tuple(table_SB[:, 0].tolist())
     resamples_SB = table_SB[:, 1:][:, np.isfinite(table_SB[:, 1:]).all(axis=0)]
     num_resamples = resamples_SB.shape[1]
+
+    def without_interval(why: str) -> Difference:
+        return Difference(value, None, None, None, None, per_seed, num_resamples, why)
+
     if num_resamples < 2:
-        return Interval(value, None, None, None, num_resamples, NOT_RESAMPLED), np.nan
+        return without_interval(NOT_RESAMPLED)
     error, freedom = _error(table_SB[:, 0], resamples_SB)
-    is_equal = bool((np.ptp(resamples_SB, axis=1) <= TOLERANCE).all())
-    if is_equal or error <= TOLERANCE:
-        return Interval(value, None, None, None, num_resamples, ALL_EQUAL if is_equal else NO_VARIANCE), np.nan
+    if (np.ptp(resamples_SB, axis=1) <= TOLERANCE).all():
+        return without_interval(ALL_EQUAL)
+    if error <= TOLERANCE:
+        return without_interval(NO_VARIANCE)
     reach = float(student.ppf((1 + CONFIDENCE) / 2, freedom)) * error
-    return Interval(value, value - reach, value + reach, error, num_resamples, None), freedom
+    p_value = float(2 * student.sf(abs(value) / error, freedom))
+    return Difference(value, value - reach, value + reach, error, p_value, per_seed, num_resamples, None)
 
 
 def _error(values_S: Floats, resamples_SB: Floats) -> tuple[float, float]:

@@ -1,12 +1,11 @@
 """What a test set is, and what can be said of a number that was measured on it: how far chance alone may move it.
 
-Owns the words: a sample, an interval, a difference. `resampling` gives them by the bootstrap, for every metric,
-over patients and seeds; `delong` for AUROCs in closed form, over patients alone. None of it knows runs or files.
+Owns the words: a sample, an interval, a difference. `bootstrap` gives them by resampling, for every metric, over
+patients and seeds; `intervals` by Student's t; `delong` for AUROCs in closed form, over patients alone.
 
 Shapes: N studies, L labels, P patients, S seeds, B resamples, K vectors of scores.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,22 +83,3 @@ class Difference:
     per_seed: tuple[float, ...]
     num_resamples: int
     note: str | None
-
-    @property
-    def z(self) -> float | None:
-        """Return the difference in standard errors; None where there is none."""
-        return self.value / self.standard_error if self.value is not None and self.standard_error else None
-
-
-def holm(p_values: Sequence[float | None]) -> tuple[float | None, ...]:
-    """Return p-values corrected for being one of a family (Holm, Scand. J. Statist. 1979); None stays outside it.
-
-    The chance to find any difference where there is none stays below the level, however they depend.
-    """
-    family = sorted((value, place) for place, value in enumerate(p_values) if value is not None)
-    corrected: list[float | None] = [None] * len(p_values)
-    highest = 0.0
-    for rank, (value, place) in enumerate(family):
-        highest = max(highest, min(1.0, value * (len(family) - rank)))
-        corrected[place] = highest
-    return tuple(corrected)
