@@ -2,7 +2,7 @@
 
 A sum of n bytes over S sites sends 2 (S-1)/S n bytes through each site's link. It takes rounds of messages,
 each of which waits for the link's delay: 2 log2 S by halving (Open MPI's default for large buffers), 2 (N-1) by
-a ring of N ranks (Gloo). Horovod sums one buffer after the other. In every step all ranks also gather their status.
+a ring of N ranks (Gloo). Horovod sums one buffer after the other. In every step all ranks also gather status.
 
 Assumed: equal sites with one link each, messages within a site cost nothing, every rank computes as long as the
 slowest. It is a lower bound: over a slow link measured exchanges took up to twice as long (docs/performance.md).
