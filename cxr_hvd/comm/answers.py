@@ -33,10 +33,10 @@ def read_answers(
     Raises:
         ContractError: on every rank alike, where one rank's answer cannot be read.
     """
-    found = []
+    values = []
     for rank, answer in enumerate(answers):
         try:
-            found.append(read(answer))
+            values.append(read(answer))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             refusal = ContractError(
                 f"{name_of(rank)}: its answer in {purpose} has not its form ({shown(error)}); start the same "
@@ -44,7 +44,7 @@ def read_answers(
             )
             refusal.is_agreed = True
             raise refusal from error
-    return found
+    return values
 
 
 def check_number(number: float, low: float, high: float) -> float:

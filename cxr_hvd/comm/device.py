@@ -35,8 +35,8 @@ def binding_remark(comm: Communicator, environment: Mapping[str, str] = os.envir
 
     That is what Open MPI 4 does with up to two ranks, unless it is told otherwise.
     """
-    own, cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
-    if "OMPI_COMM_WORLD_SIZE" not in environment or own > 1 or cores <= comm.ranks_per_node:
+    bound_cores, cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    if "OMPI_COMM_WORLD_SIZE" not in environment or bound_cores > 1 or cores <= comm.ranks_per_node:
         return None
     return (
         f"mpirun has bound each rank to 1 of {cores} cores: start it with --bind-to none, or give each rank its "
@@ -47,6 +47,6 @@ def binding_remark(comm: Communicator, environment: Mapping[str, str] = os.envir
 def set_threads(comm: Communicator) -> None:
     """Share this machine's cores out among its ranks, unless OMP_NUM_THREADS says otherwise."""
     if "OMP_NUM_THREADS" not in os.environ:
-        own, cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+        bound_cores, cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
         # A launcher that binds ranks has shared the cores out already.
-        torch.set_num_threads(max(1, own if own < cores else cores // comm.ranks_per_node))
+        torch.set_num_threads(max(1, bound_cores if bound_cores < cores else cores // comm.ranks_per_node))

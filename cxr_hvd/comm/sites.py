@@ -11,7 +11,7 @@ from cxr_hvd.comm.communicator import Communicator, allgather, together
 from cxr_hvd.errors import ConfigError, nearest
 from cxr_hvd.launch.site_hosts import check_num_ranks, named_site
 
-NOT_SAID = -1
+NOT_SET = -1
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,14 @@ def bind(
     """
     names = tuple(ranks_per_site)
     with together(comm, "reading CXR_SITE and CXR_SITE_HOSTS"):
-        own_site = named_site(environment)
-        said = NOT_SAID if not own_site else _index_of(own_site, names)
-    answers = allgather(comm, torch.tensor([said]), "site.index").flatten().tolist()
-    said_by_rank = read_answers(
-        answers, lambda index: int(check_number(index, NOT_SAID, len(names) - 1)), "site.index"
+        site = named_site(environment)
+        index = NOT_SET if not site else _index_of(site, names)
+    answers = allgather(comm, torch.tensor([index]), "site.index").flatten().tolist()
+    site_by_rank = read_answers(
+        answers, lambda index: int(check_number(index, NOT_SET, len(names) - 1)), "site.index"
     )
     try:
-        site_of_rank = assign(ranks_per_site, said_by_rank)
+        site_of_rank = assign(ranks_per_site, site_by_rank)
     except ConfigError as error:
         error.is_agreed = True
         raise
@@ -110,16 +110,16 @@ def _index_of(site: str, names: tuple[str, ...]) -> int:
     return names.index(site)
 
 
-def assign(ranks_per_site: Mapping[str, int], said_by_rank: list[int]) -> list[int]:
-    """Return each rank's site index from what the ranks said (an index, or `NOT_SAID`)."""
+def assign(ranks_per_site: Mapping[str, int], site_by_rank: list[int]) -> list[int]:
+    """Return each rank's site index from what the ranks said (an index, or `NOT_SET`)."""
     wanted = [site for site, count in enumerate(ranks_per_site.values()) for _ in range(count)]
-    check_num_ranks(ranks_per_site, len(said_by_rank))
-    if all(said == NOT_SAID for said in said_by_rank):
+    check_num_ranks(ranks_per_site, len(site_by_rank))
+    if all(index == NOT_SET for index in site_by_rank):
         return wanted
-    if NOT_SAID in said_by_rank:
-        rank = said_by_rank.index(NOT_SAID)
+    if NOT_SET in site_by_rank:
+        rank = site_by_rank.index(NOT_SET)
         raise ConfigError(f"CXR_SITE is not set on rank {rank}, but on others: set it on every rank, or on none")
-    if sorted(said_by_rank) != wanted:
-        each = ", ".join(f"{name} {count}" for name, count in ranks_per_site.items())
-        raise ConfigError(f"the sites want {each} ranks, but CXR_SITE deals them out as {said_by_rank}")
-    return said_by_rank
+    if sorted(site_by_rank) != wanted:
+        wanted_ranks = ", ".join(f"{name} {count}" for name, count in ranks_per_site.items())
+        raise ConfigError(f"the sites want {wanted_ranks} ranks, but CXR_SITE deals them out as {site_by_rank}")
+    return site_by_rank

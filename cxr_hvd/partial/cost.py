@@ -1,8 +1,8 @@
 """Estimate how long a step takes at a size that nobody here has: bytes over rate, plus rounds times delay.
 
-A sum of n bytes over S sites sends 2 (S-1)/S n bytes through each site's link. It takes rounds of messages,
-each of which waits for the link's delay: 2 log2 S by halving (Open MPI's default for large buffers), 2 (N-1) by
-a ring of N ranks (Gloo). Horovod sums one buffer after the other. In every step all ranks also gather status.
+A sum of n bytes over S sites sends 2 (S-1)/S n bytes through each site's link. It takes rounds of messages, each
+of which waits for the link's delay: 2 log2 S by halving (Open MPI's default for large buffers), 2 (N-1) by a ring
+of N ranks (Gloo). Horovod sums one buffer after the other. In every step all ranks also gather their status.
 
 Assumed: equal sites with one link each, messages within a site cost nothing, every rank computes as long as the
 slowest. It is a lower bound: over a slow link measured exchanges took up to twice as long (docs/performance.md).
@@ -133,8 +133,8 @@ def scale_table(plan: SharingPlan, layouts: Sequence[Layout], link: Link, comput
     )
     caption = (
         "Bytes over the link's rate, plus rounds of messages times its delay; nothing else is counted. Over a "
-        "slow link, measured exchanges took up to twice as long. step: sums by halving, as Open MPI does; "
-        "by ring: as Gloo does. compute: the slowest rank's."
+        "slow link, measured exchanges took up to twice as long. step: sums by halving, as Open MPI does; by "
+        "ring: as Gloo does. compute: the slowest rank's."
     )
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     for heading in ("sites x ranks", "compute", "exchange", "status", "hidden", "step", "by ring"):

@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_hvd.comm.sites import NOT_SAID, Topology, assign
+from cxr_hvd.comm.sites import NOT_SET, Topology, assign
 from cxr_hvd.errors import ConfigError
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.randoms())
 def test_ranks_are_dealt_out_whole(counts: list[int], random: object) -> None:
     sites = {f"site{index}": count for index, count in enumerate(counts)}
-    dealt = assign(sites, [NOT_SAID] * sum(counts))
+    dealt = assign(sites, [NOT_SET] * sum(counts))
     assert [dealt.count(index) for index in range(len(counts))] == counts
     random.shuffle(dealt)  # type: ignore[attr-defined]
     assert assign(sites, dealt) == dealt
@@ -25,9 +25,9 @@ def test_ranks_are_dealt_out_whole(counts: list[int], random: object) -> None:
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ([NOT_SAID], "want 3 ranks .a 1, b 2., found 1: start with -np 3, or train one alone with --site a"),
-        ([NOT_SAID] * 4, "found 4: start with -np 3"),
-        ([0, NOT_SAID, 1], "CXR_SITE is not set on rank 1"),
+        ([NOT_SET], "want 3 ranks .a 1, b 2., found 1: start with -np 3, or train one alone with --site a"),
+        ([NOT_SET] * 4, "found 4: start with -np 3"),
+        ([0, NOT_SET, 1], "CXR_SITE is not set on rank 1"),
         ([0, 0, 1], "CXR_SITE deals them out as"),
     ],
 )
