@@ -31,9 +31,9 @@ class ExperimentProgress:
         self._started = self._began = time.monotonic()
         self._name = ""
         self._run: Path | None = None
-        said = TextColumn("{task.fields[said]}", markup=False)
-        self._bar = Progress(TextColumn("experiment"), BarColumn(), TaskProgressColumn(), said, console=console)
-        self._task = self._bar.add_task("experiment", total=num_runs, said="")
+        words = TextColumn("{task.fields[words]}", markup=False)
+        self._bar = Progress(TextColumn("experiment"), BarColumn(), TaskProgressColumn(), words, console=console)
+        self._task = self._bar.add_task("experiment", total=num_runs, words="")
 
     def start(self) -> None:
         if self._console.is_terminal:
@@ -62,7 +62,7 @@ class ExperimentProgress:
         """Move the bar to where the run stands."""
         if self._run and self._console.is_terminal:
             done = self._num_ended + TRAINING_SHARE * min(1.0, step_of(self._run) / self._num_steps)
-            self._bar.update(self._task, completed=done, said=f"{self._name}  {self._left(done)}")
+            self._bar.update(self._task, completed=done, words=f"{self._name}  {self._left(done)}")
 
     def _left(self, done: float | None = None) -> str:
         done = self._num_ended if done is None else done

@@ -22,7 +22,7 @@ from cxr_hvd.training.run_folder import RunFolder
 from cxr_hvd.training.train import LaunchOptions, train
 
 NUM_STEPS = 2
-MOST_IMAGES = 4
+MAX_IMAGES_PER_STUDY = 4
 
 
 def smoke(config: Config, run: Path, comm: Communicator, job: LaunchOptions) -> None:
@@ -92,8 +92,8 @@ def write_random_studies(config: Config, topology: Topology) -> None:
     )
     writer = StudyFileWriter(path, header, per_split * len(Split))
     for index in range(per_split * len(Split)):
-        views = (View.PA,) * int(rng.integers(1, MOST_IMAGES + 1))
-        labels = tuple(float(each) for each in rng.integers(0, 2, len(LABELS)))
+        views = (View.PA,) * int(rng.integers(1, MAX_IMAGES_PER_STUDY + 1))
+        labels = tuple(float(label) for label in rng.integers(0, 2, len(LABELS)))
         row = StudyRow(f"study{index}", f"patient{index}", Split(index % len(Split)), views, labels)
         writer.append(row, rng.integers(0, 256, (len(views), size, size), dtype=np.uint8))
     writer.close()

@@ -46,9 +46,9 @@ def auroc_covariance(
     ranks_KN = rankdata(scores_KN, axis=1)
     # Of a present study, the share of absent ones below it; of an absent one, of present ones above it.
     shares_KN = np.empty(ranks_KN.shape)
-    own_KP, own_KQ = (rankdata(scores_KN[:, each], axis=1) for each in (is_present, ~is_present))
-    shares_KN[:, is_present] = (ranks_KN[:, is_present] - own_KP) / num_absent
-    shares_KN[:, ~is_present] = 1 - (ranks_KN[:, ~is_present] - own_KQ) / num_present
+    class_KP, class_KQ = (rankdata(scores_KN[:, in_class], axis=1) for in_class in (is_present, ~is_present))
+    shares_KN[:, is_present] = (ranks_KN[:, is_present] - class_KP) / num_absent
+    shares_KN[:, ~is_present] = 1 - (ranks_KN[:, ~is_present] - class_KQ) / num_present
     aurocs_K = shares_KN[:, is_present].mean(axis=1)
 
     codes_N = np.arange(len(is_present)) if patients_N is None else np.unique(patients_N, return_inverse=True)[1]

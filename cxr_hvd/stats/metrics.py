@@ -191,8 +191,8 @@ def calibration_curve(
     sums = np.bincount(bins_N, probabilities_N, num_bins)
     num_present = np.bincount(bins_N, targets_N.astype(np.float64), num_bins)
     return [
-        (float(sums[each] / counts[each]), float(num_present[each] / counts[each]), int(counts[each]))
-        for each in np.flatnonzero(counts)
+        (float(sums[place] / counts[place]), float(num_present[place] / counts[place]), int(counts[place]))
+        for place in np.flatnonzero(counts)
     ]
 
 
@@ -216,7 +216,7 @@ def _label_metrics(
     is_judged = num_studies > 0 and bool(np.isfinite(probabilities_N).all())
     has_both_classes = note is None
     if is_threshold_due and threshold is None:
-        note = "; ".join(each for each in (note, "no threshold from validation") if each)
+        note = "; ".join(reason for reason in (note, "no threshold from validation") if reason)
 
     def accuracy_at(value: float) -> float:
         return float(np.mean(is_present(probabilities_N, value) == targets_N))
@@ -247,7 +247,7 @@ def _sensitivity(probabilities_N: Scores, targets_N: NDArray[np.float32]) -> flo
 
 def _calibration_error(probabilities_N: Scores, targets_N: NDArray[np.float32]) -> float:
     bins = calibration_curve(probabilities_N, targets_N)
-    return sum(abs(said - share) * count for said, share, count in bins) / len(targets_N)
+    return sum(abs(predicted - share) * count for predicted, share, count in bins) / len(targets_N)
 
 
 def _choose_threshold(probabilities_N: Scores, targets_N: NDArray[np.float32]) -> float | None:
@@ -264,23 +264,23 @@ def _choose_threshold(probabilities_N: Scores, targets_N: NDArray[np.float32]) -
 
 def _means(labels: tuple[LabelMetrics, ...], at_least: int, is_threshold_due: bool) -> LabelMeans:
     """Return the means over the labels with at least so many present and absent studies."""
-    chosen = [each for each in labels if has_classes(each.num_studies, each.num_present, at_least)]
-    notes = [] if chosen else [why_no_label(sum(each.num_studies for each in labels), at_least)]
-    not_finite = [each.label for each in chosen if each.accuracy is None]
+    chosen = [label for label in labels if has_classes(label.num_studies, label.num_present, at_least)]
+    notes = [] if chosen else [why_no_label(sum(label.num_studies for label in labels), at_least)]
+    not_finite = [label.label for label in chosen if label.accuracy is None]
     if not_finite:
         notes.append(f"scores are not finite: {', '.join(not_finite)}")
-    no_threshold = [each.label for each in chosen if each.threshold is None]
+    no_threshold = [label.label for label in chosen if label.threshold is None]
     if is_threshold_due and no_threshold:
         notes.append(f"no threshold from validation: {', '.join(no_threshold)}")
     return LabelMeans(
-        mean_over=tuple(each.label for each in chosen),
-        macro_auroc=_mean([each.auroc for each in chosen]),
-        mean_accuracy=_mean([each.accuracy for each in chosen]),
-        mean_all_negative_accuracy=_mean([each.all_negative_accuracy for each in chosen]),
-        macro_average_precision=_mean([each.average_precision for each in chosen]),
-        mean_brier=_mean([each.brier for each in chosen]),
-        mean_sensitivity=_mean([each.sensitivity_at_specificity for each in chosen]),
-        mean_accuracy_at_threshold=_mean([each.accuracy_at_threshold for each in chosen]),
+        mean_over=tuple(label.label for label in chosen),
+        macro_auroc=_mean([label.auroc for label in chosen]),
+        mean_accuracy=_mean([label.accuracy for label in chosen]),
+        mean_all_negative_accuracy=_mean([label.all_negative_accuracy for label in chosen]),
+        macro_average_precision=_mean([label.average_precision for label in chosen]),
+        mean_brier=_mean([label.brier for label in chosen]),
+        mean_sensitivity=_mean([label.sensitivity_at_specificity for label in chosen]),
+        mean_accuracy_at_threshold=_mean([label.accuracy_at_threshold for label in chosen]),
         note="; ".join(notes) or None,
     )
 
