@@ -92,7 +92,7 @@ def draw_program(program: str) -> list[str]:
 def draw() -> str:
     """Return the drawing of both programs, as it stands in the page between its marks."""
     programs = ["\n".join(draw_program(program)) for program in CONTRACTS]
-    return "\n".join([START, "```", "\n\n\n".join(programs), "```", END])
+    return "\n".join([START, "~~~", "\n\n\n".join(programs), "~~~", END])
 
 
 def read_drawing(page: str) -> str:
