@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from cxr_hvd.terminal import shown
 
@@ -37,6 +37,12 @@ class CxrHvdError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(shown(message, MAX_MESSAGE))
+
+    def agreed(self, exit_code: int | None = None) -> Self:
+        """Return this error, marked as one that all ranks raise; `exit_code` replaces its own."""
+        self.is_agreed = True
+        self.exit_code = self.exit_code if exit_code is None else exit_code
+        return self
 
 
 class UsageError(CxrHvdError):

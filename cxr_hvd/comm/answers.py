@@ -38,12 +38,10 @@ def read_answers(
         try:
             values.append(read(answer))
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            refusal = ContractError(
+            raise ContractError(
                 f"{name_of(rank)}: its answer in {purpose} has not its form ({shown(error)}); start the same "
                 "version of cxr_hvd at all sites"
-            )
-            refusal.is_agreed = True
-            raise refusal from error
+            ).agreed() from error
     return values
 
 

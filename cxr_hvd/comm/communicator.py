@@ -116,11 +116,9 @@ def together(comm: Communicator, doing: str) -> Iterator[None]:
         failure = error
     codes = allgather(comm, torch.tensor([failure.exit_code if failure else 0]), f"verdict.{doing}").flatten()
     if failure is not None:
-        failure.is_agreed = True
-        raise failure
+        raise failure.agreed()
     if codes.any():
         failed = ", ".join(str(rank) for rank in codes.nonzero().flatten().tolist())
-        peer_error = PeerError(f"stopped because rank {failed} failed while {doing}; its own line says why")
-        peer_error.exit_code = max(code if code in EXIT_CODES else 1 for code in codes.tolist() if code)
-        peer_error.is_agreed = True
-        raise peer_error
+        exit_code = max(code if code in EXIT_CODES else 1 for code in codes.tolist() if code)
+        refusal = f"stopped because rank {failed} failed while {doing}; its own line says why"
+        raise PeerError(refusal).agreed(exit_code)

@@ -49,9 +49,7 @@ def check_contract(job: Job, items: Mapping[str, str], digests: Tensor | None = 
         return
     texts = job.allgather_text(_statement(items), "contract.statement")
     statements = read_answers(texts, read_statement, "contract.statement", job.name_of)
-    error = ContractError(first_difference(job.topology, statements))
-    error.is_agreed = True
-    raise error
+    raise ContractError(first_difference(job.topology, statements)).agreed()
 
 
 def read_statement(text: str) -> dict[str, str]:

@@ -59,9 +59,7 @@ def _proof(key: bytes, nonces: Tensor, digests: Tensor, rank: int) -> bytes:
 
 def _refuse(topology: Topology, ranks: Tensor, why: str) -> None:
     named = "; ".join(topology.name_of(int(rank)) for rank in ranks)
-    error = ContractError(f"--key: {named} {why}; give all ranks the same key file, or none")
-    error.is_agreed = True
-    raise error
+    raise ContractError(f"--key: {named} {why}; give all ranks the same key file, or none").agreed()
 
 
 def _tensor(content: bytes) -> Tensor:

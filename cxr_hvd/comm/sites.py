@@ -98,8 +98,7 @@ def bind(
     try:
         site_of_rank = assign(ranks_per_site, site_by_rank)
     except ConfigError as error:
-        error.is_agreed = True
-        raise
+        raise error.agreed() from None
     comm.form_site_groups(site_of_rank)
     return Topology(comm.rank, names, tuple(site_of_rank))
 

@@ -23,7 +23,7 @@ from cxr_hvd.config.schema import Config
 from cxr_hvd.config.sections import SiteName
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.files import open_plain, replaced_file
-from cxr_hvd.ledger.form import Count, Form, Name, first_of
+from cxr_hvd.record import Count, Name, Record, first_problem
 from cxr_hvd.training.run_folder import disk_errors
 
 SCHEMA = 2
@@ -55,7 +55,7 @@ class Truth:
         return len(self.patients_N)
 
 
-class Origin(Form):
+class Origin(Record):
     """Where scores come from.
 
     Attributes:
@@ -101,7 +101,7 @@ class Origin(Form):
         return self
 
 
-class _Header(Form):
+class _Header(Record):
     schema_number: Annotated[int, Field(alias="schema", ge=min(READABLE), le=max(READABLE))]
 
 
@@ -177,7 +177,7 @@ def _read(path: Path, with_tensors: bool) -> RunScores:
             }
     except ValidationError as error:
         raise CheckpointError(
-            f"{path}: expected scores of schema {SCHEMA}, found others ({first_of(error)}); make them with "
+            f"{path}: expected scores of schema {SCHEMA}, found others ({first_problem(error)}); make them with "
             "cxr-hvd evaluate RUN --across-sites"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:

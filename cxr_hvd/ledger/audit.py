@@ -17,12 +17,12 @@ from cxr_hvd.ledger.events import Entry, Opening, Total
 from cxr_hvd.ledger.plan_record import PlanRecord
 from cxr_hvd.ledger.reader import (
     Fault,
-    Record,
+    RankLedger,
     SiteFolder,
     Start,
     digest_of,
+    read_ledger,
     read_plan,
-    read_record,
 )
 from cxr_hvd.ledger.writer import ledger_name
 
@@ -35,7 +35,7 @@ class SiteAudit:
 
     site: str
     plan: PlanRecord | None
-    records: list[Record]
+    records: list[RankLedger]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def audit(folders: Sequence[SiteFolder]) -> Audit:
     plans = {digest_of(folder.plan): folder for folder in reversed(folders) if folder.plan is not None}
     sites = []
     for folder in folders:
-        records = [read_record(content, f"{folder.site}/{name}") for name, content in folder.ledgers.items()]
+        records = [read_ledger(content, f"{folder.site}/{name}") for name, content in folder.ledgers.items()]
         faults += [fault for record in records for fault in record.faults]
         plan = None
         named = [start.opening.plan_sha256 for record in records for start in record.starts]
@@ -93,7 +93,7 @@ def plan_faults(plan: PlanRecord, file: str) -> Iterable[Fault]:
             )
 
 
-def rank_faults(site: str, records: Sequence[Record]) -> Iterable[Fault]:
+def rank_faults(site: str, records: Sequence[RankLedger]) -> Iterable[Fault]:
     """Hold each ledger's opening against its place, and the ledgers of a site against each other."""
     openings = [(record, start) for record in records for start in record.starts]
     for record, start in openings:
@@ -222,7 +222,7 @@ def totals_of(entries: Iterable[Entry]) -> dict[str, Total]:
     return totals
 
 
-def head_faults(records: Sequence[Record]) -> Iterable[Fault]:
+def head_faults(records: Sequence[RankLedger]) -> Iterable[Fault]:
     """Hold the heads that ledgers witnessed against the ledgers that are here."""
     hashes_of = {record.file: set(record.hashes) for record in records}
     for record in records:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import ConfigDict, Field
 
 from cxr_hvd.ledger.allowed import Group, How, root_of
-from cxr_hvd.ledger.form import MAX_COUNT, MAX_RANKS, Count, Form, Name, Ranks, Shape
+from cxr_hvd.record import MAX_COUNT, MAX_RANKS, Count, Name, Ranks, Record, Shape
 
 SCHEMA: Final = 2
 BEFORE_TRAINING = -1
@@ -19,7 +19,7 @@ BEFORE_TRAINING = -1
 Step = Annotated[int, Field(ge=BEFORE_TRAINING, le=MAX_COUNT)]
 
 
-class Kind(Form):
+class Kind(Record):
     """One kind of thing that a rank hands to a collective.
 
     Attributes:
@@ -62,7 +62,7 @@ class Entry(Kind):
     last_step: Step
 
 
-class Opening(Form):
+class Opening(Record):
     """Whose ledger it is, under which plan (the SHA-256 of `plan.json`), and from which step on."""
 
     ledger_schema: Literal[1, 2] = 1
@@ -77,25 +77,25 @@ class Opening(Form):
     time: Name = ""
 
 
-class Sent(Form):
+class Sent(Record):
     """What was sent since the last such line."""
 
     entries: list[Entry]
 
 
-class Heads(Form):
+class Heads(Record):
     """The hash of the last line of every rank's ledger, by `head_name`."""
 
     heads: dict[Name, Name]
 
 
-class Cut(Form):
+class Cut(Record):
     """How many bytes of a torn last line were cut off."""
 
     bytes: Count
 
 
-class Total(Form):
+class Total(Record):
     """Calls and bytes handed over, of one root of purposes."""
 
     model_config = ConfigDict(extra="forbid")
@@ -107,7 +107,7 @@ class Total(Form):
         return Total(calls=self.calls + calls, bytes=self.bytes + calls * num_bytes)
 
 
-class Closing(Form):
+class Closing(Record):
     """Totals by root of purpose, and what a ring would have sent in all."""
 
     totals: dict[Name, Total]

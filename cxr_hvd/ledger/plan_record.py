@@ -5,10 +5,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from cxr_hvd.ledger.form import MAX_COUNT, Count, Form, Name, Shape
+from cxr_hvd.record import MAX_COUNT, Count, Name, Record, Shape
 
 
-class TensorRecord(Form):
+class TensorRecord(Record):
     """One tensor of the network, and whether it is shared, private or local."""
 
     name: Name
@@ -23,7 +23,7 @@ class TensorRecord(Form):
         return prod(self.shape)
 
 
-class BufferRecord(Form):
+class BufferRecord(Record):
     """One buffer: what a collective is given at a time.
 
     Attributes:
@@ -40,7 +40,7 @@ class BufferRecord(Form):
     bytes_per_exchange: Count = 0
 
 
-class PlanRecord(Form):
+class PlanRecord(Record):
     """What `plan.json` holds; for its words see `partial.plan.SharingPlan`."""
 
     exchange: Name

@@ -16,8 +16,8 @@ from cxr_hvd.errors import CheckpointError
 from cxr_hvd.files import read_plain
 from cxr_hvd.ledger.chain import NO_HEAD, whole_line
 from cxr_hvd.ledger.events import Closing, Cut, Entry, Heads, Opening, Sent, as_written_now
-from cxr_hvd.ledger.form import first_of
 from cxr_hvd.ledger.plan_record import PlanRecord
+from cxr_hvd.record import first_problem
 from cxr_hvd.terminal import shown
 
 LEDGERS = "ledger*.jsonl"
@@ -53,7 +53,7 @@ class Start:
 
 
 @dataclass
-class Record:
+class RankLedger:
     """One ledger, read.
 
     Attributes:
@@ -78,9 +78,9 @@ class SiteFolder:
     ledgers: dict[str, bytes]
 
 
-def read_record(content: bytes, file: str) -> Record:
+def read_ledger(content: bytes, file: str) -> RankLedger:
     """Recompute a ledger's chain and read what it says, as far as its lines are whole."""
-    record = Record(file)
+    record = RankLedger(file)
     previous, number, start = NO_HEAD, 0, 0
     while (end := content.find(b"\n", start)) >= 0:
         raw, start, number = content[start:end], end + 1, number + 1
@@ -109,7 +109,7 @@ def read_record(content: bytes, file: str) -> Record:
     return record
 
 
-def _read_event(record: Record, number: int, line: dict[str, Any]) -> None:
+def _read_event(record: RankLedger, number: int, line: dict[str, Any]) -> None:
     event = line.get("event")
     content = {key: value for key, value in line.items() if key not in ("seq", "previous", "hash", "event")}
     try:
@@ -139,7 +139,7 @@ def _read_event(record: Record, number: int, line: dict[str, Any]) -> None:
         else:
             record.faults.append(Fault(record.file, number, f"unknown event '{event}'"))
     except ValidationError as error:
-        record.faults.append(Fault(record.file, number, f"'{event}' has not its form: {first_of(error)}"))
+        record.faults.append(Fault(record.file, number, f"'{event}' has not its form: {first_problem(error)}"))
 
 
 def _stated_hash(raw: bytes) -> str:
@@ -155,7 +155,7 @@ def read_plan(content: bytes, file: str) -> PlanRecord | Fault:
     try:
         return PlanRecord.model_validate(json.loads(content))
     except ValidationError as error:
-        return Fault(file, None, f"is no sharing plan: {first_of(error)}")
+        return Fault(file, None, f"is no sharing plan: {first_problem(error)}")
     except (ValueError, RecursionError):
         return Fault(file, None, "is no sharing plan: it is not JSON")
 

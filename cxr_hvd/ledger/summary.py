@@ -15,7 +15,7 @@ from rich.text import Text
 from cxr_hvd.ledger.allowed import TRAFFIC
 from cxr_hvd.ledger.audit import Audit, SiteAudit
 from cxr_hvd.ledger.events import Entry
-from cxr_hvd.ledger.reader import Record, Start
+from cxr_hvd.ledger.reader import RankLedger, Start
 from cxr_hvd.ledger.writer import FLUSH_EVERY_S
 
 
@@ -60,7 +60,7 @@ class Account:
     notes: list[str]
 
 
-def account_of(site: SiteAudit, others: Iterable[Record]) -> Account:
+def account_of(site: SiteAudit, others: Iterable[RankLedger]) -> Account:
     """Add up one site's ledgers.
 
     Args:
@@ -100,7 +100,7 @@ def rows_of(entries: Sequence[Entry]) -> list[Row]:
     return [Row(*key, *sums[key]) for key in keys]
 
 
-def notes_of(record: Record) -> list[str]:
+def notes_of(record: RankLedger) -> list[str]:
     """Say what a ledger cannot tell."""
     notes = []
     for start, following in zip(record.starts, [*record.starts[1:], None], strict=False):

@@ -8,14 +8,14 @@ from typing import Annotated, Self
 from pydantic import ConfigDict, Field, TypeAdapter, model_validator
 
 from cxr_hvd.config.sections import SiteName
-from cxr_hvd.ledger.form import Count, Form, Name
+from cxr_hvd.record import Count, Name, Record
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Bounds = tuple[Finite, Finite]
 
 
-class ResultsSummary(Form):
+class ResultsSummary(Record):
     """What `inspect-run` shows of a site's results; files of earlier versions have it, too."""
 
     split: Name
@@ -24,7 +24,7 @@ class ResultsSummary(Form):
     mean_accuracy: Share | None
 
 
-class LabelResult(Form):
+class LabelResult(Record):
     """The metrics of one label; see `stats.metrics.LabelMetrics`."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -43,7 +43,7 @@ class LabelResult(Form):
     note: str | None
 
 
-class MeansResult(Form):
+class MeansResult(Record):
     """Means over one set of labels; see `stats.metrics.LabelMeans`."""
 
     model_config = ConfigDict(from_attributes=True)
@@ -58,7 +58,7 @@ class MeansResult(Form):
     note: str | None
 
 
-class MeanIntervals(Form):
+class MeanIntervals(Record):
     """95% intervals of two means over patients; None where there is none."""
 
     macro_auroc: Bounds | None
@@ -78,7 +78,7 @@ class ResultIntervals(MeanIntervals):
         return self.__pydantic_extra__
 
 
-class _Network(Form):
+class _Network(Record):
     site: SiteName
     experiment: Name
     split: Name

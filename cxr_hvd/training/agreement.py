@@ -66,12 +66,10 @@ def agree_on_budget(config: Config, job: Job, data: TrainingData) -> Budget:
     size_of_site = [size_of_rank[ranks[0]] for ranks in map(job.topology.ranks_at, range(job.topology.num_sites))]
     budget = budget_of(config, [train for train, _ in size_of_site], [validate for _, validate in size_of_site])
     if config.validation.patience and not any(budget.validation_studies_per_site):
-        error = ConfigError(
+        raise ConfigError(
             "validation.patience: expected VALIDATE studies at one site at least, found none: draw some with "
             "cxr-preprocess --validate N, or leave patience out"
-        )
-        error.is_agreed = True
-        raise error
+        ).agreed()
     return budget
 
 

@@ -54,13 +54,11 @@ def nonfinite_error(
     what = "a gradient is not finite" if isfinite(loss) else f"the loss is {loss}"
     after = f", after {MAX_SKIPPED} skipped steps in a row" if was_skipping else ""
     tensor = shown(faults.get(rank, "the sum of finite gradients"))
-    error = TrainingError(
+    return TrainingError(
         f"{what} in step {step} ({job.name_of(rank)}): {tensor}{after}; no weight was changed by it: lower "
         "training.learning_rate, set training.clip_norm, use training.precision: fp32, or let all ranks leave "
         "such a step out with training.on_nonfinite: skip"
-    )
-    error.is_agreed = True
-    return error
+    ).agreed()
 
 
 def first_nonfinite(model: nn.Module, averager: Averager, status: StepStatus, batch: Batch) -> str:

@@ -31,12 +31,10 @@ def agree_on_step(folder: RunFolder, plan: SharingPlan, job: Job) -> int | None:
             f"{job.name_of(rank)} {', '.join(map(str, sorted(steps))) or 'none'}"
             for rank, steps in enumerate(offered)
         )
-        error = CheckpointError(
+        raise CheckpointError(
             f"there is no step of which all ranks hold a whole checkpoint: {held}; bring a common one back from a "
             "backup, or start anew with --overwrite"
-        )
-        error.is_agreed = True
-        raise error
+        ).agreed()
     newest = max(common, default=0)
     for step, why in damaged.items():
         if step > newest > 0:

@@ -17,7 +17,7 @@ from cxr_hvd.ledger.allowed import TRAFFIC, check_traffic, traffic_of
 from cxr_hvd.ledger.audit import audit, averages_between
 from cxr_hvd.ledger.chain import canonical, hash_of
 from cxr_hvd.ledger.events import sent_bytes_of
-from cxr_hvd.ledger.reader import load_folders, read_record
+from cxr_hvd.ledger.reader import load_folders, read_ledger
 from cxr_hvd.ledger.summary import accounts_of, render
 from cxr_hvd.ledger.writer import Ledger, head_name, opening
 
@@ -113,7 +113,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
 
 
 def is_found(content: bytes) -> bool:
-    record = read_record(content, "north/ledger.jsonl")
+    record = read_ledger(content, "north/ledger.jsonl")
     return bool(record.faults) or not record.starts[-1].closing
 
 
@@ -140,9 +140,9 @@ def test_any_dropped_doubled_or_swapped_line_is_found(rows: list[bytes], data: s
 
 @given(st.binary(max_size=200))
 def test_no_bytes_are_a_traceback(content: bytes) -> None:
-    assert read_record(content, "x").faults
+    assert read_ledger(content, "x").faults
     line = {"seq": 0, "previous": "0" * 64, "event": "opened", "junk": content.hex()}
-    assert read_record(canonical(line | {"hash": hash_of(line)}) + b"\n", "x").faults
+    assert read_ledger(canonical(line | {"hash": hash_of(line)}) + b"\n", "x").faults
 
 
 def test_a_chain_written_anew_does_not_fit_what_another_site_witnessed(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_chain_written_anew_does_not_fit_what_another_site_witnessed(tmp_path:
         previous = line["hash"] = hash_of(line)
         forged.append(canonical(line) + b"\n")
     path.write_bytes(b"".join(forged))
-    assert read_record(path.read_bytes(), "north/ledger.jsonl").faults == []
+    assert read_ledger(path.read_bytes(), "north/ledger.jsonl").faults == []
     faults = [fault for fault in faults_of(tmp_path) if fault.startswith("south/ledger.jsonl")]
     assert len(faults) == 1 and "north/ledger.jsonl had a line with hash" in faults[0]
 
