@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from cxr_hvd.experiment.comparison_file import parse_comparison
 from cxr_hvd.experiment.scores import read_scores
 from cxr_hvd.report.page import write_report
 from cxr_hvd.study.layout import Split
@@ -91,5 +92,5 @@ def test_scores_and_comparison_are_read(folder: Path) -> None:
     experiment = folder / "runs" / "experiment"
     scores = read_scores(experiment / "D" / "seed-1" / "scores.safetensors")
     assert scores.origin.networks == ("north", "south", "averaged")
-    page = write_report(json.loads((experiment / "comparison.json").read_text()), folder / "report")
+    page = write_report(parse_comparison((experiment / "comparison.json").read_bytes()), folder / "report")
     assert "north" in page.read_text()
