@@ -25,7 +25,7 @@ from cxr_hvd.study.labels import LABELS
 from lab.launch import Finished, launch
 from lab.two_sites import SlowLink, TwoSites, two_sites, why_not
 
-Told = dict[str, dict[str, list[float]]]
+Timings = dict[str, dict[str, list[float]]]
 LIMIT_S = 400
 LINK = SlowLink(delay_ms=20, rate_mbit=100)
 HOROVODS_FUSION = {"HOROVOD_FUSION_THRESHOLD": str(128 << 20)}
@@ -61,30 +61,32 @@ def main() -> None:
 def measure_alone(num_rounds: int) -> list[Figure]:
     """Averaging with no training around it, to one flat Allreduce of C's bytes."""
     ours = [f"weights C {wire}" for wire in ALL_WIRES] + ["weights D float32"]
-    told = job("alone", ["flat", *ours, "gloo"], 2 * num_rounds)
+    timings = job("alone", ["flat", *ours, "gloo"], 2 * num_rounds)
     others = job(
         "alone",
         ["flat", "weights C float32", "horovod grouped", "horovod each"],
         2 * num_rounds,
         **HOROVODS_FUSION,
     )
-    flat, full = told["flat"]["step"], told["weights C float32"]["step"]
+    flat, full = timings["flat"]["step"], timings["weights C float32"]["step"]
     share = bytes_of("D") / bytes_of("C")
-    note = said({**told, **{f"{name} (own job)": each for name, each in others.items()}}, 1e3, "ms")
+    note = medians({**timings, **{f"{name} (own job)": each for name, each in others.items()}}, 1e3, "ms")
     to_flat = [
         Figure("C averaged alone, to one flat Allreduce of its bytes", ratios(full, flat), 1.15, note, True),
         Figure(
             f"D to C; D has {share:.3f} of the bytes",
-            ratios(told["weights D float32"]["step"], full),
+            ratios(timings["weights D float32"]["step"], full),
             share + 0.1,
             "",
             True,
         ),
     ]
     for wire in ALL_WIRES[1:]:
-        short = told[f"weights C {wire}"]["step"]
+        short = timings[f"weights C {wire}"]["step"]
         to_flat.append(Figure(f"C as {wire}, to float32", ratios(short, full), None, ""))
-    to_flat.append(Figure("torch.distributed over Gloo, flat, to C", ratios(told["gloo"]["step"], full), None, ""))
+    to_flat.append(
+        Figure("torch.distributed over Gloo, flat, to C", ratios(timings["gloo"]["step"], full), None, "")
+    )
     for name, said_as in (("horovod grouped", "Horovod, one group"), ("horovod each", "Horovod, each tensor")):
         # Two jobs: what stands between them is the flat Allreduce, which both take in turn with their own.
         to_own_flat = ratios(others[name]["step"], others["flat"]["step"])
@@ -98,14 +100,16 @@ def measure_alone(num_rounds: int) -> list[Figure]:
 
 def measure_steps(num_rounds: int) -> list[Figure]:
     """A whole training step, to one without any exchange."""
-    told = job("steps", ["none", *OURS, "ddp C", "ddp D"], num_rounds)
+    timings = job("steps", ["none", *OURS, "ddp C", "ddp D"], num_rounds)
     others = job("steps", ["none", "optimizer"], num_rounds, **HOROVODS_FUSION)
-    note = said({**told, "optimizer": others["optimizer"], "none beside it": others["none"]}, 1e3, "ms a step")
+    note = medians(
+        {**timings, "optimizer": others["optimizer"], "none beside it": others["none"]}, 1e3, "ms a step"
+    )
     figures = []
-    for name, each in told.items():
+    for name, each in timings.items():
         if name != "none":
             figures.append(
-                Figure(f"step, {name}, to none", ratios(each["step"], told["none"]["step"]), None, note)
+                Figure(f"step, {name}, to none", ratios(each["step"], timings["none"]["step"]), None, note)
             )
             note = ""
     to_none = ratios(others["optimizer"]["step"], others["none"]["step"])
@@ -115,22 +119,22 @@ def measure_steps(num_rounds: int) -> list[Figure]:
 def measure_overlap(num_rounds: int) -> list[Figure]:
     """How much of the gradients exchange backward hides, on the machine itself."""
     ways = ["gradients C float32", "late gradients C float32", "gradients D float32", "late gradients D float32"]
-    told = job("steps", ways, num_rounds)
-    return [figure for letter in "CD" for figure in hidden(told, f"gradients {letter} float32", "this machine")]
+    timings = job("steps", ways, num_rounds)
+    return [figure for letter in "CD" for figure in hidden(timings, f"gradients {letter} float32", "this machine")]
 
 
-def hidden(told: Told, name: str, where: str) -> list[Figure]:
+def hidden(timings: Timings, name: str, where: str) -> list[Figure]:
     """Compare an exchange begun during backward to the same one begun after it."""
-    early, late = told[name], told[f"late {name}"]
+    early, late = timings[name], timings[f"late {name}"]
     waits = ratios(early["exchange"], late["exchange"])
     steps = [
         (after - during) / exchange
         for after, during, exchange in zip(late["step"], early["step"], late["exchange"], strict=True)
     ]
     compute = statistics.median(late["step"]) - statistics.median(late["exchange"])
-    most = min(1.0, compute / statistics.median(late["exchange"]))
+    hideable = min(1.0, compute / statistics.median(late["exchange"]))
     note = (
-        f"all that a step computes could hide {most:.0%}; "
+        f"all that a step computes could hide {hideable:.0%}; "
         f"exchange after backward {statistics.median(late['exchange']) * 1e3:,.0f} ms, "
         f"waited after an early start {statistics.median(early['exchange']) * 1e3:,.0f} ms; step "
         f"{statistics.median(late['step']) * 1e3:,.0f} and {statistics.median(early['step']) * 1e3:,.0f} ms"
@@ -145,15 +149,15 @@ def measure_bytes(num_rounds: int) -> list[Figure]:
     """What leaves a site in a step by its interface, to theory and to the ledger."""
     names = [*OURS, "weights C bfloat16", "weights D bfloat16", "gradients C bfloat16"]
     with two_sites() as pair:
-        told = job("bytes", names, num_rounds, pair)
+        timings = job("bytes", names, num_rounds, pair)
     figures = []
-    for name, each in told.items():
+    for name, each in timings.items():
         to_theory = [wire / each["theory"][0] for wire in each["wire"]]
         wire, ledger = statistics.median(each["wire"]), statistics.median(ratios(each["ledger"], each["wire"]))
         note = f"{wire / 1e6:.2f} MB a step each way; ledger to interface {ledger:.4f}"
         figures.append(Figure(f"bytes on the wire to theory, {name}", to_theory, 1.02, note, True))
     for name in ("weights C", "weights D", "gradients C"):
-        short_to_full = ratios(told[f"{name} bfloat16"]["wire"], told[f"{name} float32"]["wire"])
+        short_to_full = ratios(timings[f"{name} bfloat16"]["wire"], timings[f"{name} float32"]["wire"])
         figures.append(Figure(f"bytes of bfloat16 to float32, {name}", short_to_full, 0.51, "", True))
     return figures
 
@@ -163,7 +167,7 @@ def measure_link(num_rounds: int) -> list[Figure]:
     ours = [f"weights {letter} {wire}" for letter in "CD" for wire in ALL_WIRES[:2]]
     early = "gradients C float32"
     with two_sites(LINK) as pair:
-        told = job("steps", ["none", *ours, early, f"late {early}", "ddp C", "ddp D"], num_rounds, pair)
+        timings = job("steps", ["none", *ours, early, f"late {early}", "ddp C", "ddp D"], num_rounds, pair)
         others = job("steps", ["none", "optimizer"], num_rounds, pair, **HOROVODS_FUSION)
     where = f"{LINK.delay_ms:g} ms, {LINK.rate_mbit:g} Mbit/s"
     figures = []
@@ -171,26 +175,26 @@ def measure_link(num_rounds: int) -> list[Figure]:
         for every in (1, 10, 100):
             values = [
                 (plain * (every - 1) + exchanging) / every
-                for plain, exchanging in zip(told["none"]["step"], told[name]["step"], strict=True)
+                for plain, exchanging in zip(timings["none"]["step"], timings[name]["step"], strict=True)
             ]
             note = "" if every == 1 else f"a sum: {every - 1} steps without and one with an exchange, over {every}"
             figures.append(Figure(f"{where}: s a step, {name}, every {every}", values, None, note))
-    peers = {name: told[name] for name in (early, "ddp C", "ddp D")}
+    peers = {name: timings[name] for name in (early, "ddp C", "ddp D")}
     peers["Horovod's DistributedOptimizer"] = others["optimizer"]
     figures += [Figure(f"{where}: s a step, {name}", each["step"], None, "") for name, each in peers.items()]
-    return [*figures, *hidden(told, early, where)]
+    return [*figures, *hidden(timings, early, where)]
 
 
 def measure_ledger(num_rounds: int) -> list[Figure]:
     """What it costs to write down what leaves, to a training step: D's collectives, noted as `comm` notes them."""
-    told = job("steps", ["none"], num_rounds)
+    timings = job("steps", ["none"], num_rounds)
     plan = build_plan(tensor_specs(build_model("densenet121", len(LABELS), seed=1)), PRIVATE["D"])
     shared = [buffer for buffer in plan.buffers() if buffer.scope is Scope.SHARED]
     costs = []
     with tempfile.TemporaryDirectory(prefix="cxr-bench-") as folder:
         ledger = Ledger()
         ledger.open(Path(folder, "ledger.jsonl"), {"site": "bench"})
-        for _ in told["none"]["step"]:
+        for _ in timings["none"]["step"]:
             started = time.perf_counter()
             for step in range(1000):
                 ledger.begin_step(step)
@@ -202,16 +206,18 @@ def measure_ledger(num_rounds: int) -> list[Figure]:
         ledger.close()
     note = f"{statistics.median(costs) * 1e6:.1f} us a step"
     return [
-        Figure("what the ledger costs, to a step without", ratios(costs, told["none"]["step"]), 0.005, note, True)
+        Figure(
+            "what the ledger costs, to a step without", ratios(costs, timings["none"]["step"]), 0.005, note, True
+        )
     ]
 
 
 def job(
     kind: str, ways: list[str], num_rounds: int, pair: TwoSites | None = None, num_ranks: int = 2, **more: str
-) -> Told:
-    """Run one job, of two ranks on the machine itself or one at each site; return what it told."""
+) -> Timings:
+    """Run one job, of two ranks on the machine itself or one at each site; return its timings."""
     with tempfile.TemporaryDirectory(prefix="cxr-bench-") as folder, socket.socket() as free:
-        out = Path(folder, "told.json")
+        out = Path(folder, "timings.json")
         free.bind(("", 0))
         settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
         settings |= {"OMPI_MCA_mpi_yield_when_idle": "1", **more}
@@ -226,8 +232,8 @@ def job(
             finished = launch(num_ranks, command, limit_s=LIMIT_S, **settings)
         if finished.exit_code:
             raise SystemExit(f"the job {kind} failed: {finished.output[-3000:]}")
-        told: Told = json.loads(out.read_text())
-        return told
+        timings: Timings = json.loads(out.read_text())
+        return timings
 
 
 def bytes_of(letter: str) -> int:
@@ -236,11 +242,11 @@ def bytes_of(letter: str) -> int:
     return build_plan(specs, PRIVATE[letter]).bytes_per_exchange()
 
 
-def said(told: Told, factor: float, unit: str) -> str:
+def medians(timings: Timings, factor: float, unit: str) -> str:
     """Say the medians."""
-    return ", ".join(f"{name} {statistics.median(each['step']) * factor:,.1f}" for name, each in told.items()) + (
-        f" {unit}"
-    )
+    return ", ".join(
+        f"{name} {statistics.median(each['step']) * factor:,.1f}" for name, each in timings.items()
+    ) + (f" {unit}")
 
 
 SECTIONS: dict[str, Callable[[int], list[Figure]]] = {

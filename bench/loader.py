@@ -63,14 +63,14 @@ def measure(num_rounds: int) -> list[Figure]:
             path = write_file(Path(name) / "studies.h5")
             return [
                 figure
-                for said, strength in STRENGTHS.items()
-                for figure in _compare(path, said, strength, num_rounds)
+                for strength_name, strength in STRENGTHS.items()
+                for figure in _compare(path, strength_name, strength, num_rounds)
             ]
     finally:
         torch.set_num_threads(threads)
 
 
-def _compare(path: Path, said: str, strength: Augmentation, num_rounds: int) -> list[Figure]:
+def _compare(path: Path, strength_name: str, strength: Augmentation, num_rounds: int) -> list[Figure]:
     with StudyFile(path) as file, h5py.File(path, locking=False) as peer_file:
         shuffle = Shuffle(NUM_STUDIES, BATCH, 1, 0, (0, 1))
         peer = PaddedStudies(peer_file, transforms(strength))
@@ -107,7 +107,7 @@ def _compare(path: Path, said: str, strength: Augmentation, num_rounds: int) -> 
 
     def figure(what: str, of: str, to: str = "ours", target: float | None = None) -> Figure:
         note = f"studies: {rates}" if target else ""
-        return Figure(f"batches, {said}: {what}", ratios(seconds[of], seconds[to]), target, note)
+        return Figure(f"batches, {strength_name}: {what}", ratios(seconds[of], seconds[to]), target, note)
 
     return [
         figure("one thread to torchvision's v2, image by image", "peer", target=15),

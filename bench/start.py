@@ -92,14 +92,14 @@ def figures(seconds: dict[str, Seconds]) -> list[Figure]:
     """Return what was wanted, in multiples of `import torch` and of the other checkout, where there is one."""
     torch = seconds["torch"]["torch"]
     rows = [Figure("s of a bare `import torch`", torch, None, "")]
-    for what, (said, target) in WANTED.items():
-        own = seconds[""][what]
-        rows.append(Figure(said, own, target, "", is_at_most=True))
-        rows.append(Figure(f"{what}, to a bare `import torch`", ratios(own, torch), None, ""))
+    for what, (meaning, target) in WANTED.items():
+        seconds_here = seconds[""][what]
+        rows.append(Figure(meaning, seconds_here, target, "", is_at_most=True))
+        rows.append(Figure(f"{what}, to a bare `import torch`", ratios(seconds_here, torch), None, ""))
         if "beside" in seconds:
             other = seconds["beside"][what]
             note = f"{sorted(other)[len(other) // 2]:.2f} s there"
-            rows.append(Figure(f"{what}, to the checkout beside", ratios(own, other), None, note))
+            rows.append(Figure(f"{what}, to the checkout beside", ratios(seconds_here, other), None, note))
     return rows
 
 

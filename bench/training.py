@@ -1,7 +1,7 @@
 """How fast a training step, the loader and a whole run are, beside what a user would write instead: `make bench`.
 
 Steps: one rank, and two ranks with a thread each, take all ways in turn, round after round, in one job; what
-counts are ratios, as medians over rounds with the least and the greatest. Whole runs are real ones of `cxr-hvd
+counts are ratios, as timings over rounds with the least and the greatest. Whole runs are real ones of `cxr-hvd
 train` on phantom noise, judged by what they write down. Horovod's own optimizer runs in a job of its own, with the
 fusion that it has by default, beside a way that both jobs have.
 """
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import loader
-from bench.averaging import HOROVODS_FUSION, job, said
+from bench.averaging import HOROVODS_FUSION, job, medians
 from bench.report import Figure, describe_machine, ratios, table, write_report
 from cxr_hvd.study.layout import Split
 from lab.launch import LAUNCHERS, PROJECT, environment
@@ -50,9 +50,11 @@ def main() -> None:
 
 def measure_one_rank(num_rounds: int) -> list[Figure]:
     """One rank, one thread: the engine's step to a bare loop's and to a naive one's."""
-    told = job("steps", ["none", "engine C", "naive"], num_rounds, num_ranks=1)
-    bare, ours, naive = (told[name]["step"] for name in ("none", "engine C", "naive"))
-    note = said({"bare": told["none"], "engine": told["engine C"], "naive": told["naive"]}, 1e3, "ms a step")
+    timings = job("steps", ["none", "engine C", "naive"], num_rounds, num_ranks=1)
+    bare, ours, naive = (timings[name]["step"] for name in ("none", "engine C", "naive"))
+    note = medians(
+        {"bare": timings["none"], "engine": timings["engine C"], "naive": timings["naive"]}, 1e3, "ms a step"
+    )
     return [
         Figure("np 1: the engine's step to a bare loop's", ratios(ours, bare), 1.03, note, True),
         Figure("np 1: naive float32 NCHW to the engine", ratios(naive, ours), 2.0, ""),
@@ -62,17 +64,17 @@ def measure_one_rank(num_rounds: int) -> list[Figure]:
 def measure_two_ranks(num_rounds: int) -> list[Figure]:
     """Two ranks, a thread each: a whole step with averaging, to what else averages, and to one rank's."""
     ways = ["none", "engine C", "engine D", "ddp C", "ddp D", "naive"]
-    told = job("steps", ways, num_rounds)
+    timings = job("steps", ways, num_rounds)
     others = job("steps", ["none", "optimizer"], num_rounds, **HOROVODS_FUSION)
     alone = job("steps", ["none", "engine C"], num_rounds, num_ranks=1)
-    note = said(
-        {**told, "optimizer": others["optimizer"], "engine C at np 1": alone["engine C"]}, 1e3, "ms a step"
+    note = medians(
+        {**timings, "optimizer": others["optimizer"], "engine C at np 1": alone["engine C"]}, 1e3, "ms a step"
     )
-    bare = told["none"]["step"]
+    bare = timings["none"]["step"]
     optimizer = ratios(others["optimizer"]["step"], others["none"]["step"])
     figures = []
     for letter in "CD":
-        ours, ddp = told[f"engine {letter}"]["step"], told[f"ddp {letter}"]["step"]
+        ours, ddp = timings[f"engine {letter}"]["step"], timings[f"ddp {letter}"]["step"]
         figures += [
             Figure(
                 f"np 2: step of {letter} with averaging, to a bare loop without", ratios(ours, bare), None, note
@@ -86,13 +88,13 @@ def measure_two_ranks(num_rounds: int) -> list[Figure]:
             ),
         ]
         note = ""
-    weak = [statistics.median(alone["engine C"]["step"]) / each for each in told["engine C"]["step"]]
+    weak = [statistics.median(alone["engine C"]["step"]) / each for each in timings["engine C"]["step"]]
     machine = [statistics.median(alone["none"]["step"]) / each for each in bare]
-    naive = ratios(told["naive"]["step"], told["engine C"]["step"])
+    naive = ratios(timings["naive"]["step"], timings["engine C"]["step"])
     return [
         *figures,
         Figure("np 2: naive float32 NCHW (no averaging) to C", naive, 2.0, ""),
-        Figure("weak scaling from np 1 to np 2, a core each, C", weak, 0.95, "medians of two jobs"),
+        Figure("weak scaling from np 1 to np 2, a core each, C", weak, 0.95, "timings of two jobs"),
         Figure("the same of the bare loop, which exchanges nothing", machine, None, "what the machine allows"),
     ]
 

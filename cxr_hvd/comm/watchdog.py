@@ -10,7 +10,7 @@ import faulthandler
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -120,7 +120,9 @@ class Watchdog:
             faulthandler.dump_traceback_later(self._limit_s + 2 * grace_s + GRACE_S, exit=True)
             is_armed = True
             if self._observer:
-                self._observer.tick(doing)
+                # Whatever becomes of a report, this thread goes on watching.
+                with suppress(Exception):
+                    self._observer.tick(doing)
             if spent_s > self._limit_s + (grace_s if doing.is_waiting else 0.0) and doing is self._doing:
                 self._end(doing)
 
