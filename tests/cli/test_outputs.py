@@ -183,7 +183,7 @@ def test_what_is_made_of_patients_data_is_its_owners_whatever_the_umask(tmp_path
     assert modes == {**dict.fromkeys(private, 0o600), "new": 0o700}
 
 
-@pytest.mark.parametrize("program", ["cxr_hvd.cli.app", "preprocess.cli"])
+@pytest.mark.parametrize("program", ["cxr_hvd.cli.app", "preprocess.cli.verbs"])
 def test_both_programs_keep_what_they_make_to_their_owner(program: str, tmp_path: Path) -> None:
     """Also what libraries write: TensorBoard's files, Horovod's timeline, safetensors, logs."""
     code = f"import {program} as cli; cli.app = lambda **_: open('file', 'w'); cli.main()"

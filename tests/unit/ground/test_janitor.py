@@ -12,9 +12,10 @@ from lab.launch import PROJECT, has_ended
 
 # A test run that started a process in a session of its own, as a launcher starts ranks, and made a file.
 RUN = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
 from pathlib import Path
 from lab import janitor
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell that starts it in the background has it ignored
 janitor.run_at_end("rm", "-f", sys.argv[1])
 janitor.run_at_end("sh", "-c", "test -e $0 && touch $0.was_there", sys.argv[1])
 Path(sys.argv[1]).touch()
