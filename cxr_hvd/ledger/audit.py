@@ -17,9 +17,9 @@ from cxr_hvd.ledger.events import Entry, Opening, Total
 from cxr_hvd.ledger.plan_record import PlanRecord
 from cxr_hvd.ledger.reader import (
     Fault,
+    LedgerStart,
     RankLedger,
     SiteFolder,
-    Start,
     digest_of,
     read_ledger,
     read_plan,
@@ -122,7 +122,7 @@ def site_faults(sites: Sequence[SiteAudit]) -> Iterable[Fault]:
             yield Fault(file, start.line, f"was opened with another plan than {firsts[0][0]}")
 
 
-def start_faults(file: str, start: Start, plan: PlanRecord | None) -> Iterable[Fault]:
+def start_faults(file: str, start: LedgerStart, plan: PlanRecord | None) -> Iterable[Fault]:
     """Judge what was sent from one start of the program to its end."""
     for line, entry in start.entries:
         what = entry_fault(entry, start.opening, plan)

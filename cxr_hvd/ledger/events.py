@@ -19,7 +19,7 @@ BEFORE_TRAINING = -1
 Step = Annotated[int, Field(ge=BEFORE_TRAINING, le=MAX_COUNT)]
 
 
-class Kind(Record):
+class EventKind(Record):
     """One kind of thing that a rank hands to a collective.
 
     Attributes:
@@ -54,7 +54,7 @@ class Kind(Record):
         return sent_bytes_of(self.how, self.bytes, self.group_size)
 
 
-class Entry(Kind):
+class Entry(EventKind):
     """A kind, how often it was sent since the last line about it, and in which steps."""
 
     count: Annotated[int, Field(ge=1, le=MAX_COUNT)]

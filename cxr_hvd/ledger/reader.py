@@ -41,7 +41,7 @@ class Fault:
 
 
 @dataclass
-class Start:
+class LedgerStart:
     """What a ledger says from one start of the program to its end, or to the next start; each with its line."""
 
     line: int
@@ -65,7 +65,7 @@ class RankLedger:
 
     file: str
     hashes: list[str] = field(default_factory=list)
-    starts: list[Start] = field(default_factory=list)
+    starts: list[LedgerStart] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
 
@@ -118,7 +118,7 @@ def _read_event(record: RankLedger, number: int, line: dict[str, Any]) -> None:
                 record.faults.append(
                     Fault(record.file, number, f"a ledger begins with 'opened', here is '{event}'")
                 )
-            record.starts.append(Start(number, Opening.model_validate(content)))
+            record.starts.append(LedgerStart(number, Opening.model_validate(content)))
             return
         if not record.starts or record.starts[-1].closing:
             record.faults.append(

@@ -15,12 +15,12 @@ from rich.text import Text
 from cxr_hvd.ledger.allowed import TRAFFIC
 from cxr_hvd.ledger.audit import Audit, SiteAudit
 from cxr_hvd.ledger.events import Entry
-from cxr_hvd.ledger.reader import RankLedger, Start
+from cxr_hvd.ledger.reader import LedgerStart, RankLedger
 from cxr_hvd.ledger.writer import FLUSH_EVERY_S
 
 
 @dataclass(frozen=True)
-class Row:
+class SummaryRow:
     """One thing that was handed over: a block of the network, or a small thing.
 
     Attributes:
@@ -51,7 +51,7 @@ class Account:
     num_ranks: int
     num_starts: int
     last_step: int
-    rows: list[Row]
+    rows: list[SummaryRow]
     sent_bytes: int
     is_whole: bool
     has_plan: bool
@@ -86,7 +86,7 @@ def account_of(site: SiteAudit, others: Iterable[RankLedger]) -> Account:
     )
 
 
-def rows_of(entries: Sequence[Entry]) -> list[Row]:
+def rows_of(entries: Sequence[Entry]) -> list[SummaryRow]:
     """Add entries up by purpose, block and reach, in the traffic table's order and then the network's."""
     sums: dict[tuple[str, str, str], list[int]] = {}
     for entry in entries:
@@ -97,7 +97,7 @@ def rows_of(entries: Sequence[Entry]) -> list[Row]:
         row[1] += entry.count * entry.bytes
     order = list(TRAFFIC)
     keys = sorted(sums, key=lambda key: order.index(key[0]) if key[0] in order else len(order))
-    return [Row(*key, *sums[key]) for key in keys]
+    return [SummaryRow(*key, *sums[key]) for key in keys]
 
 
 def notes_of(record: RankLedger) -> list[str]:
@@ -134,7 +134,7 @@ def witness_notes(site: SiteAudit, others: set[str]) -> list[str]:
     return notes
 
 
-def time_of(start: Start) -> str:
+def time_of(start: LedgerStart) -> str:
     """Return when a program started, in words."""
     return "at " + start.opening.time.replace("T", " ").replace("+00:00", " UTC")
 
@@ -192,7 +192,7 @@ def render(account: Account) -> RenderableType:
     return Stack(*parts, *(Text.assemble(("Note ", "yellow"), note) for note in account.notes), "")
 
 
-def _describe_private(account: Account, stayed: Sequence[Row]) -> str:
+def _describe_private(account: Account, stayed: Sequence[SummaryRow]) -> str:
     if not account.has_plan:
         return "The plan that its ledger names is not here: which blocks it keeps private is not known."
     if not account.private_blocks:

@@ -30,8 +30,8 @@ from cxr_hvd.ledger.events import (
     Cut,
     Entry,
     Event,
+    EventKind,
     Heads,
-    Kind,
     Opening,
     Sent,
     Total,
@@ -45,7 +45,7 @@ MAX_LEDGER_BYTES = 1 << 28
 class _Tally:
     """How often one kind was sent: since the last line about it, and since the process started."""
 
-    kind: Kind
+    kind: EventKind
     count: int = 0
     first_step: int = BEFORE_TRAINING
     last_step: int = BEFORE_TRAINING
@@ -120,7 +120,7 @@ class Ledger:
         is_new = tally is None
         if tally is None:
             check_traffic(purpose, num_bytes, group)
-            kind = Kind(
+            kind = EventKind(
                 purpose=purpose,
                 name=name,
                 shape=list(shape),

@@ -19,7 +19,7 @@ from cxr_hvd.files import open_plain, read_plain
 from cxr_hvd.launch.rank_status import RankStatus, status_path
 from cxr_hvd.ledger.reader import Fault
 from cxr_hvd.monitor.results_file import ResultsSummary
-from cxr_hvd.monitor.view import Checkpoints, RankView, RunView, SiteView, judge_rank, rows_of, without_undone
+from cxr_hvd.monitor.view import CheckpointsHeld, RankView, RunView, SiteView, judge_rank, rows_of, without_undone
 from cxr_hvd.record import R, Record, Text, first_problem
 from cxr_hvd.training.records import RunEnvironment, StepRow, Verdict
 from cxr_hvd.yaml_text import parse_yaml
@@ -140,21 +140,21 @@ def load_site(folder: Path, num_ranks: int, sites: Sequence[str], now: float) ->
     )
 
 
-def load_checkpoints(folder: Path, faults: list[Fault]) -> Checkpoints | None:
+def load_checkpoints(folder: Path, faults: list[Fault]) -> CheckpointsHeld | None:
     """Look which checkpoints there are; none of them is opened. A fault is added to `faults`."""
     # Links first: a checkpoint is whole before a link names it.
     latest, best = _step_named_by(folder / "latest"), _step_named_by(folder / "best")
     try:
         names = _names_in(folder)
     except FileNotFoundError:
-        return Checkpoints()
+        return CheckpointsHeld()
     except OSError as error:
         faults.append(Fault(_short(folder), None, f"cannot be read ({error.strerror})"))
         return None
     matches = [match for match in map(WHOLE_NAME.fullmatch, names) if match]
     whole = [int(match[1]) for match in matches if _is_whole(folder / match[0])]
     unfinished = [int(match[1]) for match in map(UNFINISHED_NAME.fullmatch, names) if match]
-    return Checkpoints(
+    return CheckpointsHeld(
         whole=tuple(sorted(whole)),
         unfinished=tuple(sorted(unfinished)),
         latest=latest if latest in whole else None,

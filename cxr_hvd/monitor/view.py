@@ -88,7 +88,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Checkpoints:
+class CheckpointsHeld:
     """The checkpoints of a site, by number of steps.
 
     Attributes:
@@ -121,7 +121,7 @@ class SiteView:
     rows: Rows | None = None
     num_skipped: int = 0
     validations: tuple[Verdict, ...] = ()
-    checkpoints: Checkpoints | None = None
+    checkpoints: CheckpointsHeld | None = None
     results: ResultsSummary | None = None
     faults: tuple[Fault, ...] = ()
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.step_status import StopReason
-from cxr_hvd.config.sections import Checkpoints
-from cxr_hvd.config.sections import Validation as ValidationSettings
+from cxr_hvd.config.sections import Checkpoints, Validation
 from cxr_hvd.partial.plan import SharingPlan
 from cxr_hvd.training.checkpoint.snapshot import take_snapshot
 from cxr_hvd.training.checkpoint.writer import CheckpointWriter
@@ -19,11 +18,11 @@ from cxr_hvd.training.engine import StepReport
 from cxr_hvd.training.records import Budget, Verdict
 from cxr_hvd.training.state import TrainingState
 from cxr_hvd.training.stopping import StopRequest
-from cxr_hvd.training.validation import Validation
+from cxr_hvd.training.validation import Validator
 
 
 @dataclass(frozen=True)
-class Pace:
+class Cadence:
     """When what is due, in steps that are done. Pure.
 
     Attributes:
@@ -45,10 +44,10 @@ class Pace:
         return self.judge_every > 0 and done > 0 and (done % self.judge_every == 0 or done == self.num_steps)
 
 
-def pace_of_run(checkpoints: Checkpoints, validation: ValidationSettings, budget: Budget) -> Pace:
-    """Return the pace that the config's sections ask for; nothing is judged where no site can."""
+def cadence_of_run(checkpoints: Checkpoints, validation: Validation, budget: Budget) -> Cadence:
+    """Return the cadence that the config's sections ask for; nothing is judged where no site can."""
     has_studies = any(budget.validation_studies_per_site)
-    return Pace(
+    return Cadence(
         num_steps=budget.num_steps,
         save_every=checkpoints.every_steps or budget.steps_per_epoch,
         judge_every=validation.every_epochs * budget.steps_per_epoch if has_studies else 0,
@@ -59,7 +58,7 @@ class BetweenSteps:
     """Decides after every step what is due, and does it.
 
     Args:
-        pace: when checkpoints and validations are due.
+        cadence: when checkpoints and validations are due.
         job: the ranks that take the steps.
         plan: of the averager.
         state: what checkpoints keep.
@@ -74,17 +73,17 @@ class BetweenSteps:
 
     def __init__(
         self,
-        pace: Pace,
+        cadence: Cadence,
         job: Job,
         plan: SharingPlan,
         state: TrainingState,
         writer: CheckpointWriter,
-        validation: Validation,
+        validation: Validator,
         stop: StopRequest,
         show_verdict: Callable[[Verdict], None],
     ) -> None:
         self.stopped_by = StopReason.NONE
-        self._pace = pace
+        self._cadence = cadence
         self._job = job
         self._plan = plan
         self._state = state
@@ -112,8 +111,8 @@ class BetweenSteps:
         self._writer.settle(report.statuses)
         if self._writer.seconds:
             self._stop.note_save(self._writer.seconds)
-        self.stopped_by = StopReason.NONE if done == self._pace.num_steps else report.wish
-        is_due = self._pace.is_saved_after(done) or self._pace.is_judged_after(done) or self._is_over(done)
+        self.stopped_by = StopReason.NONE if done == self._cadence.num_steps else report.wish
+        is_due = self._cadence.is_saved_after(done) or self._cadence.is_judged_after(done) or self._is_over(done)
         if self.stopped_by or is_due:
             self._save(done)
         return bool(self.stopped_by) or self._judge_if_due(done)
@@ -121,13 +120,13 @@ class BetweenSteps:
     def _save(self, done: int) -> None:
         """Copy what a checkpoint holds, and begin to write it. Collective: every rank."""
         self._job.watchdog.works("saving a checkpoint", done - 1)
-        history, num_steps = self._validation.history, self._pace.num_steps
+        history, num_steps = self._validation.history, self._cadence.num_steps
         self._writer.begin(take_snapshot(self._state, self._job.topology, self._plan, done, num_steps, history))
         self._job.ledger.flush(is_durable=True)
 
     def _judge_if_due(self, done: int) -> bool:
         """Validate after so many steps where that is due; return whether the run is over by it."""
-        if self._pace.is_judged_after(done):
+        if self._cadence.is_judged_after(done):
             self._job.watchdog.works("validating", done - 1)
             verdict = self._validation.judge(done)
             self._stop.note_validation(verdict.seconds)

@@ -29,7 +29,7 @@ from cxr_hvd.models.build import build_model, tensor_specs
 from cxr_hvd.partial.averager import EXCHANGES, Averager, site_weights
 from cxr_hvd.partial.plan import SharingPlan
 from cxr_hvd.training.agreement import agree_on_budget, contract_items, find_twins
-from cxr_hvd.training.between_steps import BetweenSteps, pace_of_run
+from cxr_hvd.training.between_steps import BetweenSteps, cadence_of_run
 from cxr_hvd.training.checkpoint.writer import CheckpointWriter
 from cxr_hvd.training.display import TrainingDisplay, print_agreed, twins_warning
 from cxr_hvd.training.engine import Engine, StepReport
@@ -43,7 +43,7 @@ from cxr_hvd.training.sharing import plan_sharing
 from cxr_hvd.training.state import start_state
 from cxr_hvd.training.status import status_kept
 from cxr_hvd.training.stopping import REASONS, StopRequest
-from cxr_hvd.training.validation import Validation
+from cxr_hvd.training.validation import Validator
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,9 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
         # Every rank takes the same steps; what is due between them follows from what all know.
         batching = batching_of_run(config, torch.get_num_threads())
         writer = CheckpointWriter(folder, job, config.checkpoints.keep)
-        validation = Validation(data.validation_studies, config.validation, state, job, batching, history)
-        pace = pace_of_run(config.checkpoints, config.validation, budget)
-        between_steps = BetweenSteps(pace, job, plan, state, writer, validation, stop, show_verdict)
+        validation = Validator(data.validation_studies, config.validation, state, job, batching, history)
+        cadence = cadence_of_run(config.checkpoints, config.validation, budget)
+        between_steps = BetweenSteps(cadence, job, plan, state, writer, validation, stop, show_verdict)
         engine = Engine(
             state, job, plan, config.training, budget.num_steps, loss, ask=lambda: (stop.wish(), writer.writing)
         )

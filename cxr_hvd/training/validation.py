@@ -21,7 +21,7 @@ from torch import nn
 
 from cxr_hvd.comm.answers import check_number
 from cxr_hvd.comm.job import Job
-from cxr_hvd.config.sections import Validation as Settings
+from cxr_hvd.config.sections import Validation
 from cxr_hvd.data.loader import Batching, plain_batches
 from cxr_hvd.data.studies import StudySet
 from cxr_hvd.models.forward import forward
@@ -33,7 +33,7 @@ from cxr_hvd.training.state import TrainingState
 ROWS_AT_ONCE = 16_384  # 14 labels of 4 bytes: less than the megabyte that may be sent at once
 
 
-class Validation:
+class Validator:
     """A site's validation studies and how its network does on them.
 
     Args:
@@ -48,7 +48,7 @@ class Validation:
     def __init__(
         self,
         studies: StudySet,
-        settings: Settings,
+        settings: Validation,
         state: TrainingState,
         job: Job,
         batching: Batching,

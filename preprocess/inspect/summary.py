@@ -21,7 +21,7 @@ class SplitCounts:
 
 
 @dataclass(frozen=True)
-class LabelCounts:
+class LabelTally:
     """How many studies have a label in which state.
 
     Attributes:
@@ -75,7 +75,7 @@ class FileSummary:
     splits: dict[str, SplitCounts]
     images_per_study: dict[str, int]
     views: dict[str, int]
-    labels: dict[str, LabelCounts]
+    labels: dict[str, LabelTally]
 
 
 def summarize(path: Path) -> FileSummary:
@@ -134,9 +134,9 @@ def shade_statistics(shades_S: NDArray[np.float64]) -> ShadeStatistics:
     )
 
 
-def _count_label(labels_N: NDArray[np.float32]) -> LabelCounts:
+def _count_label(labels_N: NDArray[np.float32]) -> LabelTally:
     present, absent = int((labels_N == 1).sum()), int((labels_N == 0).sum())
-    return LabelCounts(
+    return LabelTally(
         present=present,
         absent=absent,
         uncertain=int((labels_N == -1).sum()),

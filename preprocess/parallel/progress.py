@@ -33,7 +33,7 @@ class Silence:
         pass
 
 
-class Lines:
+class ProgressLines:
     """Plain lines on standard error, at most ten a phase, none in the first seconds."""
 
     def start(self, phase: str, num_images: int) -> None:
@@ -86,4 +86,4 @@ def build_progress(is_leader: bool) -> Progress:
     """Return a bar where standard error is a terminal, lines where it is not, silence on other ranks."""
     if not is_leader:
         return Silence()
-    return Bar() if sys.stderr.isatty() else Lines()
+    return Bar() if sys.stderr.isatty() else ProgressLines()

@@ -55,20 +55,20 @@ STANDARD: dict[str, Meaning] = {
 }
 
 
-class Section(BaseModel):
+class ColumnsSection(BaseModel):
     """A part of the file: frozen, and nothing in it that is not named here."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Images(Section):
+class Images(ColumnsSection):
     """Where a row's image lies: `file` is a path with columns in braces, in one of `folders` (`*` allowed)."""
 
     file: Column
     folders: OneOrMore = ["."]
 
 
-class Views(Section):
+class Views(ColumnsSection):
     """From which side: the values of a column; `otherwise` is for all others, which else are errors."""
 
     column: Column
@@ -76,14 +76,14 @@ class Views(Section):
     otherwise: ViewName | None = None
 
 
-class Negatives(Section):
+class Negatives(ColumnsSection):
     """Which images are stored black for white, where their files (JPEG, PNG) cannot say so: values of a column."""
 
     column: Column
     values: OneOrMore
 
 
-class Splits(Section):
+class Splits(ColumnsSection):
     """The published split: the values of a column, or files that list `images.file`, one a line."""
 
     column: Column | None = None
@@ -97,14 +97,14 @@ class Splits(Section):
         return self
 
 
-class LabelColumns(Section):
+class LabelColumns(ColumnsSection):
     """A column (or several, of which any counts) for each label, and what their values mean."""
 
     columns: dict[Label, OneOrMore]
     values: dict[str, Meaning] = STANDARD
 
 
-class Findings(Section):
+class Findings(ColumnsSection):
     """One column that lists the findings of an image, such as `Edema|Pneumonia`.
 
     Labels in `assessed` are absent where no term names them; all others are blank. Terms in `blank`, and empty
@@ -127,7 +127,7 @@ class Findings(Section):
         return self
 
 
-class Table(Section):
+class Table(ColumnsSection):
     """One of several tables: the split of all its rows; `readers: majority` where an image has a row a reader.
 
     `reader` is the column that tells readers apart: each counts once.
@@ -138,14 +138,14 @@ class Table(Section):
     reader: Column | None = None
 
 
-class Join(Section):
+class Join(ColumnsSection):
     """A second table whose row has the same value in the column `on`."""
 
     table: Column
     on: Column
 
 
-class Columns(Section):
+class Columns(ColumnsSection):
     """The whole file."""
 
     delimiter: Literal[",", ";", "|", "\t"] | None = None

@@ -46,7 +46,7 @@ _KINDS = (
 )
 
 
-class Lines:
+class TextLines:
     """Iterate over the lines of a text, with their ends; a row or a text beyond its largest size is an error."""
 
     def __init__(self, text: IO[str], path: Path) -> None:
@@ -58,7 +58,7 @@ class Lines:
         """Count the next row from here."""
         self._left_in_row = MAX_ROW
 
-    def __iter__(self) -> "Lines":
+    def __iter__(self) -> "TextLines":
         return self
 
     def __next__(self) -> str:
@@ -77,7 +77,7 @@ class Lines:
 
 
 @contextmanager
-def open_lines(path: Path, argument: str = "ROOT") -> Iterator[Lines]:
+def open_lines(path: Path, argument: str = "ROOT") -> Iterator[TextLines]:
     """Give the lines of the text file at `path`, unpacked where its name ends in `.gz`.
 
     Args:
@@ -92,7 +92,7 @@ def open_lines(path: Path, argument: str = "ROOT") -> Iterator[Lines]:
             packed = gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file
             _check_kind(path, packed.peek(_HEAD_BYTES)[:_HEAD_BYTES])
             with io.TextIOWrapper(packed, encoding="utf-8-sig", newline="") as text:
-                yield Lines(text, path)
+                yield TextLines(text, path)
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{path}: expected text in UTF-8, found another encoding, such as Latin-1; save it as CSV UTF-8"

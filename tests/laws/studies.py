@@ -15,7 +15,7 @@ from cxr_hvd.data.studies import open_training_data
 from cxr_hvd.errors import ConfigError
 from cxr_hvd.study.layout import Split
 from cxr_hvd.training.train import train
-from cxr_hvd.training.validation import Validation
+from cxr_hvd.training.validation import Validator
 from tests.laws.law import law
 from tests.laws.parts import (
     ENDS,
@@ -69,7 +69,7 @@ def a_sites_ranks_judge_together_as_one_would(comm: HorovodComm, folder: Path) -
         data = open_training_data(config, own_topology)
         engine, _ = engine_of(own_comm, own_topology, {"private_patterns": ENDS})
         job, batching = Job(own_comm, own_topology), batching_of_run(config, num_cores=1)
-        validation = Validation(data.validation_studies, config.validation, engine.state, job, batching)
+        validation = Validator(data.validation_studies, config.validation, engine.state, job, batching)
         verdicts.append(validation.judge(3))
         data.files[0].close()
     assert verdicts[0].macro_auroc is not None

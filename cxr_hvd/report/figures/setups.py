@@ -29,7 +29,7 @@ CHARACTER_IN = 0.64 / 72
 
 
 @dataclass(frozen=True)
-class Columns:
+class FigureColumns:
     """Where the sites' columns stand in a panel.
 
     Attributes:
@@ -54,7 +54,7 @@ class Panel:
     left: float
     top: float
     block_height: float
-    columns: Columns
+    columns: FigureColumns
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
@@ -105,12 +105,12 @@ def draw_setups(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def _columns(num_sites: int) -> Columns:
+def _columns(num_sites: int) -> FigureColumns:
     width, gap = (0.56, 0.26) if num_sites <= 2 else (0.56, 0.15)
     tower = num_sites * width + (num_sites - 1) * gap
     panel = max(MIN_PANEL_IN, tower)
     first = (panel - tower) / 2
-    return Columns(width, tuple(first + index * (width + gap) for index in range(num_sites)), panel)
+    return FigureColumns(width, tuple(first + index * (width + gap) for index in range(num_sites)), panel)
 
 
 def _draw_names(

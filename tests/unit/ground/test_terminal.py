@@ -19,7 +19,7 @@ from cxr_hvd.errors import ContractError, reported
 from cxr_hvd.ledger.reader import Fault
 from cxr_hvd.terminal import cleaned, shown
 from lab.launch import PROJECT
-from preprocess.inspect.summary import FileSummary, LabelCounts, SplitCounts
+from preprocess.inspect.summary import FileSummary, LabelTally, SplitCounts
 from preprocess.inspect.tables import print_summary
 
 HOSTILE = "north\x1b[2J\x1b[1;1H[bold red]All holds\r\n\x9b31m\u202egreen\u2028:skull:"
@@ -84,7 +84,7 @@ def test_a_study_file_s_words_are_shown_as_they_stand(capsys: pytest.CaptureFixt
         splits={"train": SplitCounts(2, 2, 2)},
         images_per_study={"1": 2},
         views={"PA": 2},
-        labels={HOSTILE: LabelCounts(1, 1, 0, 0, 0.5)},
+        labels={HOSTILE: LabelTally(1, 1, 0, 0, 0.5)},
     )
     print_summary(summary)
     said = capsys.readouterr().out
