@@ -144,7 +144,7 @@ class OurStep(Step):
 
 
 class EngineStep(Step):
-    """A whole step of the engine, with all that it does besides: norms, pulse, learning rate."""
+    """A whole step of the engine, with all that it does besides: norms, status, learning rate."""
 
     def __init__(self, model: nn.Module, letter: str, comm: Communicator, topology: Topology) -> None:
         plan = build_plan(tensor_specs(model), PRIVATE[letter])

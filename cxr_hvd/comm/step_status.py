@@ -41,14 +41,14 @@ class StepStatus:
         loss: mean over the batch's known labels.
         shared_norm: norm of the shared gradient, as the optimizer is about to use it.
         is_private_finite: whether the private gradient is; its norm is not the others' business.
-        wish: whether the rank asks to stop, and why.
+        stop_reason: whether the rank asks to stop, and why.
         writing: how far its part of a checkpoint is.
     """
 
     loss: float
     shared_norm: float
     is_private_finite: bool
-    wish: StopReason = StopReason.NONE
+    stop_reason: StopReason = StopReason.NONE
     writing: Writing = Writing.IDLE
 
     @property
@@ -63,9 +63,11 @@ def begin_statuses(job: Job, status: StepStatus) -> Wait[list[StepStatus]]:
 
 
 def _read(row: list[float]) -> StepStatus:
-    loss, shared_norm, is_private_finite, wish, writing = row
+    loss, shared_norm, is_private_finite, stop_reason, writing = row
     if is_private_finite not in (0.0, 1.0):
         raise ValueError(f"expected 0 or 1, found {is_private_finite}")
-    if wish not in list(StopReason) or writing not in list(Writing):
-        raise ValueError(f"expected a wish and a state of writing, found {wish} and {writing}")
-    return StepStatus(loss, shared_norm, bool(is_private_finite), StopReason(int(wish)), Writing(int(writing)))
+    if stop_reason not in list(StopReason) or writing not in list(Writing):
+        raise ValueError(f"expected a reason to stop and a state of writing, found {stop_reason} and {writing}")
+    return StepStatus(
+        loss, shared_norm, bool(is_private_finite), StopReason(int(stop_reason)), Writing(int(writing))
+    )

@@ -111,7 +111,7 @@ class BetweenSteps:
         self._writer.settle(report.statuses)
         if self._writer.seconds:
             self._stop.note_save(self._writer.seconds)
-        self.stopped_by = StopReason.NONE if done == self._cadence.num_steps else report.wish
+        self.stopped_by = StopReason.NONE if done == self._cadence.num_steps else report.stop_reason
         is_due = self._cadence.is_saved_after(done) or self._cadence.is_judged_after(done) or self._is_over(done)
         if self.stopped_by or is_due:
             self._save(done)

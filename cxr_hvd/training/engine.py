@@ -36,7 +36,7 @@ class StepReport:
 
     Attributes:
         step: number of the step, from 0.
-        statuses: every rank's word, in rank order: losses, norms, wishes.
+        statuses: every rank's word, in rank order: losses, norms, reasons to stop.
         loss: this rank's mean loss over its known labels.
         learning_rate: the rate of this step.
         gradient_norm: of this rank's whole gradient, before clipping.
@@ -60,9 +60,9 @@ class StepReport:
         return [status.loss for status in self.statuses]
 
     @property
-    def wish(self) -> StopReason:
+    def stop_reason(self) -> StopReason:
         """Why all stop after this step; `StopReason.NONE` where they go on."""
-        return max(status.wish for status in self.statuses)
+        return max(status.stop_reason for status in self.statuses)
 
 
 class Clock:
@@ -161,7 +161,7 @@ class Engine:
         # All ranks: tell each other how the step went, whether to stop, and how far checkpoints are.
         shared_norm, private_norm = gradient_norm(self._shared), gradient_norm(self._private)
         status = StepStatus(float(loss), shared_norm, math.isfinite(private_norm), *self._ask())
-        with waiting, record_function("pulse"):
+        with waiting, record_function("status"):
             statuses = begin_statuses(self._job, status)()
         is_finite = all(status.is_finite for status in statuses)
         if state.loss_scale:

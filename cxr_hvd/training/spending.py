@@ -12,7 +12,7 @@ PARTS = {
     "forward": "forward",
     "backward": "backward",
     "exchange": "averaging",
-    "pulse": "agreeing",
+    "status": "agreeing",
     "update": "optimizer",
     "checkpoint": "checkpoint",
 }

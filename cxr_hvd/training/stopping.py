@@ -28,7 +28,7 @@ REASONS = {
 
 
 class StopRequest:
-    """What this rank wishes.
+    """Whether, and why, this rank asks all to stop.
 
     Args:
         deadline: when the run has to be over, by `time.monotonic()`; None: whenever it likes.
@@ -36,15 +36,15 @@ class StopRequest:
 
     def __init__(self, deadline: float | None = None) -> None:
         self._deadline = deadline
-        self._wish = StopReason.NONE
+        self._reason = StopReason.NONE
         self._slowest_step_s = 0.0
         self._save_s = FIRST_SAVE_S
         self._validation_s = 0.0
         self._step_began = time.monotonic()
 
-    def ask(self, wish: StopReason) -> None:
+    def ask(self, reason: StopReason) -> None:
         """Ask for a stop after this step. May be called from a signal's handler or another thread."""
-        self._wish = max(self._wish, wish)
+        self._reason = max(self._reason, reason)
 
     def lose_launcher(self) -> None:
         """Ask for a stop, since what started this rank has died; where that does not come about, end the rank."""
@@ -53,7 +53,7 @@ class StopRequest:
         timer.daemon = True
         timer.start()
 
-    def wish(self) -> StopReason:
+    def reason(self) -> StopReason:
         """Return what is to be told to the others in this step; call it once a step."""
         now = time.monotonic()
         step_s, self._step_began = now - self._step_began, now
@@ -62,7 +62,7 @@ class StopRequest:
             left_s = self._deadline - now - self._validation_s
             if is_near(left_s, self._slowest_step_s, self._save_s):
                 self.ask(StopReason.TIME)
-        return self._wish
+        return self._reason
 
     def note_save(self, seconds: float) -> None:
         """Take note of how long a checkpoint took until it was on the disk."""

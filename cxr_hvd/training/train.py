@@ -135,7 +135,7 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
         cadence = cadence_of_run(config.checkpoints, config.validation, budget)
         between_steps = BetweenSteps(cadence, job, plan, state, writer, validation, stop, show_verdict)
         engine = Engine(
-            state, job, plan, config.training, budget.num_steps, loss, ask=lambda: (stop.wish(), writer.writing)
+            state, job, plan, config.training, budget.num_steps, loss, ask=lambda: (stop.reason(), writer.writing)
         )
         note_step = (
             opened.enter_context(profiled(folder, job, first_step, console)) if options.has_profile else None

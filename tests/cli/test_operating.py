@@ -59,7 +59,7 @@ def test_a_profile_says_where_the_time_went_and_a_look_says_how_the_run_is(data:
         assert told.lines(f"│ {part} "), part
     with gzip.open(own / "mimic" / "profile" / "trace-rank1.json.gz") as trace:
         names = {event.get("name") for event in json.load(trace)["traceEvents"]}
-    assert {"forward", "backward", "exchange", "pulse", "update"} <= names
+    assert {"forward", "backward", "exchange", "status", "update"} <= names
     timeline = (own / "chexpert" / "profile" / "horovod-timeline.json").read_text()
     assert "weights.all.denseblock2" in timeline and "classifier" not in timeline
 

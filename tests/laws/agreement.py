@@ -138,10 +138,10 @@ def texts_of_any_length_arrive_whole(comm: HorovodComm, folder: Path) -> None:
 @law(day="mpirun-2", slow="gloo-2", night="mpirun-2 gloo-2 mpirun-3")
 def every_rank_hears_every_pulse(comm: HorovodComm, folder: Path) -> None:
     own = StepStatus(0.5 + comm.rank, 2.0, comm.rank != 1, StopReason(comm.rank % 4), Writing.WRITTEN)
-    pulses = begin_statuses(Job(comm, one_rank_a_site(comm)), own)()
-    assert pulses[comm.rank] == own
-    assert [pulse.loss for pulse in pulses] == [0.5 + rank for rank in range(comm.num_ranks)]
-    assert [pulse.is_finite for pulse in pulses] == [rank != 1 for rank in range(comm.num_ranks)]
+    statuses = begin_statuses(Job(comm, one_rank_a_site(comm)), own)()
+    assert statuses[comm.rank] == own
+    assert [status.loss for status in statuses] == [0.5 + rank for rank in range(comm.num_ranks)]
+    assert [status.is_finite for status in statuses] == [rank != 1 for rank in range(comm.num_ranks)]
 
 
 @law(day="mpirun-2 gloo-2", night="gloo-2 mpirun-2-densenet121")

@@ -162,7 +162,7 @@ def no_private_tensor_enters_a_collective(comm: HorovodComm, folder: Path) -> No
         for tensor in kept:
             start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
             assert address + sent.nbytes <= start or end <= address
-    # Nothing but each step's shared tensors, once, and one pulse a step.
+    # Nothing but each step's shared tensors, once, and one status a step.
     averages = [sent for name, sent, _ in records if name.startswith("weights.")]
     others = [sent for name, sent, _ in records if not name.startswith("weights.")]
     sent = torch.cat(averages).sort().values

@@ -102,18 +102,18 @@ def resuming_equals_never_stopping_for_every_exchange(comm: HorovodComm, folder:
 @contextmanager
 def asked_to_stop(comm: HorovodComm, after_step: int, rank: int) -> Iterator[None]:
     """Have one rank's request for a stop set in this step."""
-    original, calls = stopping.StopRequest.wish, iter(range(1_000_000))
+    original, calls = stopping.StopRequest.reason, iter(range(1_000_000))
 
-    def wish(self: stopping.StopRequest) -> StopReason:
+    def reason(self: stopping.StopRequest) -> StopReason:
         if next(calls) == after_step and comm.rank == rank:
             self.ask(StopReason.SIGNAL)
         return original(self)
 
-    stopping.StopRequest.wish = wish  # type: ignore[method-assign]
+    stopping.StopRequest.reason = reason  # type: ignore[method-assign]
     try:
         yield
     finally:
-        stopping.StopRequest.wish = original  # type: ignore[method-assign]
+        stopping.StopRequest.reason = original  # type: ignore[method-assign]
 
 
 def same_files(one: Path, other: Path) -> None:

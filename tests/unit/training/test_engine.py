@@ -100,11 +100,11 @@ def test_a_signal_stops_after_the_step_and_the_handlers_go_back(tmp_path: Path) 
     before = signal.getsignal(signal.SIGTERM)
     stop = StopRequest()
     with stop.listening():
-        assert stop.wish() is StopReason.NONE
+        assert stop.reason() is StopReason.NONE
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.wish() is StopReason.SIGNAL
+        assert stop.reason() is StopReason.SIGNAL
         os.kill(os.getpid(), signal.SIGTERM)  # launchers send it twice
-        assert stop.wish() is StopReason.SIGNAL
+        assert stop.reason() is StopReason.SIGNAL
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -112,9 +112,9 @@ def test_a_deadline_leaves_time_for_two_steps_a_checkpoint_and_a_validation(tmp_
     assert not is_near(left_s=100, step_s=10, save_s=20)
     assert is_near(left_s=51, step_s=10, save_s=20)
     stop = StopRequest(deadline=time.monotonic() + 30)
-    assert stop.wish() is StopReason.NONE  # with ten seconds for a checkpoint that was not measured yet
+    assert stop.reason() is StopReason.NONE  # with ten seconds for a checkpoint that was not measured yet
     stop.note_validation(25.0)
-    assert stop.wish() is StopReason.TIME
+    assert stop.reason() is StopReason.TIME
     with pytest.raises(
         Stopped, match=r"stopped after step 1 of 15, since the time limit is near; .*--resume auto"
     ):

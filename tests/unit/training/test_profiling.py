@@ -45,7 +45,7 @@ def take_step(model: nn.Module, step: int) -> None:
                 time.sleep(0.02)
         with record_function("update"):
             torch.optim.SGD(model.parameters(), lr=0.1).step()
-        with record_function("pulse"):
+        with record_function("status"):
             pass
         with record_function("checkpoint"):
             pass
@@ -235,10 +235,10 @@ def test_each_moment_counts_once(drawn: list[tuple[str, int, int]]) -> None:
 
 
 def test_the_innermost_part_gets_the_time() -> None:
-    spans = [Span("exchange", 4, 6), Span("backward", 2, 10), Span("pulse", 5, 6), Span("forward", 0, 2)]
+    spans = [Span("exchange", 4, 6), Span("backward", 2, 10), Span("status", 5, 6), Span("forward", 0, 2)]
     part_us = split(spans)
     assert {name: us for name, us in part_us.items() if us} == {
-        "forward": 2, "backward": 6, "exchange": 1, "pulse": 1,
+        "forward": 2, "backward": 6, "exchange": 1, "status": 1,
     }  # fmt: skip
     across = split([Span("backward", 0, 10), Span("exchange", 8, 14)])
     assert (across["backward"], across["exchange"]) == (8, 6)
