@@ -120,7 +120,7 @@ class Watchdog:
             faulthandler.dump_traceback_later(self._limit_s + 2 * grace_s + GRACE_S, exit=True)
             is_armed = True
             if self._observer:
-                # Whatever becomes of a report, this thread goes on watching.
+                # Whatever becomes of a report, here and below: this thread goes on watching, and ends the rank.
                 with suppress(Exception):
                     self._observer.tick(doing)
             if spent_s > self._limit_s + (grace_s if doing.is_waiting else 0.0) and doing is self._doing:
@@ -130,7 +130,10 @@ class Watchdog:
         where = "" if doing.step is None else f" in step {doing.step}"
         error: PeerError | TrainingError
         if doing.is_waiting:
-            suspects = self._observer.suspects() if self._observer else "one hangs or is cut off"
+            suspects = "one hangs or is cut off"
+            if self._observer:
+                with suppress(Exception):
+                    suspects = self._observer.suspects()
             error = PeerError(
                 f"{self._name}{where}: {doing.what} for more than {self._limit_s:.0f} s: {suspects}; "
                 "look at each rank's last line, then go on with --resume auto"
@@ -142,5 +145,6 @@ class Watchdog:
             )
         print_error("cxr-hvd", error)
         if self._observer:
-            self._observer.fail(str(error))
+            with suppress(Exception):
+                self._observer.fail(str(error))
         leave(error.exit_code)

@@ -207,6 +207,15 @@ def test_what_hangs_is_named_and_ended(body: str, said: str) -> None:
     assert done.returncode == 1 and said in done.stderr
 
 
+def test_an_observer_that_fails_keeps_no_rank_from_being_ended() -> None:
+    body = "Observer.tick = Observer.fail = Observer.suspects = lambda *_: 1 / 0\n"
+    body += 'with dog.waits("status"): time.sleep(60)'
+    program = HANGS.format(limit=1, body=body)
+    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1 and "for more than 1 s: one hangs or is cut off" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_what_hangs_with_pythons_lock_held_is_ended_too() -> None:
     body = "import ctypes; time.sleep(0.6); ctypes.PyDLL(None).sleep(60)"
     program = HANGS.format(limit=1, body=body)
