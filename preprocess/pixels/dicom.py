@@ -27,6 +27,7 @@ from preprocess.records import UnusableImageError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.uid import UID
 
 _TAGS = [
     *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames"),
@@ -110,6 +111,7 @@ def view_position(path: Path) -> str:
 def _dataset(content: bytes) -> "Dataset":
     """Read what the pixels need, and check all that can be checked before they are decoded."""
     import pydicom
+    from pydicom.uid import UID
 
     if content[128:132] != b"DICM":
         raise ValueError("another format")
@@ -131,6 +133,8 @@ def _dataset(content: bytes) -> "Dataset":
         has_pixels = "PixelData" in dataset
     if not syntax:
         raise ValueError("one without a transfer syntax")
+    if not isinstance(syntax, UID):  # a backslash makes a list of it
+        raise ValueError("an unknown transfer syntax")
     if not has_pixels or min(rows, columns) < 1:
         raise ValueError("one without pixels")
     if frames != 1:
@@ -162,7 +166,7 @@ def _is_deflated(file: BinaryIO) -> bool:
     return bool(syntax == DeflatedExplicitVRLittleEndian)
 
 
-def _check_syntax(dataset: "Dataset", syntax: Any) -> None:
+def _check_syntax(dataset: "Dataset", syntax: "UID") -> None:
     """Refuse a compression that nothing here decodes, and a frame of another size than the header's."""
     from pydicom.encaps import get_frame
     from pydicom.pixels.decoders.base import get_decoder

@@ -82,6 +82,10 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: _replaced(b"1.2.840.10008.1.2.1\0", b"1.2.840.99998.1.2.1\0")(dicom_bytes(DEEP)),
         "unknown transfer syntax|damaged or truncated",
     ),
+    "two transfer syntaxes": (
+        lambda: _replaced(b"1.2.840.10008.1.2.5", b"1.2.840.10008\\1.2.5")(dicom_bytes(DEEP, "RLELossless")),
+        "unknown transfer syntax",
+    ),
     "video": (
         lambda: _replaced(b"1.2.840.10008.1.2.4.90", b"1.2.840.10008.1.2.4.99")(
             dicom_bytes(DEEP, "JPEG2000Lossless")
