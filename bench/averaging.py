@@ -19,7 +19,8 @@ from pathlib import Path
 from bench.report import Figure, describe_machine, ratios, table, write_report
 from bench.steps import PRIVATE
 from cxr_hvd.ledger.writer import Ledger
-from cxr_hvd.models.build import build_model, tensor_specs
+from cxr_hvd.models.build import build_model
+from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import Scope, build_plan
 from cxr_hvd.study.labels import LABELS
 from lab.launch import Finished, launch

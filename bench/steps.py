@@ -16,13 +16,14 @@ from cxr_hvd.comm.communicator import Communicator, Wait
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.comm.watchdog import Watchdog
-from cxr_hvd.config.schema import PRESETS, Training
+from cxr_hvd.config.schema import Training
 from cxr_hvd.data.loader import Batch
 from cxr_hvd.ledger.allowed import Group
 from cxr_hvd.ledger.writer import Ledger
-from cxr_hvd.models.build import build_model, tensor_specs
+from cxr_hvd.models.build import build_model
 from cxr_hvd.models.forward import forward
 from cxr_hvd.partial.averager import EXCHANGES, Averager
+from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import Scope, SharingPlan, build_plan
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import MAX_IMAGES
@@ -30,7 +31,7 @@ from cxr_hvd.training.engine import Engine
 from cxr_hvd.training.loss import MultiLabelLoss
 from cxr_hvd.training.state import start_state
 
-PRIVATE = {"C": PRESETS["none"], "D": PRESETS["ends"]}
+PRIVATE = {"C": "none", "D": "ends"}
 BATCH, IMAGES, SIDE = 8, 2, 96
 WORLD = MPI.COMM_WORLD
 BCE = MultiLabelLoss()

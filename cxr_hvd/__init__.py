@@ -1,3 +1,25 @@
-"""Train one chest X-ray model at several institutions by partial weight averaging over MPI."""
+"""Train one network at several institutions by partial weight averaging over MPI.
+
+The library's names are imported when they are first used: torch takes seconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cxr_hvd.study.study_file import StudyFile as StudyFile
 
 __version__ = "0.1.0"
+
+_MODULES = {"StudyFile": "cxr_hvd.study.study_file"}
+"""Where each name of the library is at home."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'cxr_hvd' has no attribute '{name}'")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_MODULES]

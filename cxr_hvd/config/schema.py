@@ -26,17 +26,6 @@ from cxr_hvd.errors import ConfigError, nearest
 
 ExperimentName = Literal["A", "B", "C", "D"]
 
-PRESETS: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "ends": ("stem", "denseblock1", "denseblock4", "head"),
-    "stem+head": ("stem", "head"),
-    "norms": ("*.norm*",),
-    "head": ("head",),
-    "all": ("*",),
-}
-"""Names for sets of private tensors: `ends` is the published study's experiment D, `norms` keeps every BatchNorm
-at its site (FedBN, Li et al., ICLR 2021), `head` the last layers (FedPer, Arivazhagan et al., 2019)."""
-
 PRIVATE_OF: dict[ExperimentName, str] = {"A": "all", "B": "none", "C": "none", "D": "ends"}
 """The private set that makes an experiment what it is."""
 
@@ -103,12 +92,9 @@ class Config(Section):
         return self.experiment == "B"
 
     @property
-    def private_patterns(self) -> tuple[str, ...]:
-        """Block names and globs of the tensors that stay at their site."""
-        private = self.sharing.private
-        if private is None:
-            private = PRIVATE_OF[self.experiment]
-        return PRESETS.get(private, (private,)) if isinstance(private, str) else tuple(private)
+    def private(self) -> str | list[str]:
+        """Which tensors stay at their site: a preset, or block names and globs."""
+        return PRIVATE_OF[self.experiment] if self.sharing.private is None else self.sharing.private
 
     @property
     def moments(self) -> tuple[str, ...]:

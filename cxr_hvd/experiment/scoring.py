@@ -28,7 +28,8 @@ from cxr_hvd.data.studies import StudySet, check_pixel_pipelines
 from cxr_hvd.errors import CheckpointError, UsageError
 from cxr_hvd.experiment.scores import AVERAGED, COMMON, NAME, Origin, RunScores, Truth, config_digest, write_scores
 from cxr_hvd.files import begin_folder, folder_beside
-from cxr_hvd.models.build import build_model, tensor_specs
+from cxr_hvd.models.build import build_model
+from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import Scope
 from cxr_hvd.study.layout import Split
 from cxr_hvd.study.study_file import StudyFile

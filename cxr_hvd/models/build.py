@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cxr_hvd.models.densenet import DenseNet
-from cxr_hvd.models.layout import DENSENETS, DenseNetSizes, block_of
-from cxr_hvd.partial.plan import Kind, TensorSpec
+from cxr_hvd.models.layout import DENSENETS, DenseNetSizes
 from cxr_hvd.study.layout import MAX_IMAGES
 
 
@@ -56,16 +55,3 @@ def build_model(name: str, num_labels: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_densenet(DENSENETS[name], num_labels)
-
-
-def tensor_specs(model: nn.Module) -> list[TensorSpec]:
-    """List all parameters and buffers of a model, in its own order."""
-    parameters = [(name, tensor, Kind.PARAMETER) for name, tensor in model.named_parameters()]
-    buffers = [
-        (name, tensor, Kind.STATISTIC if tensor.is_floating_point() else Kind.COUNTER)
-        for name, tensor in model.named_buffers()
-    ]
-    return [
-        TensorSpec(name, block_of(name), kind, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
-        for name, tensor, kind in parameters + buffers
-    ]

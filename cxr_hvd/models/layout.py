@@ -63,7 +63,7 @@ def tensor_specs(name: str, num_labels: int) -> list[TensorSpec]:
 
 
 def _spec(name: str, kind: Kind, shape: tuple[int, ...], dtype: str) -> TensorSpec:
-    return TensorSpec(name, block_of(name), kind, shape, dtype)
+    return TensorSpec(name, block_of(name), kind, shape, dtype, is_norm=".norm" in name)
 
 
 def _weight_shapes(sizes: DenseNetSizes, num_labels: int) -> Iterator[tuple[str, tuple[int, ...]]]:

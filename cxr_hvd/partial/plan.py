@@ -1,11 +1,11 @@
 """Which tensors all sites average and which stay at their site. Pure: names in, a plan out.
 
-A block is a named part of the network (`stem`, `denseblock1`, ..., `head`). Private ones are chosen by block
-name, or by glob over block and tensor names. BatchNorm's running statistics are buffers, which an optimizer
-never sees and a careless average forgets: where they go is said by policy (decision 0004).
+A block is a named part of the network (`stem`, `denseblock1`, ..., `head`). Private ones are chosen by a preset,
+by block name, or by glob over block and tensor names. BatchNorm's running statistics are buffers, which an
+optimizer never sees and a careless average forgets: where they go is said by policy (decision 0004).
 """
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -25,16 +25,19 @@ class Scope(StrEnum):
     """How far a tensor travels.
 
     SHARED tensors are averaged over all sites. PRIVATE ones are averaged over the ranks of their own site, and
-    with one rank a site they enter no collective at all. LOCAL ones are counters that every rank advances alike.
+    with one rank a site they enter no collective at all. FROZEN ones are alike at all sites from the start, and
+    no step changes them: nothing travels. LOCAL ones are counters that every rank advances alike, and what is
+    frozen and private.
     """
 
     SHARED = "shared"
     PRIVATE = "private"
+    FROZEN = "frozen"
     LOCAL = "local"
 
 
 class Kind(StrEnum):
-    """What a tensor is to the network."""
+    """What a tensor is to the network; COUNTER is also a buffer that is not saved."""
 
     PARAMETER = "parameter"
     STATISTIC = "statistic"
@@ -43,17 +46,35 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of a model, without its values."""
+    """One tensor of a model, without its values.
+
+    Attributes:
+        is_norm: whether it belongs to a normalisation layer.
+    """
 
     name: str
     block: str
     kind: Kind
     shape: tuple[int, ...]
     dtype: str
+    is_norm: bool = False
 
     @property
     def num_elements(self) -> int:
         return prod(self.shape)
+
+
+PRESETS: dict[str, Callable[[TensorSpec, Sequence[str]], bool]] = {
+    "none": lambda spec, blocks: False,
+    "ends": lambda spec, blocks: spec.block in (*blocks[:2], *blocks[-2:]),
+    "stem+head": lambda spec, blocks: spec.block in ("stem", "head"),
+    "norms": lambda spec, blocks: spec.is_norm,
+    "head": lambda spec, blocks: spec.block == "head",
+    "all": lambda spec, blocks: True,
+}
+"""Names for sets of private tensors, given a tensor and all blocks in the network's order. `ends` is the published
+study's experiment D: stem, first stage, last stage, head. `norms` keeps every norm at its site (FedBN, Li et al.,
+ICLR 2021), `head` the last layers (FedPer, Arivazhagan et al., 2019)."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +210,7 @@ class SharingPlan:
         """Sum up by block and scope. Bytes are what one rank hands to all sites in a step, on average."""
         rows: dict[tuple[str, Scope], list[TensorSpec]] = {}
         for planned in self.tensors:
-            if planned.scope is not Scope.LOCAL:
+            if planned.spec.kind is not Kind.COUNTER:
                 rows.setdefault((planned.spec.block, planned.scope), []).append(planned.spec)
         bytes_of_block: dict[str, float] = {}
         for buffer in self.buffers((Scope.SHARED,)):
@@ -209,46 +230,60 @@ class SharingPlan:
 
 def build_plan(
     specs: Iterable[TensorSpec],
-    private_patterns: Iterable[str],
+    private: str | Iterable[str] = "none",
     batchnorm: BatchNormPolicy = "with-block",
     every: int = 1,
     exchange: Exchange = "weights",
     wire: Wire = "float32",
     moments: Iterable[str] = (),
+    frozen: Iterable[str] = (),
 ) -> SharingPlan:
     """Decide for every tensor of a model how far it travels.
 
     Args:
         specs: the tensors, in the model's order.
-        private_patterns: block names, or globs over block names and tensor names.
+        private: a preset, or block names and globs over block and tensor names.
         batchnorm: where running statistics go: as the parameters of their block, or all one way.
         every: steps from one exchange to the next.
         exchange, wire, moments: as in `SharingPlan`.
+        frozen: block names and globs of the tensors that no step changes.
 
     Raises:
-        ConfigError: a pattern matches nothing.
+        ConfigError: a name or glob matches nothing.
     """
     specs = tuple(specs)
-    patterns = tuple(private_patterns)
     blocks = list(dict.fromkeys(spec.block for spec in specs))
-    for pattern in patterns:
-        if not any(_matches(spec, pattern) for spec in specs):
-            raise ConfigError(
-                f"sharing.private: '{pattern}' matches no block and no tensor"
-                f"{nearest(pattern, blocks) or '; blocks: ' + ', '.join(blocks)}"
-            )
+    private_names = _chosen_names(specs, blocks, private, "sharing.private")
+    frozen_names = _chosen_names(specs, blocks, tuple(frozen), "model.freeze")
     statistic_scopes: Mapping[str, Scope] = {"private": Scope.PRIVATE, "shared": Scope.SHARED}
 
     def scope_of(spec: TensorSpec) -> Scope:
-        if spec.kind is Kind.COUNTER:
-            return Scope.LOCAL
-        by_block = Scope.PRIVATE if any(_matches(spec, pattern) for pattern in patterns) else Scope.SHARED
-        return statistic_scopes.get(batchnorm, by_block) if spec.kind is Kind.STATISTIC else by_block
+        scope = Scope.PRIVATE if spec.name in private_names else Scope.SHARED
+        if spec.kind is Kind.STATISTIC:
+            scope = statistic_scopes.get(batchnorm, scope)
+        if spec.name in frozen_names and spec.kind is not Kind.COUNTER:
+            return Scope.FROZEN if scope is Scope.SHARED else Scope.LOCAL
+        return Scope.LOCAL if spec.kind is Kind.COUNTER else scope
 
     return SharingPlan(
         tuple(PlannedTensor(spec, scope_of(spec)) for spec in specs), every, exchange, wire, tuple(moments)
     )
 
 
-def _matches(spec: TensorSpec, pattern: str) -> bool:
-    return fnmatchcase(spec.block, pattern) or fnmatchcase(spec.name, pattern)
+def _chosen_names(
+    specs: Sequence[TensorSpec], blocks: Sequence[str], choice: str | Iterable[str], key: str
+) -> set[str]:
+    """Return the names of the tensors that a preset, or block names and globs, choose."""
+    if isinstance(choice, str) and choice in PRESETS:
+        return {spec.name for spec in specs if PRESETS[choice](spec, blocks)}
+    names: set[str] = set()
+    for pattern in (choice,) if isinstance(choice, str) else choice:
+        matching = {s.name for s in specs if fnmatchcase(s.block, pattern) or fnmatchcase(s.name, pattern)}
+        if not matching:
+            valid = [*PRESETS, *blocks] if isinstance(choice, str) else list(blocks)
+            raise ConfigError(
+                f"{key}: '{pattern}' matches no block and no tensor"
+                f"{nearest(pattern, valid) or '; blocks: ' + ', '.join(blocks)}"
+            )
+        names |= matching
+    return names

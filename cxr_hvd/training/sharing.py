@@ -11,7 +11,7 @@ def plan_sharing(config: Config, specs: Iterable[TensorSpec]) -> SharingPlan:
     sharing = config.sharing
     return build_plan(
         specs,
-        config.private_patterns,
+        config.private,
         sharing.batchnorm,
         sharing.every,
         sharing.exchange,

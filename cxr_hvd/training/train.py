@@ -25,8 +25,9 @@ from cxr_hvd.data.studies import open_training_data
 from cxr_hvd.errors import Stopped
 from cxr_hvd.launch.job_console import console_for
 from cxr_hvd.launch.orphan import LauncherWatch
-from cxr_hvd.models.build import build_model, tensor_specs
+from cxr_hvd.models.build import build_model
 from cxr_hvd.partial.averager import EXCHANGES, Averager, site_weights
+from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import SharingPlan
 from cxr_hvd.training.agreement import agree_on_budget, contract_items, find_twins
 from cxr_hvd.training.between_steps import BetweenSteps, cadence_of_run

@@ -13,8 +13,9 @@ from cxr_hvd.comm.communicator import Communicator, allgather
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.comm.start import start_comm
-from cxr_hvd.models.build import build_model, tensor_specs
+from cxr_hvd.models.build import build_model
 from cxr_hvd.partial.averager import EXCHANGES
+from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import build_plan
 from lab.two_sites import traffic_here
 

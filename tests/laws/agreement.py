@@ -21,7 +21,7 @@ from cxr_hvd.comm.sites import bind
 from cxr_hvd.comm.step_status import StepStatus, StopReason, Writing, begin_statuses
 from cxr_hvd.data.studies import open_training_data
 from cxr_hvd.errors import ConfigError, ContractError, DataError, PeerError
-from cxr_hvd.models.build import tensor_specs
+from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.training.agreement import contract_items
 from cxr_hvd.training.sharing import plan_sharing
 from tests.laws.law import law

@@ -9,7 +9,7 @@ from torch import Tensor
 from cxr_hvd.comm.horovod import HorovodComm
 from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology, bind
-from cxr_hvd.models.build import tensor_specs
+from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import Exchange, Scope, build_plan
 from tests.laws.law import law
 from tests.laws.parts import (
@@ -144,7 +144,7 @@ def the_last_step_averages_whatever_the_pace(comm: HorovodComm, folder: Path) ->
 @law(day="mpirun-2 gloo-2 mpirun-3", night="gloo-2 mpirun-2-densenet121")
 def no_private_tensor_enters_a_collective(comm: HorovodComm, folder: Path) -> None:
     topology = one_rank_a_site(comm)
-    engine, plan = engine_of(comm, topology, {"private_patterns": ENDS}, weight_decay=0.01)
+    engine, plan = engine_of(comm, topology, {"private": ENDS}, weight_decay=0.01)
     tensors = engine.state.model.state_dict()
     kept = [tensors[name] for name in plan.names(Scope.PRIVATE) + plan.names(Scope.LOCAL)]
     batches = iter([random_batch(10 * comm.rank + step) for step in range(3)])
@@ -176,10 +176,10 @@ def private_tensors_train_as_alone_given_the_same_shared_weights(
     comm: HorovodComm, folder: Path, exchange: Exchange = "weights"
 ) -> None:
     topology = one_rank_a_site(comm)
-    settings = {"private_patterns": ENDS, "exchange": exchange}
+    settings = {"private": ENDS, "exchange": exchange}
     engine, plan = engine_of(comm, topology, settings, weight_decay=0.01)
     alone_at = Topology(0, ("alone",), (0,))
-    alone, alone_plan = engine_of(LocalComm(), alone_at, {"private_patterns": ("*",)}, weight_decay=0.01)
+    alone, alone_plan = engine_of(LocalComm(), alone_at, {"private": ("*",)}, weight_decay=0.01)
     assert not alone_plan.names(Scope.SHARED)
     tensors, tensors_alone = engine.state.model.state_dict(), alone.state.model.state_dict()
     for step in range(3):

@@ -11,7 +11,8 @@ from cxr_hvd.comm.horovod import HorovodComm
 from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.data.loader import Batch
-from cxr_hvd.models.build import as_channels_last, tensor_specs
+from cxr_hvd.models.build import as_channels_last
+from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import Kind, Scope, build_plan
 from cxr_hvd.training.loss import MultiLabelLoss
 from cxr_hvd.training.optim import gradients
@@ -92,7 +93,7 @@ def the_order_of_sites_changes_no_gradient(comm: HorovodComm, folder: Path) -> N
     names = [f"site{rank}" for rank in range(comm.num_ranks)]
     for order in (names, names[::-1]):
         topology = bind(comm, dict.fromkeys(order, 1), {"CXR_SITE": f"site{comm.rank}"})
-        engine, plan = engine_of(comm, topology, {"private_patterns": ENDS, "exchange": "gradients"}, "sgd")
+        engine, plan = engine_of(comm, topology, {"private": ENDS, "exchange": "gradients"}, "sgd")
         engine.run(iter([random_batch(10 * comm.rank + step) for step in range(3)]), 0, lambda report: None)
         results.append(values(engine.state.model))
     for name in plan.names(Scope.SHARED):
@@ -104,9 +105,9 @@ def the_order_of_sites_changes_no_gradient(comm: HorovodComm, folder: Path) -> N
 @law(day="mpirun-2", night="gloo-2 mpirun-2-densenet121")
 def sharing_nothing_is_training_alone_bit_for_bit(comm: HorovodComm, folder: Path) -> None:
     for exchange in ("weights", "gradients"):
-        settings = {"private_patterns": ("*",), "exchange": exchange}
+        settings = {"private": ("*",), "exchange": exchange}
         engine, _ = engine_of(comm, one_rank_a_site(comm), settings)
-        alone, _ = engine_of(LocalComm(), Topology(0, ("alone",), (0,)), {"private_patterns": ()})
+        alone, _ = engine_of(LocalComm(), Topology(0, ("alone",), (0,)), {"private": ()})
         for each in (engine, alone):
             each.run(iter([random_batch(10 * comm.rank + step) for step in range(3)]), 0, lambda report: None)
         found, expected = values(engine.state.model), values(alone.state.model)
@@ -116,7 +117,7 @@ def sharing_nothing_is_training_alone_bit_for_bit(comm: HorovodComm, folder: Pat
 @law(day="mpirun-2", night="gloo-2 mpirun-2-densenet121")
 def sharing_everything_is_horovods_own_optimizer(comm: HorovodComm, folder: Path) -> None:
     """Up to the rounding of one multiplication more: gradients are weighed before the sum, and by 1/N."""
-    engine, _ = engine_of(comm, one_rank_a_site(comm), {"private_patterns": (), "exchange": "gradients"}, "sgd")
+    engine, _ = engine_of(comm, one_rank_a_site(comm), {"private": (), "exchange": "gradients"}, "sgd")
     engine.run(iter([random_batch(10 * comm.rank + step) for step in range(3)]), 0, lambda report: None)
     peer = fresh_model().train()
     sgd = torch.optim.SGD(peer.parameters(), lr=1e-3, momentum=0.9)
@@ -133,7 +134,7 @@ def sharing_everything_is_horovods_own_optimizer(comm: HorovodComm, folder: Path
 @law(day="mpirun-2", night="gloo-2 mpirun-2-densenet121")
 def shared_optimizer_state_is_equal_everywhere_and_local_is_not(comm: HorovodComm, folder: Path) -> None:
     for moments, is_shared in ((("exp_avg", "exp_avg_sq"), True), ((), False)):
-        settings = {"private_patterns": ENDS, "moments": moments}
+        settings = {"private": ENDS, "moments": moments}
         engine, plan = engine_of(comm, one_rank_a_site(comm), settings)
         engine.run(iter([random_batch(10 * comm.rank + step) for step in range(3)]), 0, lambda report: None)
         parameters, remembered = engine.state.model.named_parameters(), engine.state.optimizer.state
@@ -147,7 +148,7 @@ def shared_optimizer_state_is_equal_everywhere_and_local_is_not(comm: HorovodCom
 def clipping_keeps_exchanged_weights_equal_and_bounds_the_step(comm: HorovodComm, folder: Path) -> None:
     clip_norm, learning_rate = 0.1, 1e-3
     for exchange in ("weights", "gradients"):
-        settings = {"private_patterns": ENDS, "exchange": exchange}
+        settings = {"private": ENDS, "exchange": exchange}
         engine, plan = engine_of(comm, one_rank_a_site(comm), settings, "sgd", clip_norm=clip_norm)
         before = values(engine.state.model)
         engine.train_step(random_batch(comm.rank), 0)
@@ -168,7 +169,7 @@ def a_batch_in_parts_gives_the_gradient_of_the_whole(comm: HorovodComm, folder: 
     grads = []
     for exchange in ("weights", "gradients"):
         for accumulate in (1, 2, 4):
-            settings = {"private_patterns": ENDS, "exchange": exchange}
+            settings = {"private": ENDS, "exchange": exchange}
             engine, _ = engine_of(
                 comm, one_rank_a_site(comm), settings, "sgd", accumulate=accumulate, batch_size=4
             )

@@ -7,7 +7,7 @@ from typing import Any
 from cxr_hvd.comm.horovod import HorovodComm
 from cxr_hvd.ledger.audit import audit
 from cxr_hvd.ledger.reader import load_folders
-from cxr_hvd.models.build import tensor_specs
+from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.training.sharing import plan_sharing
 from cxr_hvd.training.train import train
 from tests.laws.law import law

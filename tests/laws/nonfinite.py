@@ -25,7 +25,7 @@ from tests.laws.parts import (
 
 @law(day="mpirun-2 mpirun-3", night="gloo-2 mpirun-2-densenet121")
 def a_loss_that_is_not_finite_stops_all_ranks_and_names_the_site(comm: HorovodComm, folder: Path) -> None:
-    engine, _ = engine_of(comm, one_rank_a_site(comm), {"private_patterns": ENDS})
+    engine, _ = engine_of(comm, one_rank_a_site(comm), {"private": ENDS})
     batch = random_batch(comm.rank)
     if comm.rank == 1:
         batch.images.fill_(float("nan"))
@@ -46,7 +46,7 @@ def a_gradient_that_is_not_finite_stops_all_and_is_named(comm: HorovodComm, fold
             ("features.denseblock3.denselayer1.conv1.weight", "denseblock3"),
             ("features.conv0.weight", "features.conv0.weight"),
         ):
-            settings = {"private_patterns": ENDS, "exchange": exchange}
+            settings = {"private": ENDS, "exchange": exchange}
             engine, _ = engine_of(comm, one_rank_a_site(comm), settings)
             poisoned(engine, comm.rank == 1, name)
             before = values(engine.state.model)
@@ -65,7 +65,7 @@ def a_gradient_that_is_not_finite_stops_all_and_is_named(comm: HorovodComm, fold
 def a_step_that_is_not_finite_is_skipped_by_all_where_asked(comm: HorovodComm, folder: Path) -> None:
     """A skipped step leaves no trace: what follows is what would have followed without it."""
     for exchange in ("weights", "gradients"):
-        settings = {"private_patterns": ENDS, "exchange": exchange}
+        settings = {"private": ENDS, "exchange": exchange}
         engine, plan = engine_of(comm, one_rank_a_site(comm), settings, on_nonfinite="skip")
         other, _ = engine_of(comm, one_rank_a_site(comm), settings, on_nonfinite="skip")
         bad = random_batch(7 * comm.rank)
@@ -89,7 +89,7 @@ def a_step_that_is_not_finite_is_skipped_by_all_where_asked(comm: HorovodComm, f
 
 @law(day="mpirun-2", night="gloo-2")
 def too_many_skipped_steps_end_the_run(comm: HorovodComm, folder: Path) -> None:
-    engine, _ = engine_of(comm, one_rank_a_site(comm), {"private_patterns": ENDS}, on_nonfinite="skip")
+    engine, _ = engine_of(comm, one_rank_a_site(comm), {"private": ENDS}, on_nonfinite="skip")
     bad = random_batch(comm.rank)
     if comm.rank == 0:
         bad.images.fill_(float("inf"))

@@ -17,11 +17,12 @@ from cxr_hvd.comm.horovod import HorovodComm
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.config.file import parse_config
-from cxr_hvd.config.schema import PRESETS, Config
+from cxr_hvd.config.schema import Config
 from cxr_hvd.config.sections import Training
 from cxr_hvd.data.loader import Batch
-from cxr_hvd.models.build import build_model, tensor_specs
+from cxr_hvd.models.build import build_model
 from cxr_hvd.partial.averager import EXCHANGES, Averager, site_weights
+from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import SharingPlan, build_plan
 from cxr_hvd.study.layout import Split
 from cxr_hvd.training.engine import Engine
@@ -32,7 +33,7 @@ from lab.study_files import write_study_file
 # By day the laws run on the small network; at night the same laws run on the published one.
 NETWORK = os.environ.get("CXR_LAWS_NETWORK", "tiny")
 NUM_LABELS = 14
-ENDS = PRESETS["ends"]
+ENDS = "ends"
 GO_ON = LaunchOptions(resume="latest")
 NO_OPTIMIZER = torch.optim.SGD([nn.Parameter(torch.zeros(1))])
 LAYOUTS = {2: [(2,), (1, 1)], 3: [(1, 1, 1), (1, 2)], 4: [(1, 3), (2, 2)]}

@@ -67,7 +67,7 @@ def a_sites_ranks_judge_together_as_one_would(comm: HorovodComm, folder: Path) -
     verdicts = []
     for own_comm, own_topology in ((comm, topology), (LocalComm(), Topology(0, ("site0",), (0,)))):
         data = open_training_data(config, own_topology)
-        engine, _ = engine_of(own_comm, own_topology, {"private_patterns": ENDS})
+        engine, _ = engine_of(own_comm, own_topology, {"private": ENDS})
         job, batching = Job(own_comm, own_topology), batching_of_run(config, num_cores=1)
         validation = Validator(data.validation_studies, config.validation, engine.state, job, batching)
         verdicts.append(validation.judge(3))

@@ -27,7 +27,7 @@ def short_wires_keep_shared_tensors_equal_and_near_the_exact_mean(comm: HorovodC
     for exchange in ("weights", "gradients"):
         results = {}
         for wire in ("float32", "bfloat16", "float16"):
-            settings = {"private_patterns": ENDS, "exchange": exchange, "wire": wire}
+            settings = {"private": ENDS, "exchange": exchange, "wire": wire}
             engine, plan = engine_of(comm, one_rank_a_site(comm), settings, "sgd")
             engine.state.model.train()
             engine.train_step(random_batch(comm.rank), 0)

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from cxr_hvd.config.file import load_config, parse_config
-from cxr_hvd.config.schema import PRESETS, Config
+from cxr_hvd.config.schema import Config
 from cxr_hvd.errors import ConfigError
 from cxr_hvd.study.labels import LABELS
 from lab.launch import PROJECT
@@ -22,8 +22,8 @@ def test_every_config_that_we_ship_loads(path: Path) -> None:
 
 
 def test_an_experiment_says_what_is_private() -> None:
-    patterns = {name: load_config(CONFIGS / f"{name}.yaml").private_patterns for name in "ABCD"}
-    assert patterns == {"A": ("*",), "B": (), "C": (), "D": PRESETS["ends"]}
+    private = {name: load_config(CONFIGS / f"{name}.yaml").private for name in "ABCD"}
+    assert private == {"A": "all", "B": "none", "C": "none", "D": "ends"}
     assert [load_config(CONFIGS / f"{name}.yaml").is_merged for name in "ABCD"] == [False, True, False, False]
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cxr_hvd.models.build import as_channels_last, build_model, tensor_specs
+from cxr_hvd.models.build import as_channels_last, build_model
 from cxr_hvd.models.forward import forward
+from cxr_hvd.partial.blocks import tensor_specs
 
 SIZE = 64
 pytestmark = pytest.mark.usefixtures("one_thread")

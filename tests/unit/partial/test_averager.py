@@ -5,9 +5,9 @@ import torch
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
-from cxr_hvd.config.schema import PRESETS
-from cxr_hvd.models.build import build_model, tensor_specs
+from cxr_hvd.models.build import build_model
 from cxr_hvd.partial.averager import WeightsExchange, site_weights
+from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.buffers import flatten
 from cxr_hvd.partial.plan import Scope, build_plan
 
@@ -15,7 +15,7 @@ from cxr_hvd.partial.plan import Scope, build_plan
 def test_flat_buffers_are_the_model() -> None:
     model = build_model("densenet121", 14, seed=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    plan = build_plan(tensor_specs(model), PRESETS["ends"])
+    plan = build_plan(tensor_specs(model), "ends")
     buffers = flatten(model, plan.buffers((Scope.SHARED,)))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])

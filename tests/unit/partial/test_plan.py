@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cxr_hvd.config.schema import PRESETS
 from cxr_hvd.errors import ConfigError
-from cxr_hvd.models.build import build_model, tensor_specs
+from cxr_hvd.models.build import build_model
+from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import Kind, Scope, build_plan
 
 MODEL = build_model("densenet121", 14, seed=0)
@@ -21,7 +21,7 @@ def test_densenet_has_nine_blocks_and_every_tensor_is_in_one() -> None:
 
 
 def test_experiment_d_keeps_the_first_and_the_last_blocks() -> None:
-    plan = build_plan(SPECS, PRESETS["ends"])
+    plan = build_plan(SPECS, "ends")
     private = {planned.spec.block for planned in plan.tensors if planned.scope is Scope.PRIVATE}
     assert private == {"stem", "denseblock1", "denseblock4", "head"}
     assert "features.conv0.weight" in plan.names(Scope.PRIVATE)
@@ -40,7 +40,7 @@ def test_every_tensor_has_one_scope(private: list[str], batchnorm: str) -> None:
 
 @pytest.mark.parametrize(("batchnorm", "scope"), [("private", Scope.PRIVATE), ("shared", Scope.SHARED)])
 def test_batchnorm_statistics_follow_their_policy(batchnorm: str, scope: Scope) -> None:
-    plan = build_plan(SPECS, PRESETS["ends"], batchnorm)  # type: ignore[arg-type]
+    plan = build_plan(SPECS, "ends", batchnorm)  # type: ignore[arg-type]
     statistics = {spec.name for spec in SPECS if spec.kind is Kind.STATISTIC}
     assert statistics <= set(plan.names(scope))
 
@@ -63,7 +63,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(pattern: str, hint: str) -> 
 
 
 def test_the_bytes_of_the_plan_are_those_of_its_shared_tensors() -> None:
-    plan = build_plan(SPECS, PRESETS["ends"], every=2)
+    plan = build_plan(SPECS, "ends", every=2)
     told = sum(row.bytes_per_step for row in plan.summary())
     tensors = MODEL.state_dict()
     assert told == sum(tensors[name].nbytes for name in plan.names(Scope.SHARED)) / 2
