@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bench.report import Figure, describe_machine, ratios, table, write_report
 from bench.steps import PRIVATE
+from cxr_hvd.config.sections import Model
 from cxr_hvd.ledger.writer import Ledger
 from cxr_hvd.models.build import build_model
 from cxr_hvd.partial.blocks import tensor_specs
@@ -189,7 +190,7 @@ def measure_link(num_rounds: int) -> list[Figure]:
 def measure_ledger(num_rounds: int) -> list[Figure]:
     """What it costs to write down what leaves, to a training step: D's collectives, noted as `comm` notes them."""
     timings = job("steps", ["none"], num_rounds)
-    plan = build_plan(tensor_specs(build_model("densenet121", len(LABELS), seed=1)), PRIVATE["D"])
+    plan = build_plan(tensor_specs(build_model(Model(), len(LABELS), seed=1)), PRIVATE["D"])
     shared = [buffer for buffer in plan.buffers() if buffer.scope is Scope.SHARED]
     costs = []
     with tempfile.TemporaryDirectory(prefix="cxr-bench-") as folder:
@@ -239,7 +240,7 @@ def job(
 
 def bytes_of(letter: str) -> int:
     """Return the bytes that an experiment shares."""
-    specs = tensor_specs(build_model("densenet121", len(LABELS), seed=1))
+    specs = tensor_specs(build_model(Model(), len(LABELS), seed=1))
     return build_plan(specs, PRIVATE[letter]).bytes_per_exchange()
 
 

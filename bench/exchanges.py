@@ -22,6 +22,7 @@ from bench.steps import WORLD, OurStep, build_averager, build_step
 from cxr_hvd.comm.communicator import Communicator
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.comm.start import start_comm
+from cxr_hvd.config.sections import Model
 from cxr_hvd.models.build import build_model
 from cxr_hvd.study.labels import LABELS
 from lab.two_sites import traffic_here
@@ -35,7 +36,7 @@ CLOCKS = {"step": MPI.MAX, "exchange": MPI.MIN}
 
 def build_alone(name: str, comm: Communicator, topology: Topology) -> Callable[[], Any]:
     """Build a way to average C's tensors, or D's, with no training around it."""
-    model = build_model("densenet121", len(LABELS), seed=1)
+    model = build_model(Model(), len(LABELS), seed=1)
     tensors = [*model.parameters(), *model.buffers()]
     floats = [tensor for tensor in tensors if tensor.is_floating_point()]
     flat = torch.zeros(sum(tensor.numel() for tensor in floats))
@@ -98,7 +99,7 @@ def measure_bytes(names: list[str], comm: Communicator, topology: Topology, num_
     device = os.environ["BENCH_DEVICE"]
     results: dict[str, dict[str, list[float]]] = {}
     for name in names:
-        model = build_model("densenet121", len(LABELS), seed=1)
+        model = build_model(Model(), len(LABELS), seed=1)
         averager, plan = build_averager(name, comm, topology, model)
         step = OurStep(model, averager, None)
         for _ in range(UNCOUNTED):

@@ -11,6 +11,7 @@ from bench.steps import EngineStep, Step
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
+from cxr_hvd.config.sections import Model
 from cxr_hvd.models.build import build_model
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.training.checkpoint.snapshot import take_snapshot
@@ -24,7 +25,7 @@ NUM_STEPS, SAVE_AT = 10, 5
 def main() -> None:
     """Take the steps."""
     torch.set_num_threads(1)
-    model = build_model("densenet121", len(LABELS), seed=1)
+    model = build_model(Model(), len(LABELS), seed=1)
     topology = Topology(0, ("site",), (0,))
     with tempfile.TemporaryDirectory(prefix="cxr-bench-") as name:
         step = EngineStep(model, "C", LocalComm(), topology) if sys.argv[1] == "engine" else Step(model)

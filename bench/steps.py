@@ -17,6 +17,7 @@ from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.comm.watchdog import Watchdog
 from cxr_hvd.config.schema import Training
+from cxr_hvd.config.sections import Model
 from cxr_hvd.data.loader import Batch
 from cxr_hvd.ledger.allowed import Group
 from cxr_hvd.ledger.writer import Ledger
@@ -208,7 +209,7 @@ def build_averager(
 
 def build_step(name: str, comm: Communicator, topology: Topology) -> Step:
     """Build a step by its name; the module docstring lists the names."""
-    model = build_model("densenet121", len(LABELS), seed=1)
+    model = build_model(Model(), len(LABELS), seed=1)
     if name == "none":
         return Step(model)
     if name == "optimizer":

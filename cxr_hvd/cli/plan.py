@@ -39,7 +39,7 @@ def plan(
     from cxr_hvd.training.sharing import plan_sharing
 
     chosen = load_config(config, settings or [])
-    sharing_plan = plan_sharing(chosen, tensor_specs(chosen.model.name, len(LABELS)))
+    sharing_plan = plan_sharing(chosen, tensor_specs(chosen.model, len(LABELS)))
     num_steps = num_steps_before_launch(chosen)
     reach = reach_of([site.ranks for site in chosen.sites.values()])
     as_values = complete_plan(sharing_plan, num_steps, reach)

@@ -33,6 +33,10 @@ MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 """What an optimizer remembers of each parameter, by its name in torch."""
 
 
+ADDED_LATER: dict[str, dict[str, Any]] = {"model": {"norm": "network", "weights": None, "freeze": []}}
+"""Keys that configs of version 0.1.0 do not have, by section, with the default that such a config means."""
+
+
 class Config(Section):
     """The whole of an experiment.
 
@@ -102,8 +106,15 @@ class Config(Section):
         return MOMENTS[self.training.optimizer] if self.sharing.optimizer_state == "shared" else ()
 
     def shared_part(self) -> dict[str, Any]:
-        """Return what all sites must have alike: everything but where each keeps its data."""
+        """Return what all sites must have alike: everything but where each keeps its data.
+
+        A key of `ADDED_LATER` with its default is left out: the config means what it meant before, and so is its
+        digest, by which an experiment finds the runs that it has.
+        """
         everything = self.model_dump(mode="json")
+        for section, defaults in ADDED_LATER.items():
+            values = everything[section]
+            everything[section] = {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
         everything["sites"] = {name: {"ranks": site.ranks} for name, site in self.sites.items()}
         return everything
 

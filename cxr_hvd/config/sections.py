@@ -60,10 +60,15 @@ class Model(Section):
     """The network, and the side in pixels to which stored images are scaled before it sees them.
 
     `tiny` is a network of about 20,000 parameters with DenseNet121's block names, for dry runs: it learns little.
+    `norm` keeps the norms that the network has, or puts a GroupNorm in the place of each BatchNorm. `weights` is a
+    file or a run's folder that the network starts from. `freeze` names blocks that are not trained.
     """
 
     name: Literal["densenet121", "tiny"] = "densenet121"
     image_size: Annotated[int, Field(ge=32, le=1024)] = 256
+    norm: Literal["network", "group"] = "network"
+    weights: Path | None = None
+    freeze: list[str] = []
 
 
 class Sharing(Section):

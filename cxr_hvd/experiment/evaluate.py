@@ -120,7 +120,7 @@ def open_site(
         raise StudyFileError(
             f"{file.path}: expected {split.name} studies, found none; draw some with --{split.name.lower()} N"
         )
-    model = build_model(config.model.name, len(studies.label_names), config.seed)
+    model = build_model(config.model, len(studies.label_names), config.seed)
     step = load_judged_weights(folder.checkpoints / which, model)
     model.to(choose_device(config.training.device, comm))
     return OpenSite(topology, config, file, studies, StudySet([file], Split.VALIDATE, policy), model, step)

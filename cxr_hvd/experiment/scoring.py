@@ -163,7 +163,7 @@ def networks_of(whole: OpenRun, which: str) -> Iterator[tuple[str, torch.nn.Modu
     """
     config, sites = whole.config, list(whole.folders)
     label_names = next(iter(whole.files.values())).header.label_names
-    model = build_model(config.model.name, len(label_names), config.seed)
+    model = build_model(config.model, len(label_names), config.seed)
     private = plan_sharing(config, tensor_specs(model)).names(Scope.PRIVATE)
     sums: dict[str, torch.Tensor] = {}
     steps = set()

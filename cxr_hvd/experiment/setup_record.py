@@ -22,7 +22,7 @@ def describe_setup(name: str, runs: Sequence[ScoredRun]) -> SetUp:
     """Return what a set-up is and what its runs took, from their run folders."""
     origin = runs[0].scores.origin
     config = RunFolder(runs[0].path, origin.sites[0]).config()
-    plan = plan_sharing(config, tensor_specs(config.model.name, len(origin.label_names)))
+    plan = plan_sharing(config, tensor_specs(config.model, len(origin.label_names)))
     durations = [duration for run in runs if (duration := measure_run(run))]
     return SetUp(
         name=name,

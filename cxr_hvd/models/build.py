@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cxr_hvd.config.sections import Model
 from cxr_hvd.models.densenet import DenseNet
 from cxr_hvd.models.layout import DENSENETS, DenseNetSizes
 from cxr_hvd.study.layout import MAX_IMAGES
@@ -50,8 +51,8 @@ def build_densenet(sizes: DenseNetSizes, num_labels: int) -> nn.Module:
     return model
 
 
-def build_model(name: str, num_labels: int, seed: int) -> nn.Module:
+def build_model(settings: Model, num_labels: int, seed: int) -> nn.Module:
     """Build a network whose first weights depend on the seed alone, so that all ranks start alike."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_densenet(DENSENETS[name], num_labels)
+        return build_densenet(DENSENETS[settings.name], num_labels)

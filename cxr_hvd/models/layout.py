@@ -6,6 +6,7 @@ Owns the sizes of the networks, and which block a tensor belongs to. `build` mak
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cxr_hvd.config.sections import Model
 from cxr_hvd.partial.plan import Kind, TensorSpec
 from cxr_hvd.study.layout import MAX_IMAGES
 
@@ -41,14 +42,14 @@ def block_of(tensor_name: str) -> str:
     return "stem" if parts[1] in ("conv0", "norm0") else parts[1]
 
 
-def tensor_specs(name: str, num_labels: int) -> list[TensorSpec]:
-    """List all parameters and buffers of the network of this name, in its own order. Pure.
+def tensor_specs(settings: Model, num_labels: int) -> list[TensorSpec]:
+    """List all parameters and buffers of a network, in its own order. Pure.
 
     Args:
-        name: one of `DENSENETS`.
+        settings: which network.
         num_labels: outputs of the network.
     """
-    shapes = dict(_weight_shapes(DENSENETS[name], num_labels))
+    shapes = dict(_weight_shapes(DENSENETS[settings.name], num_labels))
     parameters, buffers = [], []
     for module, shape in shapes.items():
         has_bias = len(shape) < 4  # all convolutions go without

@@ -13,6 +13,7 @@ from cxr_hvd.comm.communicator import Communicator, allgather
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.comm.start import start_comm
+from cxr_hvd.config.sections import Model
 from cxr_hvd.models.build import build_model
 from cxr_hvd.partial.averager import EXCHANGES
 from cxr_hvd.partial.blocks import tensor_specs
@@ -25,7 +26,7 @@ UNCOUNTED, COUNTED = 2, 9
 
 def compare(exchange: str, wire: str, device: str, comm: Communicator, topology: Topology) -> float:
     """Return bytes by the ledger to bytes by the interface, of the step in which TCP sent the fewest twice."""
-    model = build_model("densenet121", 14, seed=1)
+    model = build_model(Model(), 14, seed=1)
     plan = build_plan(tensor_specs(model), (), exchange=exchange, wire=wire)  # type: ignore[arg-type]
     averager = EXCHANGES[exchange](model, plan, Job(comm, topology), [0.5, 0.5])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

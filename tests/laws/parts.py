@@ -18,7 +18,7 @@ from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.config.file import parse_config
 from cxr_hvd.config.schema import Config
-from cxr_hvd.config.sections import Training
+from cxr_hvd.config.sections import Model, Training
 from cxr_hvd.data.loader import Batch
 from cxr_hvd.models.build import build_model
 from cxr_hvd.partial.averager import EXCHANGES, Averager, site_weights
@@ -59,7 +59,7 @@ def common_folder(comm: HorovodComm, folder: Path) -> Path:
 
 def fresh_model(seed: int = 3) -> nn.Module:
     """The laws' network with first weights by the seed."""
-    return build_model(NETWORK, NUM_LABELS, seed)
+    return build_model(Model(name=NETWORK), NUM_LABELS, seed)
 
 
 def scattered_model(rank: int) -> nn.Module:

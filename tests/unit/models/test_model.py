@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cxr_hvd.config.sections import Model
 from cxr_hvd.models.build import as_channels_last, build_model
 from cxr_hvd.models.forward import forward
 from cxr_hvd.partial.blocks import tensor_specs
@@ -14,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    return build_model("densenet121", 14, seed=0)
+    return build_model(Model(), 14, seed=0)
 
 
 def images_of(num_studies: int, num_channels: int) -> Tensor:
@@ -76,7 +77,7 @@ def test_channels_left_out_are_channels_of_zeros(model: nn.Module, num_images: i
 
 
 def test_the_small_network_has_the_blocks_of_the_large_one_and_few_parameters() -> None:
-    small, large = (build_model(name, 14, seed=0) for name in ("tiny", "densenet121"))
+    small, large = (build_model(Model(name=name), 14, seed=0) for name in ("tiny", "densenet121"))
     assert 15_000 < sum(parameter.numel() for parameter in small.parameters()) < 25_000
     blocks = [list(dict.fromkeys(spec.block for spec in tensor_specs(model))) for model in (small, large)]
     assert blocks[0] == blocks[1]
@@ -84,7 +85,7 @@ def test_the_small_network_has_the_blocks_of_the_large_one_and_few_parameters() 
 
 
 def test_leaving_out_empty_channels_is_exact_in_output_and_gradient() -> None:
-    model = build_model("densenet121", 14, seed=0)
+    model = build_model(Model(), 14, seed=0)
     model.eval()  # running statistics: comparable whatever the batch
     full = torch.zeros(2, 20, 64, 64)
     full[:, :3] = torch.rand(2, 3, 64, 64)
@@ -102,9 +103,9 @@ def test_leaving_out_empty_channels_is_exact_in_output_and_gradient() -> None:
 
 def test_the_first_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(123)
-    one = build_model("densenet121", 14, seed=5).state_dict()
+    one = build_model(Model(), 14, seed=5).state_dict()
     torch.manual_seed(456)
-    same = build_model("densenet121", 14, seed=5).state_dict()
-    other = build_model("densenet121", 14, seed=6).state_dict()
+    same = build_model(Model(), 14, seed=5).state_dict()
+    other = build_model(Model(), 14, seed=6).state_dict()
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["classifier.weight"], other["classifier.weight"])

@@ -5,6 +5,7 @@ import torch
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
+from cxr_hvd.config.sections import Model
 from cxr_hvd.models.build import build_model
 from cxr_hvd.partial.averager import WeightsExchange, site_weights
 from cxr_hvd.partial.blocks import tensor_specs
@@ -13,7 +14,7 @@ from cxr_hvd.partial.plan import Scope, build_plan
 
 
 def test_flat_buffers_are_the_model() -> None:
-    model = build_model("densenet121", 14, seed=1)
+    model = build_model(Model(), 14, seed=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plan = build_plan(tensor_specs(model), "ends")
     buffers = flatten(model, plan.buffers((Scope.SHARED,)))
@@ -30,7 +31,7 @@ def test_flat_buffers_are_the_model() -> None:
 
 
 def test_alone_averaging_changes_nothing() -> None:
-    model = build_model("densenet121", 14, seed=1)
+    model = build_model(Model(), 14, seed=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plan = build_plan(tensor_specs(model), ())
     alone = Topology(0, ("alone",), (0,))

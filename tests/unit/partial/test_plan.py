@@ -4,12 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cxr_hvd.config.sections import Model
 from cxr_hvd.errors import ConfigError
 from cxr_hvd.models.build import build_model
 from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import Kind, Scope, build_plan
 
-MODEL = build_model("densenet121", 14, seed=0)
+MODEL = build_model(Model(), 14, seed=0)
 SPECS = tensor_specs(MODEL)
 BLOCKS = list(dict.fromkeys(spec.block for spec in SPECS))
 

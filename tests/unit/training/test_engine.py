@@ -18,6 +18,7 @@ from cxr_hvd.comm.step_status import StopReason
 from cxr_hvd.comm.watchdog import Watchdog
 from cxr_hvd.config.file import parse_config
 from cxr_hvd.config.schema import Config
+from cxr_hvd.config.sections import Model
 from cxr_hvd.errors import CheckpointError, ConfigError, Stopped
 from cxr_hvd.launch.rank_status import RankStatus
 from cxr_hvd.models.build import build_model
@@ -88,7 +89,7 @@ def test_the_mean_of_weights_is_what_its_formula_says_and_what_is_judged(tmp_pat
 
     train(config_of(tmp_path, training={"ema_decay": 0.9, "max_steps": 3}), tmp_path / "run", LocalComm())
     latest = tmp_path / "run" / "north" / "checkpoints" / "latest"
-    judged, last = (build_model("tiny", 14, seed=5) for _ in range(2))
+    judged, last = (build_model(Model(name="tiny"), 14, seed=5) for _ in range(2))
     assert load_judged_weights(latest, judged) == 3
     for name in ("shared", "private"):
         last.load_state_dict(load_tensors(latest / f"{name}.safetensors"), strict=False)

@@ -6,6 +6,7 @@ import pytest
 
 from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.config.file import parse_config
+from cxr_hvd.config.sections import Model
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.models.build import build_model
 from cxr_hvd.training.checkpoint.snapshot import load_judged_weights
@@ -32,12 +33,12 @@ def test_a_run_is_kept_whole_and_never_silently_replaced(tmp_path: Path) -> None
     assert folder.steps() == [6, 4]
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["latest", "step-4", "step-6"]
     latest = folder.checkpoints / "latest"
-    assert load_judged_weights(latest, build_model("tiny", 14, seed=9)) == 6
+    assert load_judged_weights(latest, build_model(Model(name="tiny"), 14, seed=9)) == 6
     assert len((folder.path / "metrics.jsonl").read_text().splitlines()) == 6
     with pytest.raises(CheckpointError, match="holds a run already: go on with --resume auto"):
         train(config, tmp_path / "run", LocalComm())
     with pytest.raises(CheckpointError, match="another model"):
-        load_judged_weights(latest, build_model("tiny", 3, seed=9))
+        load_judged_weights(latest, build_model(Model(name="tiny"), 3, seed=9))
     (folder.checkpoints / "latest" / "shared.safetensors").write_bytes(b"cut")
     with pytest.raises(CheckpointError, match="cannot read it"):
-        load_judged_weights(latest, build_model("tiny", 14, seed=9))
+        load_judged_weights(latest, build_model(Model(name="tiny"), 14, seed=9))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.file import parse_config
 from cxr_hvd.config.schema import Config
+from cxr_hvd.config.sections import Model
 from cxr_hvd.data.loader import batching_of_run
 from cxr_hvd.data.studies import StudySet
 from cxr_hvd.models.build import OccupiedConv2d, build_model
@@ -63,7 +64,7 @@ def test_scores_are_those_of_float32_whatever_the_precision_of_training(
 
 
 def test_scores_do_not_depend_on_the_batch_they_came_in(studies_path: Path) -> None:
-    model = build_model("tiny", 14, seed=0)
+    model = build_model(Model(name="tiny"), 14, seed=0)
     few, many = (scores_of(model, studies_path, "fp32", batch_size) for batch_size in (2, 8))
     np.testing.assert_allclose(few, many, atol=1e-5)
 
