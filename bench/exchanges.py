@@ -48,8 +48,7 @@ def build_alone(name: str, comm: Communicator, topology: Topology) -> Callable[[
     if name in ("horovod grouped", "horovod each"):
         return horovod_alone(name, [tensor.detach() for tensor in floats])
     averager, _ = build_averager(name, comm, topology, model)
-    idle = torch.optim.SGD(model.parameters())
-    return lambda: averager.after_update(0, True, idle)
+    return averager.average
 
 
 def horovod_alone(name: str, tensors: list[Tensor]) -> Callable[[], Any]:

@@ -23,7 +23,7 @@ from cxr_hvd.ledger.allowed import Group
 from cxr_hvd.ledger.writer import Ledger
 from cxr_hvd.models.build import build_model
 from cxr_hvd.models.forward import forward
-from cxr_hvd.partial.averager import EXCHANGES, Averager
+from cxr_hvd.partial.averager import PartialAverager
 from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import Scope, SharingPlan, build_plan
 from cxr_hvd.study.labels import LABELS
@@ -122,7 +122,7 @@ class Step:
 class OurStep(Step):
     """The same with an exchange of cxr_hvd, called as the engine calls it."""
 
-    def __init__(self, model: nn.Module, averager: Averager, held: HeldComm | None) -> None:
+    def __init__(self, model: nn.Module, averager: PartialAverager, held: HeldComm | None) -> None:
         super().__init__(model)
         self.averager = averager
         self._held = held
@@ -130,16 +130,19 @@ class OurStep(Step):
     def __call__(self) -> dict[str, float]:
         started = time.perf_counter()
         loss = self.loss()
-        self.averager.begin(self.step, int(self.known.sum()))
+        exchanges_gradients = self.averager.plan.exchange == "gradients"
+        self.averager.begin(int(self.known.sum()))
         loss.backward()  # type: ignore[no-untyped-call]
         behind = time.perf_counter()
         if self._held:
             self._held.release()
-        self.averager.before_update()
+        if exchanges_gradients:
+            self.averager.average()
         waited = time.perf_counter() - behind
         self.optimizer.step()
         updated = time.perf_counter()
-        self.averager.after_update(self.step, False, self.optimizer)
+        if not exchanges_gradients:
+            self.averager.average()
         ended = time.perf_counter()
         self.step += 1
         return {"step": ended - started, "exchange": waited + ended - updated}
@@ -151,10 +154,11 @@ class EngineStep(Step):
     def __init__(self, model: nn.Module, letter: str, comm: Communicator, topology: Topology) -> None:
         plan = build_plan(tensor_specs(model), PRIVATE[letter])
         self.job = job = Job(comm, topology)
-        averager = EXCHANGES["weights"](model, plan, job, [1 / topology.num_sites] * topology.num_sites)
+        weights = [1 / topology.num_sites] * topology.num_sites
         settings = Training(learning_rate=1e-5, schedule="constant", precision="bf16")
         self.plan = plan
-        self.engine = Engine(start_state(model, averager, settings), job, plan, settings, num_steps=1_000_000_000)
+        state = start_state(model, settings, job, plan, weights)
+        self.engine = Engine(state, job, plan, settings, num_steps=1_000_000_000)
         super().__init__(model)
         self.batch = Batch(self.images, self.targets, self.known.bool())
 
@@ -195,7 +199,7 @@ class HorovodStep(Step):
 
 def build_averager(
     name: str, comm: Communicator, topology: Topology, model: nn.Module
-) -> tuple[Averager, SharingPlan]:
+) -> tuple[PartialAverager, SharingPlan]:
     """Build an averager of cxr_hvd from `EXCHANGE EXPERIMENT WIRE`, such as `weights C float32`."""
     exchange, experiment, wire = name.split()
     plan = build_plan(
@@ -204,7 +208,8 @@ def build_averager(
         exchange=exchange,
         wire=wire,  # type: ignore[arg-type]
     )
-    return EXCHANGES[exchange](model, plan, Job(comm, topology), [0.5, 0.5]), plan
+    idle = torch.optim.SGD(model.parameters())  # its running means are not averaged
+    return PartialAverager.of_plan(model, idle, Job(comm, topology), plan, [0.5, 0.5]), plan
 
 
 def build_step(name: str, comm: Communicator, topology: Topology) -> Step:

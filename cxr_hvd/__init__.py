@@ -7,11 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cxr_hvd.comm.job import Job as Job
+    from cxr_hvd.comm.start import join as join
+    from cxr_hvd.partial.averager import PartialAverager as PartialAverager
     from cxr_hvd.study.study_file import StudyFile as StudyFile
 
 __version__ = "0.1.0"
 
-_MODULES = {"StudyFile": "cxr_hvd.study.study_file"}
+_MODULES = {
+    "Job": "cxr_hvd.comm.job",
+    "PartialAverager": "cxr_hvd.partial.averager",
+    "StudyFile": "cxr_hvd.study.study_file",
+    "join": "cxr_hvd.comm.start",
+}
 """Where each name of the library is at home."""
 
 

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from cxr_hvd.cli.joining import joined_job
 from cxr_hvd.cli.options import (
     PROGRAM,
     JsonOption,
@@ -56,6 +55,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Judge each site's network on its own studies: AUROC and accuracy, label by label."""
+    from cxr_hvd.comm.start import joined_job
     from cxr_hvd.experiment.evaluate import evaluate as evaluate_run
     from cxr_hvd.experiment.results_table import print_results
     from cxr_hvd.launch.job_console import console_for

@@ -1,4 +1,4 @@
-"""How a rank joins the job that a launcher started, and how it leaves: in order, or at once and for good.
+"""What is checked before a rank joins the job that a launcher started.
 
 What is wrong with a job is told before it is joined wherever all ranks must come to the same verdict, for joining
 takes seconds.
@@ -6,19 +6,16 @@ takes seconds.
 
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cxr_hvd.errors import CxrHvdError, Stopped, leave, print_error, print_stopped
+from cxr_hvd.errors import CxrHvdError, leave, print_error
 from cxr_hvd.launch.early import NO_HOROVOD, may_start_ranks, wait_for_refusals
-from cxr_hvd.launch.launchers import remark_on_stop
 
 if TYPE_CHECKING:
-    from cxr_hvd.comm.communicator import Communicator
     from cxr_hvd.config.schema import Config
 
 
@@ -90,42 +87,3 @@ def run_own_ranks(config: "Config", run: Path) -> int:
     check_horovod()
     command = [str(Path(sys.argv[0]).absolute()), *sys.argv[1:]]
     return run_ranks(command, run, sum(site.ranks for site in config.sites.values()))
-
-
-@contextmanager
-def joined_job(
-    program: str, stall_limit_s: float | None = None, has_timeline: bool = False
-) -> Iterator["Communicator"]:
-    """Join the job that a launcher started, and leave it in order or, on an error, at once and for good.
-
-    Collective: every rank. An error that all ranks know of is printed by all before the first one leaves, since
-    a launcher ends the others as soon as one is gone.
-    """
-    import torch
-
-    from cxr_hvd.comm.start import start_comm
-    from cxr_hvd.comm.watchdog import STALL_LIMIT_S
-
-    comm = start_comm(stall_limit_s or STALL_LIMIT_S, has_timeline)
-    try:
-        yield comm
-        comm.close()
-    except Stopped as stopped:
-        if comm.rank == 0:
-            print_stopped(program, stopped, remark_on_stop(os.environ))
-        comm.close()
-        leave(stopped.exit_code)
-    except CxrHvdError as error:
-        print_error(program, error)
-        if error.is_agreed:
-            comm.begin_allgather(torch.zeros(1), "leaving")()
-        leave(error.exit_code)
-    except OSError as error:
-        print_error(
-            program,
-            CxrHvdError(f"{error.filename or 'a file'}: {error.strerror}; mend it, then use --resume auto"),
-        )
-        leave(1)
-    except Exception:
-        traceback.print_exc()
-        leave(1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cxr_hvd.cli.joining import check_run, check_start, joined_job, refused_alike, run_own_ranks, starts_ranks
+from cxr_hvd.cli.joining import check_run, check_start, refused_alike, run_own_ranks, starts_ranks
 from cxr_hvd.cli.options import PROGRAM, ConfigPath, Settings, SiteOption, TimeLimit, read_deadline
 from cxr_hvd.environment import num_ranks_here
 from cxr_hvd.errors import UsageError
@@ -109,6 +109,7 @@ def train(
             raise typer.Exit(run_own_ranks(chosen, folder))
 
     from cxr_hvd.comm.communicator import together
+    from cxr_hvd.comm.start import joined_job
     from cxr_hvd.secret import load_key
     from cxr_hvd.training import train as training
 

@@ -68,6 +68,12 @@ TRAFFIC: dict[str, Traffic] = {
     "known": Traffic(
         "number of known labels in a batch", "every step", NUMBER, calls_per_step=1, is_site_only=True
     ),
+    "progress": Traffic(
+        "number of steps that it has taken, and whether it goes on",
+        "at every average of a training loop of one's own, and when it ends",
+        2 * NUMBER,
+        calls_per_step=3,
+    ),
     "weights": Traffic("shared weights of the network", PER_AVERAGE, None, calls_per_step=1),
     "statistics": Traffic("shared BatchNorm means and variances", PER_AVERAGE, None, calls_per_step=1),
     "moments": Traffic("the optimizer's running means of shared weights", PER_AVERAGE, None, calls_per_step=1),

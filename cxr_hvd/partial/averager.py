@@ -1,232 +1,212 @@
-"""Average the shared tensors of a model over all sites, and the private ones over a site's own ranks.
+"""`PartialAverager`: average chosen tensors of any network with the other ranks, in a training loop of one's own.
 
-The only code that decides when model tensors go to a collective, and it takes them from the plan. With site
-weights w (summing to 1) and R ranks at a site, what is shared becomes the sum over all ranks of w/R times their
-own: each site weighs w however many ranks it has. What is private becomes the mean over the site's ranks; with
-one rank a site it enters no collective (decision 0003). Two exchanges:
-
-- `WeightsExchange`, the published one: the weights themselves, after the optimizer's step.
-- `GradientsExchange`: the gradients, block by block from the last to the first, while backward still runs.
+Owns when an exchange is due, and that all ranks come to it at the same step. Left to others: which tensors travel
+(`plan`, `blocks`), what is done with them (`exchanges`), and how (`wire`, `comm`).
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Literal, Self
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cxr_hvd.comm.communicator import Wait
+from cxr_hvd.comm.contract import check_contract
 from cxr_hvd.comm.job import Job
-from cxr_hvd.comm.sites import Topology
-from cxr_hvd.partial.buffers import GradientBucket, SharedMean, SiteMean, flatten, split_like
-from cxr_hvd.partial.plan import Buffer, Scope, SharingPlan
-from cxr_hvd.partial.wire import Wire32, wire_of
+from cxr_hvd.comm.progress import Progress, agree_on_progress
+from cxr_hvd.errors import TrainingError, UsageError
+from cxr_hvd.files import replaced_file
+from cxr_hvd.partial.exchanges import EXCHANGES, GradientsExchange, HasState, WeightsExchange, averaged_scopes
+from cxr_hvd.partial.model_plan import check_tensors, plan_model, shared_digest
+from cxr_hvd.partial.plan import BatchNormPolicy, Exchange, Scope, SharingPlan, Wire
+from cxr_hvd.partial.weighting import read_weights
 
 
-class HasState(Protocol):
-    """An optimizer, as far as its running means are averaged: one of torch's, or `training.optim`'s."""
+class PartialAverager:
+    """Average a model's shared tensors over all sites, and keep its private ones at their site.
+
+    `average` is called where the thing to be averaged exists: after `optimizer.step()` for weights, between
+    `backward()` and `optimizer.step()` for gradients. Nothing else of the loop changes. Creating one checks that
+    all ranks plan the same and start from the same shared weights, and lays the model's tensors out in flat
+    buffers: create it after `model.to(device)`, and load weights with `load_state_dict`, which copies.
+
+    Collective: all ranks create one, with the same arguments, and take the same number of steps.
+
+    Args:
+        model: any network of float32 tensors, on its device, with the same first weights on all ranks.
+        optimizer: of its parameters; any, but for `optimizer_state="shared"`.
+        job: of `cxr_hvd.join`.
+        private: which tensors never leave their site: a preset (`none`, `ends`, `stem+head`, `norms`, `head`,
+            `all`), or block names and globs over block and tensor names.
+        blocks: globs over tensor names for each block; None: as `partial.blocks` finds them.
+        exchange: `weights`, or `gradients` in every step.
+        every: steps from one average of weights to the next.
+        wire: `float32`, or `bfloat16` or `float16` for half the bytes; rounding errors are sent later.
+        batchnorm: where running statistics go: `with-block`, `private` or `shared`.
+        optimizer_state: `shared` averages the running means of Adam, AdamW or SGD beside the weights.
+        weights: what each site weighs in an average, by its name; None: all alike.
+
+    Attributes:
+        plan: what leaves a rank, tensor by tensor; `print(averager.plan)` shows it block by block.
+
+    Raises:
+        ConfigError: a name or glob matches nothing, or a tensor cannot be averaged: on every rank.
+        ContractError: on every rank, where ranks differ in plan, weighting or first shared weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: HasState,
+        job: Job,
+        private: str | Sequence[str] = "none",
+        *,
+        blocks: Mapping[str, Sequence[str]] | None = None,
+        exchange: Exchange = "weights",
+        every: int = 1,
+        wire: Wire = "float32",
+        batchnorm: BatchNormPolicy = "with-block",
+        optimizer_state: Literal["local", "shared"] = "local",
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        with job.together("making the sharing plan"):
+            is_shared = optimizer_state == "shared"
+            plan = plan_model(
+                model, private, blocks, batchnorm, every, exchange, wire, optimizer if is_shared else None
+            )
+            check_tensors(model, plan.buffers(averaged_scopes(job.topology)))
+            site_weights = read_weights(weights, job.topology.site_names)
+        items = {"exchange": exchange, "every": str(every), "wire": wire, "moments": ", ".join(plan.moments)}
+        items |= {"weights of sites": str(site_weights)} | plan.items()
+        check_contract(job, items | {"first shared weights": shared_digest(plan, model)})
+        self._start(model, optimizer, job, plan, site_weights, checks_steps=True)
+
+    @classmethod
+    def of_plan(
+        cls, model: nn.Module, optimizer: HasState, job: Job, plan: SharingPlan, site_weights: Sequence[float]
+    ) -> Self:
+        """Create one for ranks that have agreed on plan and first weights, and are in step by other means.
+
+        So does the program itself: its contract says more, and its ranks tell each other in every step how it
+        went. Not collective.
+
+        Args:
+            plan: of this model.
+            site_weights: of every site, summing to 1.
+        """
+        check_tensors(model, plan.buffers(averaged_scopes(job.topology)))
+        averager = cls.__new__(cls)
+        averager._start(model, optimizer, job, plan, site_weights, checks_steps=False)
+        return averager
+
+    def _start(
+        self,
+        model: nn.Module,
+        optimizer: HasState,
+        job: Job,
+        plan: SharingPlan,
+        site_weights: Sequence[float],
+        checks_steps: bool,
+    ) -> None:
+        self.plan = plan
+        self._model = model
+        self._job = job
+        self._checks_steps = checks_steps
+        self._num_steps = 0
+        self._is_closed = False
+        self._exchange: WeightsExchange | GradientsExchange = EXCHANGES[plan.exchange](
+            model, optimizer, plan, job, site_weights
+        )
 
     @property
-    def state(self) -> Mapping[Tensor, Any]:
-        """What it remembers of each parameter, by torch's names."""
-        ...
+    def num_steps(self) -> int:
+        """How many steps were taken: the calls of `average`."""
+        return self._num_steps
 
+    def begin(self, num_known: int | None = None) -> None:
+        """Let gradients travel while backward still makes others; of use before the last backward of a step.
 
-class Averager(Protocol):
-    """What a training step calls, in this order. Collective: every rank, with the same step."""
+        Collective: every rank or none, before the same step. Without effect where weights are exchanged.
 
-    def begin(self, step: int, num_known: int) -> None:
-        """After forward, before backward. `num_known` counts the known labels of this rank's batch."""
-        ...
+        Args:
+            num_known: how many known labels this rank's batch has: the ranks of one site count by them; None:
+                they count alike.
+        """
+        self._check_open()
+        if self._checks_steps:
+            self._job.ledger.begin_step(self._num_steps)
+        self._exchange.begin(num_known)
 
-    def before_update(self) -> None:
-        """After backward: waits for what the optimizer's step needs."""
-        ...
+    def average(self) -> None:
+        """Count a step, and average where one is due: every `plan.every` steps.
 
-    def after_update(self, step: int, is_last: bool, optimizer: HasState) -> None:
-        """After the optimizer's step. The last one always averages, so that all sites end alike."""
-        ...
+        Collective: every rank, once a step. Blocking, where an average is due.
+
+        Raises:
+            TrainingError: on every rank, where the ranks have taken different numbers of steps.
+            PeerError: another rank ended.
+        """
+        self._check_open()
+        is_due = (self._num_steps + 1) % self.plan.every == 0
+        if self._checks_steps:
+            self._job.ledger.begin_step(self._num_steps)
+            if is_due:
+                agree_on_progress(self._job, self._num_steps + 1, Progress.GOES_ON)
+        self._num_steps += 1
+        if is_due:
+            self._exchange.average()
+
+    def close(self) -> None:
+        """Average once more where steps were taken since the last average, so that all sites end alike.
+
+        Collective: every rank, after its last step. Blocking. Nothing is averaged afterwards.
+
+        Raises:
+            TrainingError: on every rank, where the ranks have taken different numbers of steps.
+        """
+        self._check_open()
+        if self._checks_steps:
+            agree_on_progress(self._job, self._num_steps, Progress.ENDS)
+        self._is_closed = True
+        if self._num_steps % self.plan.every:
+            self._exchange.average()
 
     def nonfinite_blocks(self) -> list[str] | None:
         """Return the blocks of which this rank handed over a gradient that is not finite, in the model's order.
 
         None where gradients stay on the rank. Not collective.
         """
-        ...
+        return self._exchange.nonfinite_blocks()
 
-    def state(self) -> dict[str, Tensor]:
-        """Return what this rank needs to go on bit for bit. Not collective."""
-        ...
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what this rank needs to go on bit for bit, beside model and optimizer. Not collective."""
+        return {"num_steps": torch.tensor(self._num_steps), **self._exchange.state()}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put that back. Not collective."""
-        ...
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put that back, after the weights that belong to it. Not collective."""
+        tensors = dict(state)
+        self._num_steps = int(tensors.pop("num_steps"))
+        self._exchange.load_state(tensors)
 
+    def save(self, path: str | Path) -> None:
+        """Write this rank's network, shared and private tensors, to a safetensors file. Not collective.
 
-class WeightsExchange:
-    """Averages weights and running statistics after the optimizer's step, every `plan.every` steps.
+        Its metadata say site, steps and which blocks are private.
 
-    Creating one moves the model's tensors into flat buffers: views taken earlier go stale.
-    """
-
-    def __init__(self, model: nn.Module, plan: SharingPlan, job: Job, site_weights: Sequence[float]) -> None:
-        self._every = plan.every
-        self._job = job
-        self._shared_factor = site_weights[job.topology.site_index] / job.num_ranks_of_site
-        buffers = plan.buffers(averaged_scopes(job.topology))
-        shared = [buffer for buffer in buffers if buffer.purpose == "weights"]
-        private = [buffer for buffer in buffers if buffer.purpose == "private" and not buffer.moment]
-        self._shared = SharedMean(flatten(model, shared), "weights", wire_of(plan.wire, job.comm))
-        self._private = SiteMean(flatten(model, private), job)
-        parameters = dict(model.named_parameters())
-        self._moments = [
-            (buffer, [parameters[spec.name] for spec in buffer.specs])
-            for moment in plan.moments
-            for buffer in buffers
-            if buffer.moment == moment
-        ]
-
-    def begin(self, step: int, num_known: int) -> None:
-        """Nothing: weights are not there yet."""
-
-    def before_update(self) -> None:
-        """Nothing: weights are not there yet."""
-
-    @torch.no_grad()
-    def after_update(self, step: int, is_last: bool, optimizer: HasState) -> None:
-        """Average where the plan's `every` asks for it, and after the last step.
-
-        Collective: every rank, with the same step. Blocking.
+        Raises:
+            TrainingError: it cannot be written; nothing half-written is left.
         """
-        if (step + 1) % self._every and not is_last:
-            return
-        for wait in [*self._shared.begin(self._shared_factor), *self._private.begin()]:
-            wait()
-        for buffer, parameters in self._moments:
-            self._average_moment(buffer, [optimizer.state[parameter][buffer.moment] for parameter in parameters])
+        private = dict.fromkeys(p.spec.block for p in self.plan.tensors if p.scope is Scope.PRIVATE)
+        metadata = {"site": self._job.site, "num_steps": str(self._num_steps), "private": ", ".join(private)}
+        weights = self._model.state_dict()
+        tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in weights.items()}
+        try:
+            with replaced_file(Path(path)) as unfinished:
+                save_file(tensors, unfinished, metadata)
+        except OSError as error:
+            raise TrainingError(f"{path}: cannot write the network ({error.strerror or error})") from error
 
-    def nonfinite_blocks(self) -> list[str] | None:
-        """None: gradients stay on the rank."""
-        return None
-
-    def _average_moment(self, buffer: Buffer, moments: list[Tensor]) -> None:
-        """Average the optimizer's running means of one block as the parameters that they belong to."""
-        flat = torch.cat([moment.reshape(-1) for moment in moments])
-        if buffer.scope is Scope.SHARED:
-            self._job.comm.begin_allreduce({buffer.name: flat.mul_(self._shared_factor)}, buffer.purpose)()
-        else:
-            flat.div_(self._job.num_ranks_of_site)
-            self._job.comm.begin_allreduce({buffer.name: flat}, buffer.purpose, "site")()
-        for moment, part in zip(moments, split_like(flat, moments), strict=True):
-            moment.copy_(part)
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the last means and the wire's rounding errors; nothing on a float32 wire."""
-        return self._shared.state()
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put them back."""
-        self._shared.load_state(state)
-
-
-class GradientsExchange:
-    """Averages gradients while backward runs, and running statistics beside them, in every step.
-
-    A site's gradient is that of one batch of all its ranks' studies: a rank counts by its known labels
-    (decision 0006). Private gradients are their site's own, whatever the number of sites.
-    """
-
-    def __init__(self, model: nn.Module, plan: SharingPlan, job: Job, site_weights: Sequence[float]) -> None:
-        self._job = job
-        self._site_weight = site_weights[job.topology.site_index]
-        self._wire = wire_of(plan.wire, job.comm)
-        self._blocks = list(dict.fromkeys(planned.spec.block for planned in plan.tensors))
-        parameters = dict(model.named_parameters())
-        buffers = plan.buffers(averaged_scopes(job.topology))
-        self._buckets: dict[Scope, dict[str, GradientBucket]] = {Scope.SHARED: {}, Scope.PRIVATE: {}}
-        for buffer in buffers:
-            if buffer.content == "gradients":
-                members = [parameters[spec.name] for spec in buffer.specs]
-                bucket = GradientBucket(members, partial(self._send, buffer))
-                self._buckets[buffer.scope][buffer.block] = bucket
-        statistics = [buffer for buffer in buffers if buffer.content == "statistics"]
-        shared = [buffer for buffer in statistics if buffer.scope is Scope.SHARED]
-        private = [buffer for buffer in statistics if buffer.scope is Scope.PRIVATE]
-        self._shared = SharedMean(flatten(model, shared), "statistics", Wire32(job.comm))
-        self._private = SiteMean(flatten(model, private), job)
-
-    def _send(self, buffer: Buffer, flat: Tensor) -> Wait[None]:
-        if buffer.scope is Scope.SHARED:
-            return self._wire.begin_allreduce(buffer.name, flat, buffer.purpose)
-        return self._job.comm.begin_allreduce({buffer.name: flat}, buffer.purpose, "site")
-
-    @torch.no_grad()
-    def begin(self, step: int, num_known: int) -> None:
-        """Agree on the weights of the site's ranks, and watch backward.
-
-        Collective: every rank.
-        """
-        share = self._share_of_site(num_known)
-        for bucket in self._buckets[Scope.SHARED].values():
-            bucket.watch(self._site_weight * share)
-        for bucket in self._buckets[Scope.PRIVATE].values():
-            bucket.watch(share)
-
-    @torch.no_grad()
-    def before_update(self) -> None:
-        """Wait until all gradients and statistics are averaged. Collective: every rank. Blocking."""
-        # Not earlier: where BatchNorm is frozen, backward reads the statistics. They are 1% of the bytes.
-        waits = self._shared.begin(self._site_weight / self._job.num_ranks_of_site) + self._private.begin()
-        for buckets in self._buckets.values():
-            for bucket in reversed(buckets.values()):  # the last block was sent first
-                bucket.finish()
-        for wait in waits:
-            wait()
-
-    def after_update(self, step: int, is_last: bool, optimizer: HasState) -> None:
-        """Nothing: from equal weights, equal gradients have made equal weights."""
-
-    def nonfinite_blocks(self) -> list[str] | None:
-        """Return the blocks, shared or private, whose own gradient was not finite before it was summed."""
-        blocks = {
-            block
-            for buckets in self._buckets.values()
-            for block, bucket in buckets.items()
-            if not bucket.was_finite
-        }
-        return sorted(blocks, key=self._blocks.index)
-
-    def _share_of_site(self, num_known: int) -> float:
-        """Return this rank's share of its site's known labels; an equal one where no rank knows any."""
-        if self._job.num_ranks_of_site == 1:
-            return 1.0
-        known = torch.tensor([num_known], dtype=torch.int64)
-        self._job.comm.begin_allreduce({"labels": known}, "known", "site")()
-        return num_known / int(known) if int(known) else 1 / self._job.num_ranks_of_site
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the wire's rounding errors; nothing on a float32 wire."""
-        return self._wire.state()
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put them back."""
-        self._wire.load_state(dict(state))
-
-
-EXCHANGES: dict[str, type[WeightsExchange] | type[GradientsExchange]] = {
-    "weights": WeightsExchange,
-    "gradients": GradientsExchange,
-}
-
-
-def averaged_scopes(topology: Topology) -> list[Scope]:
-    """Return the scopes that this rank averages with others: a rank alone has nobody to."""
-    with_others = {Scope.SHARED: topology.num_ranks > 1, Scope.PRIVATE: len(topology.ranks_of_site) > 1}
-    return [scope for scope, has_others in with_others.items() if has_others]
-
-
-def site_weights(weighting: str, studies_per_site: Sequence[int]) -> list[float]:
-    """Return what each site weighs in an average, summing to 1: all alike, or by its training studies."""
-    shares = [1] * len(studies_per_site) if weighting == "uniform" else studies_per_site
-    return [share / sum(shares) for share in shares]
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise UsageError("this averager is closed: create another one to go on training")

@@ -27,7 +27,9 @@ Unit = tuple[str, nn.Module]
 
 
 def tensor_specs(model: nn.Module, blocks: Mapping[str, Sequence[str]] | None = None) -> list[TensorSpec]:
-    """List all parameters and buffers of a model, in its own order, each once.
+    """List all parameters and saved buffers of a model, in its own order, each once.
+
+    Buffers that are not saved (`persistent=False`) are no part of the network's state, and never travel.
 
     Args:
         model: any network, also on the meta device.
@@ -37,26 +39,32 @@ def tensor_specs(model: nn.Module, blocks: Mapping[str, Sequence[str]] | None = 
         ConfigError: a tensor is in none of `blocks`.
     """
     block_of_tensor = assign_blocks(model) if blocks is None else {}
+    tied = _tied_names(model)
     saved = model.state_dict(keep_vars=True)
     norms = {name for name, module in model.named_modules() if isinstance(module, NORMS)}
 
     def spec(name: str, tensor: Tensor, kind: Kind) -> TensorSpec:
         block = block_of_tensor[name] if blocks is None else _named_block(name, blocks)
         dtype = str(tensor.dtype).removeprefix("torch.")
-        return TensorSpec(name, block, kind, tuple(tensor.shape), dtype, name.rpartition(".")[0] in norms)
+        is_norm = name.rpartition(".")[0] in norms
+        aliases = tuple(spec(alias, tensor, kind) for alias in tied.get(name, ()))
+        return TensorSpec(name, block, kind, tuple(tensor.shape), dtype, is_norm, aliases)
 
-    def kind_of_buffer(name: str, tensor: Tensor) -> Kind:
-        return Kind.STATISTIC if tensor.is_floating_point() and name in saved else Kind.COUNTER
+    def kind_of_buffer(buffer: Tensor) -> Kind:
+        return Kind.STATISTIC if buffer.is_floating_point() else Kind.COUNTER
 
     parameters = [spec(name, tensor, Kind.PARAMETER) for name, tensor in model.named_parameters()]
-    return parameters + [spec(name, t, kind_of_buffer(name, t)) for name, t in model.named_buffers()]
+    return parameters + [spec(name, t, kind_of_buffer(t)) for name, t in model.named_buffers() if name in saved]
 
 
-def tied_names(model: nn.Module) -> dict[str, str]:
-    """Return the further names of tensors that a model uses twice, each with its first one."""
+def _tied_names(model: nn.Module) -> dict[str, list[str]]:
+    """Return the further names of each parameter that a model uses more than once."""
     first_names = {id(parameter): name for name, parameter in model.named_parameters()}
-    names = {name: first_names[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
-    return {name: first for name, first in names.items() if name != first}
+    names: dict[str, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name != first_names[id(parameter)]:
+            names.setdefault(first_names[id(parameter)], []).append(name)
+    return names
 
 
 def assign_blocks(model: nn.Module) -> dict[str, str]:

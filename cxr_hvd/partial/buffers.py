@@ -22,21 +22,40 @@ def flatten(model: nn.Module, buffers: Iterable[Buffer]) -> dict[str, Tensor]:
 
     Returns:
         From a buffer's name to flat float32 numbers, in the plan's order; a change to one changes the model.
-
-    Raises:
-        TrainingError: a tensor is not float32.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     flat = {}
     for buffer in buffers:
         members = [tensors[spec.name] for spec in buffer.specs]
-        for spec, tensor in zip(buffer.specs, members, strict=True):
-            if tensor.dtype != torch.float32:
-                raise TrainingError(f"{spec.name}: expected float32 to average, found {tensor.dtype}")
         flat[buffer.name] = torch.cat([tensor.reshape(-1) for tensor in members])
         for tensor, view in zip(members, split_like(flat[buffer.name], members), strict=True):
             tensor.data = view
     return flat
+
+
+Address = tuple[str, Tensor, int]
+"""A tensor's name, the tensor, and where it lies in memory."""
+
+
+def note_addresses(model: nn.Module, buffers: Iterable[Buffer]) -> list[Address]:
+    """Return where the tensors of these buffers lie, after `flatten`."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    names = [spec.name for buffer in buffers for spec in buffer.specs]
+    return [(name, tensors[name], tensors[name].data_ptr()) for name in names]
+
+
+def check_addresses(addresses: Iterable[Address]) -> None:
+    """Check that no tensor was moved out of its flat buffer: what is averaged would not be the model.
+
+    Raises:
+        TrainingError: one was, as `model.to(...)` does.
+    """
+    for name, tensor, address in addresses:
+        if tensor.data_ptr() != address:
+            raise TrainingError(
+                f"{name} was moved in memory after the averager was created: create it after model.to(device), "
+                "and load weights with load_state_dict"
+            )
 
 
 def split_like(buffer: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -134,8 +153,8 @@ class GradientBucket:
 
     def finish(self) -> None:
         """Wait for the sum. Collective: all ranks of the sum. Blocking."""
-        for parameter in self._missing:  # it had no part in the loss
-            parameter.grad = self._views[parameter].zero_()
+        for parameter in self._missing:
+            self._lay(parameter)
         self._missing = set()
         wait = self._wait or self._send_buffer()
         wait()
@@ -149,11 +168,17 @@ class GradientBucket:
         self._norm = torch.linalg.vector_norm(self._buffer)
         return self._send(self._buffer)
 
+    def _lay(self, parameter: Tensor) -> None:
+        """Weigh a gradient, and lay it where it will be sent from; where it had no part in the loss, zeros."""
+        view = self._views[parameter]
+        parameter.grad = (
+            view.zero_() if parameter.grad is None else torch.mul(parameter.grad, self._factor, out=view)
+        )
+
     @torch.no_grad()
     def _take(self, parameter: Tensor) -> None:
-        if parameter in self._missing and parameter.grad is not None:
-            # One pass weighs the gradient and lays it where it will be sent from.
-            parameter.grad = torch.mul(parameter.grad, self._factor, out=self._views[parameter])
+        if parameter in self._missing:
+            self._lay(parameter)
             self._missing.remove(parameter)
             if not self._missing:
                 self._wait = self._send_buffer()

@@ -37,7 +37,7 @@ class Scope(StrEnum):
 
 
 class Kind(StrEnum):
-    """What a tensor is to the network; COUNTER is also a buffer that is not saved."""
+    """What a tensor is to the network."""
 
     PARAMETER = "parameter"
     STATISTIC = "statistic"
@@ -50,6 +50,7 @@ class TensorSpec:
 
     Attributes:
         is_norm: whether it belongs to a normalisation layer.
+        aliases: the same tensor where the model uses it again, under another name (tied weights).
     """
 
     name: str
@@ -58,6 +59,7 @@ class TensorSpec:
     shape: tuple[int, ...]
     dtype: str
     is_norm: bool = False
+    aliases: tuple["TensorSpec", ...] = ()
 
     @property
     def num_elements(self) -> int:
@@ -190,6 +192,19 @@ class SharingPlan:
                 blocks[planned.spec.block] = (*blocks.get(planned.spec.block, ()), planned.spec)
         return blocks
 
+    def __str__(self) -> str:
+        """Return what leaves a rank, block by block, as a table of plain text."""
+        pace = "every step" if self.every == 1 else f"every {self.every} steps"
+        width = max([len("block"), *(len(row.block) for row in self.summary())])
+        lines = [
+            f"each rank hands over {self.bytes_per_exchange() / 1e6:,.1f} MB of {self.exchange} {pace}",
+            f"{'block':<{width}}  scope    tensors   parameters   bytes a step",
+        ]
+        for row in self.summary():
+            counts = f"{row.num_tensors:>7}  {row.num_parameters:>11,}  {row.bytes_per_step:>13,.0f}"
+            lines.append(f"{row.block:<{width}}  {row.scope:<7}  {counts}")
+        return "\n".join(lines)
+
     def num_exchanges(self, num_steps: int) -> int:
         """Return how often a run of so many steps exchanges: every `every` steps, and after the last."""
         return -(-num_steps // self.every)
@@ -275,15 +290,33 @@ def _chosen_names(
 ) -> set[str]:
     """Return the names of the tensors that a preset, or block names and globs, choose."""
     if isinstance(choice, str) and choice in PRESETS:
-        return {spec.name for spec in specs if PRESETS[choice](spec, blocks)}
-    names: set[str] = set()
-    for pattern in (choice,) if isinstance(choice, str) else choice:
-        matching = {s.name for s in specs if fnmatchcase(s.block, pattern) or fnmatchcase(s.name, pattern)}
-        if not matching:
-            valid = [*PRESETS, *blocks] if isinstance(choice, str) else list(blocks)
-            raise ConfigError(
-                f"{key}: '{pattern}' matches no block and no tensor"
-                f"{nearest(pattern, valid) or '; blocks: ' + ', '.join(blocks)}"
-            )
-        names |= matching
-    return names
+        preset = PRESETS[choice]
+
+        def is_chosen(spec: TensorSpec) -> bool:
+            return preset(spec, blocks)
+
+    else:
+        patterns = (choice,) if isinstance(choice, str) else tuple(choice)
+        for pattern in patterns:
+            if not any(_matches(place, pattern) for spec in specs for place in (spec, *spec.aliases)):
+                valid = [*PRESETS, *blocks] if isinstance(choice, str) else list(blocks)
+                raise ConfigError(
+                    f"{key}: '{pattern}' matches no block and no tensor"
+                    f"{nearest(pattern, valid) or '; blocks: ' + ', '.join(blocks)}"
+                )
+
+        def is_chosen(spec: TensorSpec) -> bool:
+            return any(_matches(spec, pattern) for pattern in patterns)
+
+    for spec in specs:
+        for alias in spec.aliases:
+            if is_chosen(alias) != is_chosen(spec):
+                raise ConfigError(
+                    f"{key}: {spec.name} and {alias.name} are one tensor (tied weights), and only one of them is "
+                    f"chosen: choose both, of blocks {spec.block} and {alias.block}, or none"
+                )
+    return {spec.name for spec in specs if is_chosen(spec)}
+
+
+def _matches(spec: TensorSpec, pattern: str) -> bool:
+    return fnmatchcase(spec.block, pattern) or fnmatchcase(spec.name, pattern)

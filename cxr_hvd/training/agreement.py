@@ -1,6 +1,5 @@
 """What all ranks agree on before they train: config, plan, first weights, length; and equal sites."""
 
-import hashlib
 import hmac
 import secrets
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +14,8 @@ from cxr_hvd.comm.job import Job
 from cxr_hvd.config.schema import Config
 from cxr_hvd.data.studies import TrainingData
 from cxr_hvd.errors import ConfigError
-from cxr_hvd.partial.plan import Scope, SharingPlan
+from cxr_hvd.partial.model_plan import shared_digest
+from cxr_hvd.partial.plan import SharingPlan
 from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.training.budget import budget_of
 from cxr_hvd.training.records import Budget
@@ -45,14 +45,6 @@ def version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def shared_digest(plan: SharingPlan, model: nn.Module) -> str:
-    """Return the SHA-256 of a model's shared tensors, in the plan's order."""
-    tensors, digest = model.state_dict(), hashlib.sha256()
-    for name in plan.names(Scope.SHARED):
-        digest.update(tensors[name].contiguous().cpu().numpy())
-    return digest.hexdigest()
 
 
 def agree_on_budget(config: Config, job: Job, data: TrainingData) -> Budget:

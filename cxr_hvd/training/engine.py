@@ -152,9 +152,9 @@ class Engine:
             self._statistics.keep()
         loss = self._forward_and_backward(batch, step, waiting)
 
-        # All ranks: wait until gradients that are shared are averaged.
-        with waiting, record_function("exchange"):
-            state.averager.before_update()
+        # All ranks: average gradients, where these are shared.
+        if self._exchanges_gradients:
+            self._average(step, waiting)
         if state.loss_scale:
             torch._foreach_mul_(gradients(self._shared + self._private), 1 / state.loss_scale.scale)
 
@@ -178,8 +178,8 @@ class Engine:
             self._skip(statuses, batch, step)
 
         # All ranks: average weights, where these are shared and it is time to.
-        with waiting, record_function("exchange"):
-            state.averager.after_update(step, step + 1 == self._num_steps, state.optimizer)
+        if not self._exchanges_gradients:
+            self._average(step, waiting)
 
         # Each rank: follow the weights with their running mean.
         if state.weight_mean:
@@ -209,12 +209,19 @@ class Engine:
                 part_loss = self._loss(logits_BL, part.targets, part.known, num_known)
             if number == len(parts) - 1:  # gradients may leave while the last backward still makes others
                 with waiting, record_function("exchange"):
-                    state.averager.begin(step, int(batch.known.sum()))
+                    state.averager.begin(int(batch.known.sum()))
             with record_function("backward"):
                 scaled = part_loss * state.loss_scale.scale if state.loss_scale else part_loss
                 scaled.backward()  # type: ignore[no-untyped-call]
             loss += part_loss.detach()
         return loss
+
+    def _average(self, step: int, waiting: Clock) -> None:
+        """Average with the other ranks; after the last step in any case, so that all sites end alike."""
+        with waiting, record_function("exchange"):
+            self.state.averager.average()
+            if step + 1 == self._num_steps:
+                self.state.averager.close()
 
     def _clip(self, statuses: Sequence[StepStatus], norms: tuple[float, float], max_norm: float) -> None:
         """Shorten the shared gradient and the private one to this norm, each for itself.

@@ -10,7 +10,7 @@ from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.step_status import StepStatus
 from cxr_hvd.data.loader import Batch
 from cxr_hvd.errors import TrainingError
-from cxr_hvd.partial.averager import Averager
+from cxr_hvd.partial.averager import PartialAverager
 from cxr_hvd.terminal import shown
 from cxr_hvd.training.state import TrainingState
 
@@ -61,7 +61,7 @@ def nonfinite_error(
     ).agreed()
 
 
-def first_nonfinite(model: nn.Module, averager: Averager, status: StepStatus, batch: Batch) -> str:
+def first_nonfinite(model: nn.Module, averager: PartialAverager, status: StepStatus, batch: Batch) -> str:
     """Name the first thing of this rank that is not finite, from input to gradients; empty where all is.
 
     Gradients that were exchanged are everybody's: of those the averager knows the rank's own part.

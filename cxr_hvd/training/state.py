@@ -4,15 +4,17 @@ Owns what belongs together: model, optimizer, averager, loss scale and running m
 `engine`; in which files a snapshot lies is `checkpoint`'s matter.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from cxr_hvd.comm.job import Job
 from cxr_hvd.config.sections import Training
 from cxr_hvd.errors import CheckpointError
-from cxr_hvd.partial.averager import Averager
+from cxr_hvd.partial.averager import PartialAverager
+from cxr_hvd.partial.plan import SharingPlan
 from cxr_hvd.training.loss_scale import LossScale, LossScaleState
 from cxr_hvd.training.optim import Optimizer
 from cxr_hvd.training.weight_mean import WeightMean
@@ -56,7 +58,7 @@ class TrainingState:
 
     model: nn.Module
     optimizer: Optimizer
-    averager: Averager
+    averager: PartialAverager
     loss_scale: LossScale | None = None
     weight_mean: WeightMean | None = None
     num_skipped_in_a_row: int = 0
@@ -71,21 +73,21 @@ class TrainingState:
         return StateSnapshot(
             weights=_copied(self.model.state_dict()) if has_weights else {},
             optimizer=_copied(_optimizer_tensors(self.model, self.optimizer)),
-            exchange=_copied(self.averager.state()),
+            exchange=_copied({name: t for name, t in self.averager.state_dict().items() if name != "num_steps"}),
             mean=_copied(self.weight_mean.tensors()) if self.weight_mean else None,
             loss_scale=self.loss_scale.state() if self.loss_scale else None,
             num_skipped_in_a_row=self.num_skipped_in_a_row,
         )
 
-    def restore(self, snapshot: StateSnapshot) -> None:
-        """Put a snapshot back.
+    def restore(self, snapshot: StateSnapshot, step: int) -> None:
+        """Put back a snapshot that was taken after so many steps.
 
         Raises:
             CheckpointError: it is of another model or of other settings.
         """
         load_weights(self.model, snapshot.weights)
         self.optimizer.load_state(_state_of_parameters(self.model, snapshot.optimizer))
-        self.averager.load_state(snapshot.exchange)
+        self.averager.load_state_dict({"num_steps": torch.tensor(step), **snapshot.exchange})
         self.num_skipped_in_a_row = snapshot.num_skipped_in_a_row
         if self.loss_scale and snapshot.loss_scale:
             self.loss_scale.load_state(snapshot.loss_scale)
@@ -95,18 +97,25 @@ class TrainingState:
             self.weight_mean.load(snapshot.mean)
 
 
-def start_state(model: nn.Module, averager: Averager, settings: Training) -> TrainingState:
-    """Return the state before the first step: nothing remembered yet.
+def start_state(
+    model: nn.Module, settings: Training, job: Job, plan: SharingPlan, site_weights: Sequence[float]
+) -> TrainingState:
+    """Return the state before the first step: nothing remembered yet, the model laid out for averaging.
 
     Args:
         model: with its first weights, on its device.
-        averager: made of this model and its plan.
         settings: section `training` of the config.
+        plan: of this model, as all ranks have agreed.
+        site_weights: what each site weighs in an average, summing to 1.
+
+    Raises:
+        ConfigError: a tensor of the model cannot be averaged.
     """
+    optimizer = Optimizer(model.parameters(), settings)
     return TrainingState(
         model=model,
-        optimizer=Optimizer(model.parameters(), settings),
-        averager=averager,
+        optimizer=optimizer,
+        averager=PartialAverager.of_plan(model, optimizer, job, plan, site_weights),
         loss_scale=LossScale() if settings.precision == "fp16" else None,
         weight_mean=WeightMean(model, settings.ema_decay) if settings.ema_decay else None,
     )

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.profiler import record_function
 
 from cxr_hvd.comm.communicator import Communicator, together
@@ -26,9 +25,8 @@ from cxr_hvd.errors import Stopped
 from cxr_hvd.launch.job_console import console_for
 from cxr_hvd.launch.orphan import LauncherWatch
 from cxr_hvd.models.build import build_model
-from cxr_hvd.partial.averager import EXCHANGES, Averager, site_weights
 from cxr_hvd.partial.blocks import tensor_specs
-from cxr_hvd.partial.plan import SharingPlan
+from cxr_hvd.partial.weighting import site_weights
 from cxr_hvd.training.agreement import agree_on_budget, contract_items, find_twins
 from cxr_hvd.training.between_steps import BetweenSteps, cadence_of_run
 from cxr_hvd.training.checkpoint.writer import CheckpointWriter
@@ -107,11 +105,11 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
                 console.print(remark, highlight=False)
 
         # Every rank lays the network out for averaging.
-        averager = build_averager(config, plan, model.to(job.device), job, budget)
+        weights = weigh_sites(config, budget, job)
+        state = start_state(model.to(job.device), config.training, job, plan, weights)
         with job.together("building its loss"):
             studies = data.studies
             loss = build_loss(config.loss, studies.label_names, studies.targets, studies.known).to(job.device)
-        state = start_state(model, averager, config.training)
 
         # Each site's leader keeps the run folder; every rank goes on from the same step.
         folder, setup = RunFolder(run, job.site), RunSetup(config, plan, data, budget)
@@ -205,15 +203,8 @@ def watched(comm: Communicator) -> Iterator[None]:
         comm.watchdog.rests()
 
 
-def build_averager(
-    config: Config,
-    plan: SharingPlan,
-    model: nn.Module,
-    job: Job,
-    budget: Budget,
-) -> Averager:
-    """Weigh the sites and lay the model out for averaging."""
-    weights = site_weights(config.sharing.weighting, budget.studies_per_site)
+def weigh_sites(config: Config, budget: Budget, job: Job) -> list[float]:
+    """Return what each site weighs in an average, summing to 1."""
     if config.is_merged:  # every rank has an equal part of all studies, whatever its site
-        weights = [site.ranks / job.num_ranks for site in config.sites.values()]
-    return EXCHANGES[plan.exchange](model, plan, job, weights)
+        return [site.ranks / job.num_ranks for site in config.sites.values()]
+    return site_weights(config.sharing.weighting, budget.studies_per_site)

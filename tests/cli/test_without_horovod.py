@@ -72,7 +72,7 @@ def test_one_site_trains_is_judged_and_looked_at(python: Path, tmp_path: Path) -
 def test_a_horovod_that_does_not_import_is_told_in_one_line(python: Path, tmp_path: Path) -> None:
     (tmp_path / "horovod").mkdir()
     (tmp_path / "horovod" / "__init__.py").write_text("raise ImportError('libmpi.so.40: cannot open')")
-    program = "from cxr_hvd.errors import reported\nfrom cxr_hvd.cli.joining import joined_job\n"
+    program = "from cxr_hvd.errors import reported\nfrom cxr_hvd.comm.start import joined_job\n"
     program += "with reported('cxr-hvd'), joined_job('cxr-hvd'): pass"
     done = subprocess.run(
         [python, "-c", program],

@@ -15,7 +15,7 @@ from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.comm.start import start_comm
 from cxr_hvd.config.sections import Model
 from cxr_hvd.models.build import build_model
-from cxr_hvd.partial.averager import EXCHANGES
+from cxr_hvd.partial.averager import PartialAverager
 from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import build_plan
 from lab.two_sites import traffic_here
@@ -28,20 +28,22 @@ def compare(exchange: str, wire: str, device: str, comm: Communicator, topology:
     """Return bytes by the ledger to bytes by the interface, of the step in which TCP sent the fewest twice."""
     model = build_model(Model(), 14, seed=1)
     plan = build_plan(tensor_specs(model), (), exchange=exchange, wire=wire)  # type: ignore[arg-type]
-    averager = EXCHANGES[exchange](model, plan, Job(comm, topology), [0.5, 0.5])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    averager = PartialAverager.of_plan(model, optimizer, Job(comm, topology), plan, [0.5, 0.5])
     images = torch.rand(2, 1, 32, 32)
     shares = []
-    for step in range(UNCOUNTED + COUNTED):
+    for _ in range(UNCOUNTED + COUNTED):
         allgather(comm, torch.zeros(1), "status")
         counted, noted = traffic_here(device).sent_bytes, comm.ledger.sent_bytes()
         optimizer.zero_grad()
         loss = model(images).sum()
-        averager.begin(step, 28)
+        averager.begin(28)
         loss.backward()
-        averager.before_update()
+        if exchange == "gradients":
+            averager.average()
         optimizer.step()
-        averager.after_update(step, False, optimizer)
+        if exchange == "weights":
+            averager.average()
         allgather(comm, torch.zeros(1), "status")
         shares.append((comm.ledger.sent_bytes() - noted) / (traffic_here(device).sent_bytes - counted))
     return max(shares[UNCOUNTED:])

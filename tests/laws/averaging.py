@@ -1,7 +1,6 @@
 """Laws of averaged weights: what is shared becomes the mean, what is private stays."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,6 @@ from tests.laws.law import law
 from tests.laws.parts import (
     ENDS,
     assert_mean,
-    average,
     averager_of,
     digest,
     engine_of,
@@ -34,7 +32,7 @@ from tests.laws.parts import (
 def shared_tensors_become_the_mean_and_are_bit_equal_on_all_ranks(comm: HorovodComm, folder: Path) -> None:
     model = scattered_model(comm.rank)
     plan = build_plan(tensor_specs(model), ENDS)
-    average(averager_of(model, plan, comm, one_rank_a_site(comm)))
+    averager_of(model, plan, comm, one_rank_a_site(comm)).average()
     after = values(model)
     assert is_equal_everywhere(comm, digest(after, plan.names(Scope.SHARED)))
     weights = [1 / comm.num_ranks] * comm.num_ranks
@@ -46,7 +44,7 @@ def private_tensors_and_counters_stay_bit_equal(comm: HorovodComm, folder: Path)
     model = scattered_model(comm.rank)
     plan = build_plan(tensor_specs(model), ENDS)
     before = values(model)
-    average(averager_of(model, plan, comm, one_rank_a_site(comm)))
+    averager_of(model, plan, comm, one_rank_a_site(comm)).average()
     after = values(model)
     for name in plan.names(Scope.PRIVATE) + plan.names(Scope.LOCAL):
         assert torch.equal(before[name], after[name]), name
@@ -58,7 +56,7 @@ def averaging_equal_models_changes_nothing(comm: HorovodComm, folder: Path) -> N
     model = scattered_model(rank=0)
     plan = build_plan(tensor_specs(model), ())
     before = values(model)
-    average(averager_of(model, plan, comm, one_rank_a_site(comm)))
+    averager_of(model, plan, comm, one_rank_a_site(comm)).average()
     exactly = comm.num_ranks == 2  # a third is not a binary fraction
     for name, tensor in values(model).items():
         assert torch.equal(before[name], tensor) or not exactly, name
@@ -71,7 +69,7 @@ def the_order_of_ranks_changes_nothing(comm: HorovodComm, folder: Path) -> None:
     for rank in (comm.rank, comm.num_ranks - 1 - comm.rank):
         model = scattered_model(rank)
         plan = build_plan(tensor_specs(model), ())
-        average(averager_of(model, plan, comm, one_rank_a_site(comm)))
+        averager_of(model, plan, comm, one_rank_a_site(comm)).average()
         results.append(values(model))
     for name in plan.names(Scope.SHARED):
         if comm.num_ranks == 2:
@@ -84,7 +82,7 @@ def sites_weigh_by_their_studies_where_asked(comm: HorovodComm, folder: Path) ->
     model = scattered_model(comm.rank)
     plan = build_plan(tensor_specs(model), ENDS)
     studies = [10 * (rank + 1) for rank in range(comm.num_ranks)]
-    average(averager_of(model, plan, comm, one_rank_a_site(comm), studies))
+    averager_of(model, plan, comm, one_rank_a_site(comm), studies).average()
     weights = [count / sum(studies) for count in studies]
     assert_mean(model.state_dict(), plan.names(Scope.SHARED), scattered_tensors(comm), weights)
 
@@ -95,7 +93,7 @@ def a_site_weighs_one_share_however_many_ranks_it_has(comm: HorovodComm, folder:
     topology = bind(comm, {"one": 1, "many": comm.num_ranks - 1})
     model = scattered_model(comm.rank)
     plan = build_plan(tensor_specs(model), ENDS)
-    average(averager_of(model, plan, comm, topology))
+    averager_of(model, plan, comm, topology).average()
     others = comm.num_ranks - 1
     shared_weights = [0.5] + [0.5 / others] * others
     own_weights = [1.0] + [0.0] * others if comm.rank == 0 else [0.0] + [1 / others] * others
@@ -111,7 +109,7 @@ def weights_become_the_mean_over_sites_whatever_their_ranks(comm: HorovodComm, f
         model = scattered_model(comm.rank)
         plan = build_plan(tensor_specs(model), ENDS)
         studies = [3, 1, 2][: topology.num_sites]
-        average(averager_of(model, plan, comm, topology, studies))
+        averager_of(model, plan, comm, topology, studies).average()
         ranks_at = [topology.ranks_at(site) for site in range(topology.num_sites)]
         weights = [studies[s] / sum(studies) / len(ranks_at[s]) for s in topology.site_of_rank]
         mates = topology.ranks_of_site
@@ -126,10 +124,10 @@ def every_third_step_averages_and_the_others_do_not(comm: HorovodComm, folder: P
     plan = build_plan(tensor_specs(model), (), every=3)
     averager = averager_of(model, plan, comm, one_rank_a_site(comm))
     before = values(model)
-    for step in (0, 1):
-        average(averager, step)
+    for _ in range(2):
+        averager.average()
     assert all(torch.equal(before[name], tensor) for name, tensor in values(model).items())
-    average(averager, 2)
+    averager.average()
     assert is_equal_everywhere(comm, digest(values(model), plan.names(Scope.SHARED)))
 
 
@@ -137,7 +135,9 @@ def every_third_step_averages_and_the_others_do_not(comm: HorovodComm, folder: P
 def the_last_step_averages_whatever_the_pace(comm: HorovodComm, folder: Path) -> None:
     model = scattered_model(comm.rank)
     plan = build_plan(tensor_specs(model), (), every=3)
-    average(averager_of(model, plan, comm, one_rank_a_site(comm)), 0, is_last=True)
+    averager = averager_of(model, plan, comm, one_rank_a_site(comm))
+    averager.average()
+    averager.close()
     assert is_equal_everywhere(comm, digest(values(model), plan.names(Scope.SHARED)))
 
 
@@ -149,13 +149,13 @@ def no_private_tensor_enters_a_collective(comm: HorovodComm, folder: Path) -> No
     kept = [tensors[name] for name in plan.names(Scope.PRIVATE) + plan.names(Scope.LOCAL)]
     batches = iter([random_batch(10 * comm.rank + step) for step in range(3)])
     shared_before: list[Tensor] = []
-    after_update = engine.state.averager.after_update
+    average = engine.state.averager.average
 
-    def note_then_average(*args: Any) -> None:
+    def note_then_average() -> None:
         shared_before.append(torch.cat([tensors[name].reshape(-1) for name in plan.names(Scope.SHARED)]))
-        after_update(*args)
+        average()
 
-    engine.state.averager.after_update = note_then_average  # type: ignore[method-assign, assignment]
+    engine.state.averager.average = note_then_average  # type: ignore[method-assign]
     with recorded_collectives() as records:
         engine.run(batches, 0, lambda report: None)
     for _, sent, address in records:

@@ -65,9 +65,9 @@ def gradients_are_those_of_each_sites_whole_batch(comm: HorovodComm, folder: Pat
         averager = averager_of(model, plan, comm, topology)
         batch = batches[comm.rank]
         loss = bce(model(batch.images), batch.targets, batch.known)
-        averager.begin(0, int(batch.known.sum()))
+        averager.begin(int(batch.known.sum()))
         loss.backward()  # type: ignore[no-untyped-call]
-        averager.before_update()
+        averager.average()
         found = {name: parameter.grad for name, parameter in model.named_parameters()}
         alone = fresh_model().eval().double()
         of_site = [

@@ -21,9 +21,10 @@ from cxr_hvd.config.schema import Config
 from cxr_hvd.config.sections import Model, Training
 from cxr_hvd.data.loader import Batch
 from cxr_hvd.models.build import build_model
-from cxr_hvd.partial.averager import EXCHANGES, Averager, site_weights
+from cxr_hvd.partial.averager import PartialAverager
 from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import SharingPlan, build_plan
+from cxr_hvd.partial.weighting import site_weights
 from cxr_hvd.study.layout import Split
 from cxr_hvd.training.engine import Engine
 from cxr_hvd.training.state import start_state
@@ -108,13 +109,12 @@ def averager_of(
     comm: HorovodComm,
     topology: Topology,
     studies: list[int] | None = None,
-) -> Averager:
-    weights = site_weights("studies" if studies else "uniform", studies or [1] * topology.num_sites)
-    return EXCHANGES[plan.exchange](model, plan, Job(comm, topology), weights)
+) -> PartialAverager:
+    return PartialAverager.of_plan(model, NO_OPTIMIZER, Job(comm, topology), plan, weights_of(topology, studies))
 
 
-def average(averager: Averager, step: int = 0, is_last: bool = False) -> None:
-    averager.after_update(step, is_last, NO_OPTIMIZER)
+def weights_of(topology: Topology, studies: list[int] | None = None) -> list[float]:
+    return site_weights("studies" if studies else "uniform", studies or [1] * topology.num_sites)
 
 
 def engine_of(
@@ -124,8 +124,9 @@ def engine_of(
     plan = build_plan(tensor_specs(model), **plan_settings)
     fixed = {"precision": "fp32", "learning_rate": 1e-3, "schedule": "constant", "weight_decay": 0.0}
     settings = Training.model_validate({**fixed, "optimizer": optimizer, **more})
-    state = start_state(model, averager_of(model, plan, comm, topology), settings)
-    return Engine(state, Job(comm, topology), plan, settings, num_steps=3), plan
+    job = Job(comm, topology)
+    state = start_state(model, settings, job, plan, weights_of(topology))
+    return Engine(state, job, plan, settings, num_steps=3), plan
 
 
 def assert_mean(

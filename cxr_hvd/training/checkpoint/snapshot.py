@@ -110,7 +110,7 @@ def restore_snapshot(checkpoint: Path, rank_in_site: int, state: TrainingState) 
     record = read_checkpoint_record(checkpoint)
     content = read_snapshot(checkpoint, record, rank_in_site)
     try:
-        state.restore(content)
+        state.restore(content, record.step)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint}: {error}") from error
     except (KeyError, ValueError, TypeError, RuntimeError) as error:

@@ -7,10 +7,11 @@ from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.sections import Model
 from cxr_hvd.models.build import build_model
-from cxr_hvd.partial.averager import WeightsExchange, site_weights
+from cxr_hvd.partial.averager import PartialAverager
 from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.buffers import flatten
 from cxr_hvd.partial.plan import Scope, build_plan
+from cxr_hvd.partial.weighting import site_weights
 
 
 def test_flat_buffers_are_the_model() -> None:
@@ -36,7 +37,7 @@ def test_alone_averaging_changes_nothing() -> None:
     plan = build_plan(tensor_specs(model), ())
     alone = Topology(0, ("alone",), (0,))
     optimizer = torch.optim.SGD(model.parameters())
-    WeightsExchange(model, plan, Job(LocalComm(), alone), [1.0]).after_update(0, False, optimizer)
+    PartialAverager.of_plan(model, optimizer, Job(LocalComm(), alone), plan, [1.0]).average()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

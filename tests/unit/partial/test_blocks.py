@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cxr_hvd.errors import ConfigError
-from cxr_hvd.partial.blocks import assign_blocks, tensor_specs, tied_names
+from cxr_hvd.partial.blocks import assign_blocks, tensor_specs
 from cxr_hvd.partial.plan import Kind, Scope, build_plan
 
 
@@ -61,20 +61,24 @@ def test_norms_are_known_by_their_type() -> None:
     assert plan.names(Scope.LOCAL) == ("4.num_batches_tracked",)
 
 
-def test_buffers_that_are_not_saved_stay_as_they_are() -> None:
+def test_buffers_that_are_not_saved_are_no_part_of_a_plan() -> None:
     model = mlp()
     model.register_buffer("scratch", torch.zeros(3), persistent=False)
-    assert build_plan(tensor_specs(model)).names(Scope.LOCAL) == ("scratch", "4.num_batches_tracked")
+    assert tensor_specs(model) == tensor_specs(mlp())
 
 
-def test_tied_tensors_are_listed_once() -> None:
+def test_tied_tensors_are_one_tensor_of_two_blocks() -> None:
     model = mlp()
     model[3].weight = nn.Parameter(torch.zeros(5, 5))
     model.add_module("again", nn.Linear(5, 5))
     model.again.weight = model[3].weight  # type: ignore[union-attr, assignment]
     names = [spec.name for spec in tensor_specs(model)]
     assert len(names) == len(set(names)) and "again.weight" not in names
-    assert tied_names(model) == {"again.weight": "3.weight"}
+    for private in (["again.*"], ["3.*"], ["3"], "head"):
+        with pytest.raises(ConfigError, match=r"3.weight and again.weight are one tensor \(tied weights\)"):
+            build_plan(tensor_specs(model, {"3": ["3.*"], "head": ["again.*"], "rest": ["*"]}), private)
+    specs = tensor_specs(model, {"3": ["3.*"], "head": ["again.*"], "rest": ["*"]})
+    assert "3.weight" in build_plan(specs, ["3", "head"]).names(Scope.PRIVATE)
 
 
 @pytest.mark.parametrize("private", ["none", "head"])

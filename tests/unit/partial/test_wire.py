@@ -8,8 +8,8 @@ import torch
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
-from cxr_hvd.partial.averager import GradientsExchange
 from cxr_hvd.partial.buffers import SharedMean
+from cxr_hvd.partial.exchanges import GradientsExchange
 from cxr_hvd.partial.plan import Kind, TensorSpec, build_plan
 from cxr_hvd.partial.wire import SHORT_DTYPES, ShortWire
 
@@ -49,14 +49,15 @@ def test_an_infinite_gradient_is_seen_after_the_exchange_and_forgotten_after_it(
     ]
     plan = build_plan(specs, (), exchange="gradients", wire=wire)  # type: ignore[arg-type]
     # A job of two sites as its first rank sees it, with a second rank that sends zeros.
-    exchange = GradientsExchange(model, plan, Job(LocalComm(), Topology(0, ("a", "b"), (0, 1))), [0.5, 0.5])
+    job = Job(LocalComm(), Topology(0, ("a", "b"), (0, 1)))
+    exchange = GradientsExchange(model, torch.optim.SGD(model.parameters()), plan, job, [0.5, 0.5])
 
     def step(images: torch.Tensor) -> list[torch.Tensor]:
         model.zero_grad(set_to_none=True)
         loss = model(images).sum()
-        exchange.begin(0, 1)
+        exchange.begin(1)
         loss.backward()  # type: ignore[no-untyped-call]
-        exchange.before_update()
+        exchange.average()
         return [each.grad for each in model.parameters() if each.grad is not None]
 
     assert not all(bool(gradient.isfinite().all()) for gradient in step(torch.full((1, 3), math.inf)))

@@ -1,23 +1,25 @@
 """A training state that is put back goes on bit for bit, and its snapshot is a copy."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
 
+from cxr_hvd.comm.job import Job
+from cxr_hvd.comm.local import LocalComm
+from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.sections import Training
 from cxr_hvd.errors import CheckpointError
+from cxr_hvd.partial.blocks import tensor_specs
+from cxr_hvd.partial.plan import build_plan
 from cxr_hvd.training.state import TrainingState, start_state
 
 SETTINGS = Training(precision="fp16", ema_decay=0.9, learning_rate=0.1)
 
 
 def fresh_state(num_outputs: int = 2) -> TrainingState:
-    averager: Any = SimpleNamespace(state=dict, load_state=lambda state: None)
     torch.manual_seed(num_outputs)
-    return start_state(nn.Linear(3, num_outputs), averager, SETTINGS)
+    model, job = nn.Linear(3, num_outputs), Job(LocalComm(), Topology(0, ("alone",), (0,)))
+    return start_state(model, SETTINGS, job, build_plan(tensor_specs(model)), [1.0])
 
 
 def take_step(state: TrainingState, number: int) -> None:
@@ -36,7 +38,7 @@ def test_a_restored_state_goes_on_as_one_that_never_stopped() -> None:
     whole.num_skipped_in_a_row = 1
     snapshot = whole.snapshot()
     take_step(whole, 2)
-    resumed.restore(snapshot)
+    resumed.restore(snapshot, step=2)
     assert resumed.num_skipped_in_a_row == 1 and resumed.loss_scale != fresh_state().loss_scale
     take_step(resumed, 2)
     ends = [state.snapshot() for state in (whole, resumed)]
@@ -49,4 +51,4 @@ def test_a_restored_state_goes_on_as_one_that_never_stopped() -> None:
 
 def test_a_state_of_another_model_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"tensor weight: expected .*\[3, 3\], found .*\[2, 3\]"):
-        fresh_state(3).restore(fresh_state(2).snapshot())
+        fresh_state(3).restore(fresh_state(2).snapshot(), step=2)
