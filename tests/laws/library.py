@@ -162,9 +162,8 @@ def an_averager_refuses_what_it_cannot_average(comm: HorovodComm, folder: Path) 
     def make(model: nn.Module, **settings: Any) -> PartialAverager:
         return PartialAverager(model, torch.optim.RMSprop(model.parameters()), job, **settings)
 
-    fails_with(
-        ConfigError, "expected float32 to average, found torch.bfloat16", lambda: make(network().bfloat16())
-    )
+    text = "expected float32 to average, found torch.bfloat16"
+    fails_with(ConfigError, text, lambda: make(network().bfloat16()))
     half_private = network()
     half_private[5].half()
     make(half_private, private=["head"])  # never averaged: any type will do

@@ -89,7 +89,7 @@ def a_step_that_is_not_finite_is_skipped_by_all_where_asked(comm: HorovodComm, f
 
 @law(day="mpirun-2", night="gloo-2")
 def too_many_skipped_steps_end_the_run(comm: HorovodComm, folder: Path) -> None:
-    engine, _ = engine_of(comm, one_rank_a_site(comm), {"private": ENDS}, on_nonfinite="skip")
+    engine, _ = engine_of(comm, one_rank_a_site(comm), {"private": ENDS}, num_steps=30, on_nonfinite="skip")
     bad = random_batch(comm.rank)
     if comm.rank == 0:
         bad.images.fill_(float("inf"))

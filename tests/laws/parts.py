@@ -118,7 +118,12 @@ def weights_of(topology: Topology, studies: list[int] | None = None) -> list[flo
 
 
 def engine_of(
-    comm: Any, topology: Topology, plan_settings: dict[str, Any], optimizer: str = "adamw", **more: Any
+    comm: Any,
+    topology: Topology,
+    plan_settings: dict[str, Any],
+    optimizer: str = "adamw",
+    num_steps: int = 3,
+    **more: Any,
 ) -> tuple[Engine, SharingPlan]:
     model = fresh_model()
     plan = build_plan(tensor_specs(model), **plan_settings)
@@ -126,7 +131,7 @@ def engine_of(
     settings = Training.model_validate({**fixed, "optimizer": optimizer, **more})
     job = Job(comm, topology)
     state = start_state(model, settings, job, plan, weights_of(topology))
-    return Engine(state, job, plan, settings, num_steps=3), plan
+    return Engine(state, job, plan, settings, num_steps), plan
 
 
 def assert_mean(
