@@ -72,7 +72,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_parts(self) -> "Config":
         studies = self.training.batch_size // self.training.accumulate
-        if studies == 1 and self.model.image_size < 64:
+        if studies == 1 and self.model.image_size < 64 and self.model.norm == "network":
             raise ValueError(
                 f"BatchNorm needs more than one value a channel: one study of {self.model.image_size} px goes "
                 "through the network at a time; use a larger batch_size, a smaller accumulate, or 64 px and more"

@@ -1,10 +1,12 @@
 """The sections of a config: every key with its type, its range, and a default where one makes sense."""
 
+import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cxr_hvd.errors import nearest
 from cxr_hvd.study.labels import LABELS, BlankPolicy, LabelPolicy, UncertainPolicy
@@ -12,8 +14,20 @@ from cxr_hvd.study.labels import LABELS, BlankPolicy, LabelPolicy, UncertainPoli
 SITE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
 SiteName = Annotated[str, Field(pattern=SITE_PATTERN)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+NETWORK_PATTERN = r"densenet121|tiny|(torchvision|timm)/[A-Za-z0-9_.-]+|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*"
+NETWORK_FORMS = "densenet121, tiny, torchvision/NAME, timm/NAME or package.module:function"
 LARGEST = 2**31 - 1
 Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+
+
+def _suggest_network(name: str) -> str:
+    """Return the nearest form of a network's name, as `nearest` does."""
+    library, slash, rest = name.partition("/")
+    if slash:
+        close = get_close_matches(library, ["torchvision", "timm"], n=1)
+        return f"; did you mean '{close[0]}/{rest}'?" if close else ""
+    near = nearest(name, ["densenet121", "tiny"])
+    return near or (f"; did you mean 'torchvision/{name}' or 'timm/{name}'?" if name.isidentifier() else "")
 
 
 class Section(BaseModel):
@@ -59,16 +73,25 @@ class Labels(Section):
 class Model(Section):
     """The network, and the side in pixels to which stored images are scaled before it sees them.
 
-    `tiny` is a network of about 20,000 parameters with DenseNet121's block names, for dry runs: it learns little.
-    `norm` keeps the norms that the network has, or puts a GroupNorm in the place of each BatchNorm. `weights` is a
-    file or a run's folder that the network starts from. `freeze` names blocks that are not trained.
+    `name` is `densenet121`; or `tiny`, a network of about 20,000 parameters with the same block names, for dry
+    runs: it learns little; or `torchvision/NAME` or `timm/NAME`; or `my_pkg.nets:build`, a function of the user's
+    (decision 0024). `norm` keeps the norms that the network has, or puts a GroupNorm in the place of each
+    BatchNorm. `weights` is a file or a run's folder that the network starts from. `freeze` names blocks that are
+    not trained.
     """
 
-    name: Literal["densenet121", "tiny"] = "densenet121"
+    name: str = "densenet121"
     image_size: Annotated[int, Field(ge=32, le=1024)] = 256
     norm: Literal["network", "group"] = "network"
     weights: Path | None = None
     freeze: list[str] = []
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, name: str) -> str:
+        if not re.fullmatch(NETWORK_PATTERN, name):
+            raise ValueError(f"expected {NETWORK_FORMS}, found '{name}'{_suggest_network(name)}")
+        return name
 
 
 class Sharing(Section):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cxr_hvd.models.layout import DenseNetSizes
+from cxr_hvd.models.densenet_sizes import DenseNetSizes
 
 
 class DenseNet(nn.Module):

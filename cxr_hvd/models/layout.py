@@ -1,37 +1,12 @@
-"""The tensors of each network by name and shape, without torch.
-
-Owns the sizes of the networks, and which block a tensor belongs to. `build` makes networks of these sizes.
-"""
+"""The tensors of a network by name, shape and block, without its weights; those of DenseNets without torch."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from cxr_hvd.config.sections import Model
+from cxr_hvd.errors import ConfigError
+from cxr_hvd.models.densenet_sizes import DENSENETS, DenseNetSizes
 from cxr_hvd.partial.plan import Kind, TensorSpec
 from cxr_hvd.study.layout import MAX_IMAGES
-
-
-@dataclass(frozen=True)
-class DenseNetSizes:
-    """The sizes of a DenseNet (Huang et al., CVPR 2017).
-
-    Attributes:
-        growth_rate: channels that each layer adds.
-        layers_per_block: layers of each dense block.
-        num_init_features: channels after the first convolution.
-        bn_size: channels of a layer's bottleneck, in growth rates.
-    """
-
-    growth_rate: int
-    layers_per_block: tuple[int, ...]
-    num_init_features: int
-    bn_size: int
-
-
-DENSENETS = {
-    "densenet121": DenseNetSizes(32, (6, 12, 24, 16), num_init_features=64, bn_size=4),
-    "tiny": DenseNetSizes(8, (1, 1, 1, 1), num_init_features=12, bn_size=2),
-}
 
 
 def block_of(tensor_name: str) -> str:
@@ -43,12 +18,35 @@ def block_of(tensor_name: str) -> str:
 
 
 def tensor_specs(settings: Model, num_labels: int) -> list[TensorSpec]:
-    """List all parameters and buffers of a network, in its own order. Pure.
+    """List all parameters and buffers of a network, in its own order.
+
+    DenseNets need no torch. Every other network is built on the meta device, without memory for its tensors, or
+    on the CPU where it cannot be: RegNets compute their sizes with tensors.
 
     Args:
         settings: which network.
         num_labels: outputs of the network.
+
+    Raises:
+        ConfigError: there is no such network.
     """
+    if settings.name in DENSENETS:
+        return _densenet_specs(settings, num_labels)
+    import torch
+
+    from cxr_hvd.models.build import build_network
+    from cxr_hvd.partial import blocks
+
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                model = build_network(settings, num_labels)
+        except ConfigError:
+            model = build_network(settings, num_labels)
+    return blocks.tensor_specs(model)
+
+
+def _densenet_specs(settings: Model, num_labels: int) -> list[TensorSpec]:
     shapes = dict(_weight_shapes(DENSENETS[settings.name], num_labels))
     parameters, buffers = [], []
     for module, shape in shapes.items():
@@ -56,7 +54,7 @@ def tensor_specs(settings: Model, num_labels: int) -> list[TensorSpec]:
         for parameter in ("weight", "bias") if has_bias else ("weight",):
             parameter_shape = shape if parameter == "weight" else shape[:1]
             parameters.append(_spec(f"{module}.{parameter}", Kind.PARAMETER, parameter_shape, "float32"))
-        if len(shape) == 1:
+        if len(shape) == 1 and settings.norm == "network":
             means = (f"{module}.running_mean", f"{module}.running_var")
             buffers += [_spec(mean, Kind.STATISTIC, shape, "float32") for mean in means]
             buffers.append(_spec(f"{module}.num_batches_tracked", Kind.COUNTER, (), "int64"))

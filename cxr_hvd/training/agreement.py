@@ -14,6 +14,7 @@ from cxr_hvd.comm.job import Job
 from cxr_hvd.config.schema import Config
 from cxr_hvd.data.studies import TrainingData
 from cxr_hvd.errors import ConfigError
+from cxr_hvd.models.build import network_items
 from cxr_hvd.partial.model_plan import shared_digest
 from cxr_hvd.partial.plan import SharingPlan
 from cxr_hvd.study.study_file import StudyFile
@@ -33,7 +34,7 @@ def contract_items(config: Config, plan: SharingPlan, model: nn.Module, data: Tr
         items["pixel pipeline (pixel_pipelines: any allows several)"] = header.pixels
     items |= flat_items(config.shared_part(), "config")
     items |= {f"version of {name}": version_of(name) for name in COMPARED_VERSIONS}
-    items |= {"version of cxr_hvd": __version__}
+    items |= {"version of cxr_hvd": __version__} | network_items(config.model)
     if config.is_merged:
         items |= {f"study file of {f.header.site}": f.digest for f in data.files}
     return items | plan.items() | {"model's first shared weights": shared_digest(plan, model)}

@@ -43,7 +43,7 @@ def record_settings(folder: RunFolder, config: Config, data: TrainingData, budge
     for name, site in config.sites.items():
         resolved["sites"][name]["data"] = str(site.data.resolve())
     folder.write_record("config.yaml", resolved)
-    packages = (*COMPARED_VERSIONS, "h5py", "mpi4py", "opencv-python-headless", "scikit-learn")
+    packages = (*COMPARED_VERSIONS, "timm", "h5py", "mpi4py", "opencv-python-headless", "scikit-learn")
     environment = RunEnvironment(
         cxr_hvd=__version__,
         python=platform.python_version(),

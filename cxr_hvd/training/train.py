@@ -91,7 +91,8 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
                 opened.callback(file.close)
 
         # Every rank builds the same network and plan, and all agree on them before a tensor moves.
-        model = build_model(config.model, len(data.studies.label_names), config.seed)
+        with job.together("building its network"):
+            model = build_model(config.model, len(data.studies.label_names), config.seed)
         with job.together("making the sharing plan"):
             plan = plan_sharing(config, tensor_specs(model))
         agree(contract_items(config, plan, model, data), options.key, job)

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from cxr_hvd.models.densenet import DenseNet
-from cxr_hvd.models.layout import DENSENETS, DenseNetSizes
+from cxr_hvd.models.densenet_sizes import DENSENETS, DenseNetSizes
 
 SMALL = DenseNetSizes(growth_rate=4, layers_per_block=(2, 1, 2, 1), num_init_features=6, bn_size=2)
 

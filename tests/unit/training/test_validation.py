@@ -16,7 +16,8 @@ from cxr_hvd.config.schema import Config
 from cxr_hvd.config.sections import Model
 from cxr_hvd.data.loader import batching_of_run
 from cxr_hvd.data.studies import StudySet
-from cxr_hvd.models.build import OccupiedConv2d, build_model
+from cxr_hvd.models.build import build_model
+from cxr_hvd.models.channels import OccupiedConv2d
 from cxr_hvd.study.layout import Split
 from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.training.display import TrainingDisplay
