@@ -4,6 +4,7 @@ That line holds the dotted path, what was expected, what was found, and the near
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -19,13 +20,13 @@ from cxr_hvd.errors import ConfigError
 from cxr_hvd.yaml_text import MAX_DEPTH, load_yaml, parse_yaml, shortened
 
 
-def load_config(path: Path, settings: Sequence[str] = ()) -> Config:
+def load_config(path: str | os.PathLike[str], settings: Sequence[str] = ()) -> Config:
     """Read a YAML file and lay `section.key=value` settings over it.
 
     Raises:
         ConfigError: the file is missing, is not YAML, or something in it or in the settings is not valid.
     """
-    tree = read_tree(path)
+    tree = read_tree(Path(path))
     for setting in settings:
         _lay_over(tree, setting)
     return parse_config(tree, str(path))

@@ -10,7 +10,9 @@ A study file is written once, by `StudyFileWriter` (study_writer.py), beside its
 """
 
 import errno
+import operator
 import os
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -22,14 +24,21 @@ from numpy.typing import NDArray
 
 from cxr_hvd.errors import StudyFileError
 from cxr_hvd.files import open_plain
-from cxr_hvd.study.layout import SCHEMA, Split, image_digest
+from cxr_hvd.study.layout import SCHEMA, Split, View, image_digest
+from cxr_hvd.study.overview import overview_html, overview_line
+from cxr_hvd.study.study import Study
 from cxr_hvd.study.table_reader import TableReader
 
 
 class StudyFile:
     """Read one study file. Opening checks the contract and the content's digest; images are checked on demand.
 
-    Safe to read from several threads of one process.
+    `file[i]` is a `Study`, whose images are checked, and iteration yields all of them in the file's order. A
+    notebook shows counts of the file, and no identifier or pixel. Safe to read from several threads of one
+    process, and in a `DataLoader`'s workers: a pickled file is its path and digest, and is opened again.
+
+    Args:
+        path: of the file.
 
     Attributes:
         header: what is true of the whole file.
@@ -45,7 +54,7 @@ class StudyFile:
         StudyFileError: the file is missing, unfinished, damaged, or not of this schema.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
             open_plain(self.path, follows_links=True).close()  # to open a FIFO would wait for ever
@@ -86,6 +95,7 @@ class StudyFile:
                 f"{path}: not a study file of schema {SCHEMA} ({type(error).__name__}: {str(error)[:200]}); "
                 "write it again with cxr-preprocess"
             ) from error
+        self._tables = tables
         self.num_images, self.views, self.labels = tables.num_images, tables.views, tables.labels
         self.splits, self.digests = tables.split, tables.digests
         self.study_ids, self.patient_ids = tables.study_id, tables.patient_id
@@ -94,6 +104,35 @@ class StudyFile:
 
     def __len__(self) -> int:
         return len(self.num_images)
+
+    def __getitem__(self, index: int) -> Study:
+        """Read the study at `index`, and check its images; its ids stay in `study_ids` and `patient_ids`.
+
+        Raises:
+            IndexError: there is no such study.
+            StudyFileError: the file cannot be read any more, or an image differs from its digest.
+        """
+        index = range(len(self))[operator.index(index)]
+        images_NHW = self.images(index)
+        self.check_images(index, images_NHW)
+        return Study(
+            images=images_NHW,
+            labels=dict(zip(self.header.label_names, self.labels[index].tolist(), strict=True)),
+            views=tuple(View(view) for view in self.views[index, : len(images_NHW)].tolist()),
+            split=Split(self.splits[index]),
+        )
+
+    def __iter__(self) -> Iterator[Study]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __repr__(self) -> str:
+        return overview_line(self.path.name, self.header, self._tables)
+
+    def _repr_html_(self) -> str:
+        return overview_html(self.path.name, self.header, self._tables)
+
+    def __reduce__(self) -> tuple[Callable[[str, str], "StudyFile"], tuple[str, str]]:
+        return _reopen, (str(self.path.absolute()), self.digest)
 
     def images(self, index: int) -> NDArray[np.uint8]:
         """Read the images (n, H, W) uint8 of the study at `index`, in the order of its views.
@@ -105,9 +144,7 @@ class StudyFile:
         size, first, num = self.header.image_size, int(self._first_image[index]), int(self.num_images[index])
         images_NHW = np.empty((num, size, size), dtype=np.uint8)
         try:
-            if self._offsets is None:
-                self._offsets = self._locate()
-            offsets = self._offsets[first : first + num].tolist()
+            offsets = self._locate()[first : first + num].tolist()
             start = 0
             while start < num:
                 stop = start + 1
@@ -122,11 +159,26 @@ class StudyFile:
             ) from error
         return images_NHW
 
+    def locate_images(self) -> None:
+        """Look up where all images lie; `images` does it at its first call, if nobody did before.
+
+        Done before a fork, it leaves nothing to do for HDF5 in the processes that are forked.
+
+        Raises:
+            StudyFileError: the file cannot be read any more.
+        """
+        try:
+            self._locate()
+        except OSError as error:
+            raise StudyFileError(f"{self.path}: {error}; write it again with cxr-preprocess") from error
+
     def _locate(self) -> NDArray[np.int64]:
         """Return where each image lies in the file, -1 for one that was never written: it reads as zeros.
 
         HDF5 is asked once, 2 us an image. Reading past it takes 2/3 of its time, and other threads need not wait.
         """
+        if self._offsets is not None:
+            return self._offsets
         page_bytes = self.header.image_size**2
         offsets = np.full(int(self._first_image[-1]), -1, dtype=np.int64)
 
@@ -141,6 +193,7 @@ class StudyFile:
             self._images.id.chunk_iter(note)
         except Exception as error:
             raise OSError("the index of the images is damaged") from error
+        self._offsets = offsets
         return offsets
 
     def _read(self, images_NHW: NDArray[np.uint8], offset: int) -> None:
@@ -174,3 +227,15 @@ class StudyFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _reopen(path: str, digest: str) -> StudyFile:
+    """Open a study file in another process, as long as it is the one that was pickled there."""
+    file = StudyFile(path)
+    if file.digest != digest:
+        file.close()
+        raise StudyFileError(
+            f"{path}: expected content with digest {digest[:12]}, found {file.digest[:12]}: the file was replaced "
+            "while it was in use; start again"
+        )
+    return file
