@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -18,6 +18,8 @@ from cxr_hvd.config.schema import Config
 from cxr_hvd.config.sections import Section, Site
 from cxr_hvd.errors import ConfigError
 from cxr_hvd.yaml_text import MAX_DEPTH, load_yaml, parse_yaml, shortened
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 def load_config(path: str | os.PathLike[str], settings: Sequence[str] = ()) -> Config:
@@ -46,8 +48,13 @@ def read_tree(path: Path) -> dict[str, Any]:
 
 def parse_config(tree: dict[str, Any], where: str) -> Config:
     """Check a tree of plain values; `where` names its origin in errors."""
+    return parse_section(Config, tree, where)
+
+
+def parse_section(kind: type[AnySection], tree: dict[str, Any], where: str) -> AnySection:
+    """Check a tree of plain values for one section, or for the whole; `where` names its origin in errors."""
     try:
-        return Config.model_validate_json(json.dumps(tree))
+        return kind.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         raise ConfigError(f"{where}: {_explain(error.errors())}") from error
 
