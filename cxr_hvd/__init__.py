@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cxr_hvd.comm.job import Job as Job
     from cxr_hvd.comm.start import join as join
+    from cxr_hvd.data.cycle import cycle as cycle
+    from cxr_hvd.data.dataset import StudyDataset as StudyDataset
     from cxr_hvd.partial.averager import PartialAverager as PartialAverager
     from cxr_hvd.study.study_file import StudyFile as StudyFile
 
@@ -17,7 +19,9 @@ __version__ = "0.1.0"
 _MODULES = {
     "Job": "cxr_hvd.comm.job",
     "PartialAverager": "cxr_hvd.partial.averager",
+    "StudyDataset": "cxr_hvd.data.dataset",
     "StudyFile": "cxr_hvd.study.study_file",
+    "cycle": "cxr_hvd.data.cycle",
     "join": "cxr_hvd.comm.start",
 }
 """Where each name of the library is at home."""
