@@ -56,7 +56,7 @@ def test_only_the_data_may_differ_between_sites() -> None:
         ("model.name=tinny", "or package.module:function, found 'tinny'; did you mean 'tiny'?"),
         ("model.name=torchvison/resnet50", "did you mean 'torchvision/resnet50'?"),
         ("model.name='timm/hf-hub:someone/network'", "model.name: expected densenet121, tiny, torchvision/NAME"),
-        ("model.name=my_pkg.nets:", "found 'my_pkg.nets:'"),
+        ("model.name=my_pkg:nets:build", "found 'my_pkg:nets:build'"),
         ("model.name=densenet", "did you mean 'densenet121'?"),
         ("labels.uncertain={Atelectasi: ones}", "no label is called 'Atelectasi'; did you mean 'Atelectasis'?"),
         ("experiment=C", "experiment C is defined by sharing.private: none, found ends"),
