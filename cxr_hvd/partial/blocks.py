@@ -4,7 +4,7 @@ A **weight layer** is a module that has a weight of two or more dimensions of it
 layer, an attention. A **stage** is a module with several of them. The rule (decision 0023):
 
 1. Where one module holds nearly all weight layers, look at its children instead, again and again: so a network
-   becomes a row of modules.
+   becomes a row of modules. Where that gives no more than three, and one is half the network, all stages open.
 2. What comes before the first stage is `stem`, with class tokens and position embeddings; what comes after the
    last stage is `head`. Where nothing comes before or after, the first and the last module are.
 3. Between them each module with a weight layer is a block by its own name (`layer3`, `denseblock2`, `blocks.7`);
@@ -86,7 +86,8 @@ def _row_of_units(model: nn.Module) -> tuple[list[Unit], list[str]]:
         if not _is_stage(biggest[1]) or _num_weight_layers(biggest[1]) < NEARLY_ALL * total:
             break
         units, loose = _open_one(units, loose, biggest)
-    if len(units) < 3:  # nothing between two ends: as VGG, whose classifier is as deep as a stage
+    deepest = max((_num_weight_layers(module) for _, module in units), default=0)
+    if len(units) < 3 or (len(units) == 3 and 2 * deepest > total):  # no row yet: as VGG, with two deep modules
         for unit in [unit for unit in units if _is_stage(unit[1])]:
             units, loose = _open_one(units, loose, unit)
     return units, loose
