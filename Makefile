@@ -4,7 +4,7 @@
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 DATA    ?=
 INSTALL ?=
-SOURCES := cxr_hvd preprocess bench lab tests
+SOURCES := cxr_hvd preprocess bench examples lab tests
 
 .PHONY: help setup demo results test test-slow test-faults test-cluster test-image test-ci test-night bench lint format constraints clean
 
@@ -44,6 +44,7 @@ test-night: setup ## run the slow tests that continuous integration leaves out
 bench: setup     ## measure every part beside its peers; writes the tables in docs/performance.md
 	@python -m bench.preprocess --out docs/performance.md
 	@python -m bench.averaging --out docs/performance.md
+	@python -m bench.library --out docs/performance.md
 	@python -m bench.training --out docs/performance.md
 	@python -m bench.start --out docs/performance.md
 

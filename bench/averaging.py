@@ -215,7 +215,13 @@ def measure_ledger(num_rounds: int) -> list[Figure]:
 
 
 def job(
-    kind: str, ways: list[str], num_rounds: int, pair: TwoSites | None = None, num_ranks: int = 2, **more: str
+    kind: str,
+    ways: list[str],
+    num_rounds: int,
+    pair: TwoSites | None = None,
+    num_ranks: int = 2,
+    module: str = "bench.exchanges",
+    **more: str,
 ) -> Timings:
     """Run one job, of two ranks on the machine itself or one at each site; return its timings."""
     with tempfile.TemporaryDirectory(prefix="cxr-bench-") as folder, socket.socket() as free:
@@ -224,7 +230,7 @@ def job(
         settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
         settings |= {"OMPI_MCA_mpi_yield_when_idle": "1", **more}
         free.close()
-        command = [sys.executable, "-m", "bench.exchanges", kind, "--ways", ",".join(ways)]
+        command = [sys.executable, "-m", module, kind, "--ways", ",".join(ways)]
         command += ["--rounds", str(num_rounds), "--out", str(out)]
         finished: Finished
         if pair:
