@@ -45,22 +45,27 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def launch(
-    num_ranks: int, command: list[str], launcher: str = "mpirun", limit_s: float = 120, **more: str
+    num_ranks: int,
+    command: list[str],
+    launcher: str = "mpirun",
+    limit_s: float = 120,
+    folder: Path = PROJECT,
+    **more: str,
 ) -> Finished:
-    """Run a command on `num_ranks` ranks and wait for its end, at most `limit_s` seconds."""
+    """Run a command on `num_ranks` ranks in a folder and wait for its end, at most `limit_s` seconds."""
     prefix = [*LAUNCHERS[launcher], "-np", str(num_ranks)]
     if launcher != "mpirun":
         prefix += ["-H", f"localhost:{num_ranks}"]  # more ranks than cores
-    return run([*prefix, *command], limit_s, **more)
+    return run([*prefix, *command], limit_s, folder, **more)
 
 
-def run(command: list[str], limit_s: float = 120, **more: str) -> Finished:
+def run(command: list[str], limit_s: float = 120, folder: Path = PROJECT, **more: str) -> Finished:
     """Run a command and wait for its end; where that does not come in time, end it and raise `Hung`."""
     started = time.monotonic()
     with subprocess.Popen(
         command,
         env=environment(**more),
-        cwd=PROJECT,
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
