@@ -1,4 +1,4 @@
-"""`cxr_hvd.join` in real launches: how a loop of one's own begins, ends in order, and fails on all ranks in time."""
+"""`cxr_hvd.join` in real launches: a loop of one's own begins, ends in order, and fails on all ranks in time."""
 
 import subprocess
 import sys
@@ -68,7 +68,7 @@ def test_a_rank_that_leaves_early_is_named_by_all_and_nobody_waits(launcher: str
     job = run_loop(tmp_path, launcher, leaves)
     assert job.exit_code == 1
     lines = job.lines("the ranks are not at the same step")
-    assert len(lines) == 2 and "Traceback" not in job.output
+    assert len(lines) == 2 and not job.lines('loop.py", line')
     assert (
         "site north, rank 0 averages after step 3; site south, rank 1 closes its averager after step 2" in lines[0]
     )
@@ -86,9 +86,7 @@ def test_a_rank_that_waits_for_one_that_hangs_ends_in_time(tmp_path: Path) -> No
     hangs = 'if step == 1 and job.site == "south": import time; time.sleep(60)'
     job = run_loop(tmp_path, "mpirun", hangs, CXR_STALL_LIMIT_S="3")
     assert job.exit_code != 0 and job.seconds < 45
-    assert job.lines("site north, rank 0 in step 2: waiting") or job.lines(
-        "waiting for the other ranks in progress"
-    )
+    assert job.lines("site north, rank 0: waiting for the other ranks in progress for more than 3 s")
 
 
 def test_a_wrong_number_of_ranks_is_one_line(tmp_path: Path) -> None:
