@@ -4,7 +4,7 @@ Owns how a network for three channels becomes one for 20, and how a network take
 channels in use. Decision 0024 says why.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -117,14 +117,23 @@ class _Uses(TorchFunctionMode):
         """Call the function, and note the call."""
         result = func(*args, **(kwargs or {}))
         reads_shape = func.__name__ in SHAPE_READERS and not isinstance(result, Tensor)
-        if not reads_shape and any(value is self._images for value in (*args, *(kwargs or {}).values())):
+        if not reads_shape and self._takes_images((*args, *(kwargs or {}).values())):
             self.calls.append((func, args[1] if len(args) > 1 else None))
         return result
 
+    def _takes_images(self, values: Sequence[Any]) -> bool:
+        return any(
+            self._takes_images(value) if isinstance(value, list | tuple) else value is self._images
+            for value in values
+        )
+
 
 def _is_only_use(convolution: nn.Conv2d, calls: list[tuple[Callable[..., Any], object]]) -> bool:
-    is_plain = type(convolution) in (nn.Conv2d, OccupiedConv2d) and convolution.groups == 1
-    if not is_plain or convolution.in_channels != MAX_IMAGES or len(calls) != 1:
+    is_plain = type(convolution) in (nn.Conv2d, OccupiedConv2d) and isinstance(convolution.weight, nn.Parameter)
+    has_hooks = convolution._forward_pre_hooks or convolution._forward_hooks
+    if not is_plain or has_hooks or convolution.groups > 1 or convolution.in_channels != MAX_IMAGES:
+        return False
+    if len(calls) != 1:
         return False
     function, weight = calls[0]
     is_its_weight = isinstance(weight, Tensor) and weight.data_ptr() == convolution.weight.data_ptr()

@@ -50,6 +50,23 @@ class UsedTwice(Net):
         return self.head(self.conv(images)) + images.mean()
 
 
+class UsedInAList(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.conv(images)) + torch.cat([images, images], dim=1).mean()
+
+
+class WeightNormed(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.parametrizations.weight_norm(self.conv)
+
+
+class Hooked(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv.register_forward_hook(lambda _, __, features: features * 2)
+
+
 class WantsTwenty(Net):
     def forward(self, images: Tensor) -> Tensor:
         assert images.shape[1] == 20, "20 channels"
@@ -83,12 +100,14 @@ def test_a_first_convolution_leaves_empty_channels_out_and_keeps_its_settings(se
     assert weight.grad is not None and not weight.grad[:, 3:].any() and weight.grad[:, :3].any()
 
 
-@pytest.mark.parametrize("kind", [ScaledByChannels, UsedTwice, WantsTwenty, Normalized])
+@pytest.mark.parametrize(
+    "kind", [ScaledByChannels, UsedTwice, UsedInAList, WantsTwenty, Normalized, WeightNormed, Hooked]
+)
 def test_a_network_that_would_notice_gets_all_20_channels(kind: type[Net]) -> None:
     model, images = kind(), images_of(3)
     expected = model(with_zeros(images))
     fit_channels(model, SIZE)
-    assert is_padded(model) and type(model.conv) is nn.Conv2d
+    assert is_padded(model) and not isinstance(model.conv, OccupiedConv2d)
     assert torch.equal(model(images), expected)
 
 
