@@ -67,6 +67,17 @@ class Hooked(Net):
         self.conv.register_forward_hook(lambda _, __, features: features * 2)
 
 
+class HiddenByZeros(Net):
+    """Its first logits do not depend on the images: only what the images are used for shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.zeros_(self.linear.weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.conv(images) * images.mean())
+
+
 class WantsTwenty(Net):
     def forward(self, images: Tensor) -> Tensor:
         assert images.shape[1] == 20, "20 channels"
@@ -101,7 +112,8 @@ def test_a_first_convolution_leaves_empty_channels_out_and_keeps_its_settings(se
 
 
 @pytest.mark.parametrize(
-    "kind", [ScaledByChannels, UsedTwice, UsedInAList, WantsTwenty, Normalized, WeightNormed, Hooked]
+    "kind",
+    [ScaledByChannels, UsedTwice, UsedInAList, HiddenByZeros, WantsTwenty, Normalized, WeightNormed, Hooked],
 )
 def test_a_network_that_would_notice_gets_all_20_channels(kind: type[Net]) -> None:
     model, images = kind(), images_of(3)
