@@ -77,6 +77,10 @@ class CheckpointError(CxrHvdError):
     """A run folder or a checkpoint cannot be read or written."""
 
 
+class WeightsError(CxrHvdError):
+    """A file of weights cannot be read, or is of another network."""
+
+
 class TrainingError(CxrHvdError):
     """Training cannot go on, for example because a loss is not finite."""
 
