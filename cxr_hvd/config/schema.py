@@ -106,7 +106,9 @@ class Config(Section):
         return MOMENTS[self.training.optimizer] if self.sharing.optimizer_state == "shared" else ()
 
     def shared_part(self) -> dict[str, Any]:
-        """Return what all sites must have alike: everything but where each keeps its data.
+        """Return what all sites must have alike: everything but where each keeps its data and its weights.
+
+        Of `model.weights` it says whether there are any: the ranks compare what is in the file, not its name.
 
         A key of `ADDED_LATER` with its default is left out: the config means what it meant before, and so is its
         digest, by which an experiment finds the runs that it has.
@@ -115,6 +117,8 @@ class Config(Section):
         for section, defaults in ADDED_LATER.items():
             values = everything[section]
             everything[section] = {k: v for k, v in values.items() if k not in defaults or v != defaults[k]}
+        if self.model.weights:
+            everything["model"]["weights"] = "given"
         everything["sites"] = {name: {"ranks": site.ranks} for name, site in self.sites.items()}
         return everything
 

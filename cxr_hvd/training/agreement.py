@@ -26,13 +26,17 @@ DIGEST_BYTES = 32
 MAX_STUDIES = 1 << 40
 
 
-def contract_items(config: Config, plan: SharingPlan, model: nn.Module, data: TrainingData) -> dict[str, str]:
+def contract_items(
+    config: Config, plan: SharingPlan, model: nn.Module, data: TrainingData, weights_digest: str = ""
+) -> dict[str, str]:
     """State what all ranks must have alike, in the order in which a difference is best told."""
     header = data.files[0].header
     items = {"label order": ", ".join(header.label_names)}
     if config.pixel_pipelines == "same":
         items["pixel pipeline (pixel_pipelines: any allows several)"] = header.pixels
     items |= flat_items(config.shared_part(), "config")
+    if config.model.weights:
+        items["SHA-256 of the tensors of model.weights"] = weights_digest
     items |= {f"version of {name}": version_of(name) for name in COMPARED_VERSIONS}
     items |= {"version of cxr_hvd": __version__} | network_items(config.model)
     if config.is_merged:

@@ -31,17 +31,23 @@ SHOWN_OF_STEP = ("learning_rate", "gradient_norm", "data_s", "compute_s", "avera
 """Of a step's row, what TensorBoard shows beside the losses."""
 
 
-def record_run(folder: RunFolder, config: Config, plan: SharingPlan, data: TrainingData, budget: Budget) -> None:
-    """Write down what this run is: resolved config, plan, environment, data."""
-    record_settings(folder, config, data, budget)
+def record_run(
+    folder: RunFolder, config: Config, plan: SharingPlan, data: TrainingData, budget: Budget, weights_digest: str
+) -> None:
+    """Write down what this run is: resolved config, plan, environment, data, first weights."""
+    record_settings(folder, config, data, budget, weights_digest)
     folder.write_record("plan.json", plan_record(plan).model_dump())
 
 
-def record_settings(folder: RunFolder, config: Config, data: TrainingData, budget: Budget) -> None:
+def record_settings(
+    folder: RunFolder, config: Config, data: TrainingData, budget: Budget, weights_digest: str
+) -> None:
     """Write down what a run may change when it goes on: resolved config, environment, length."""
     resolved = config.model_dump(mode="json")
     for name, site in config.sites.items():
         resolved["sites"][name]["data"] = str(site.data.resolve())
+    if config.model.weights:
+        resolved["model"]["weights"] = str(config.model.weights.resolve())
     folder.write_record("config.yaml", resolved)
     packages = (*COMPARED_VERSIONS, "timm", "h5py", "mpi4py", "opencv-python-headless", "scikit-learn")
     environment = RunEnvironment(
@@ -51,6 +57,8 @@ def record_settings(folder: RunFolder, config: Config, data: TrainingData, budge
         threads=torch.get_num_threads(),
         packages={name: version_of(name) for name in packages},
         data={file.header.site: file.digest for file in data.files},
+        label_names=list(data.studies.label_names),
+        weights=weights_digest,
         budget=budget,
     )
     folder.write_record("environment.json", environment.model_dump())

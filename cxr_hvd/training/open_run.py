@@ -41,12 +41,13 @@ MAY_CHANGE = (
 
 @dataclass(frozen=True)
 class RunSetup:
-    """What a run is, as all ranks have agreed: its config, plan and length, and this rank's data."""
+    """What a run is, as all ranks have agreed: config, plan, length and first weights, and this rank's data."""
 
     config: Config
     plan: SharingPlan
     data: TrainingData
     budget: Budget
+    weights_digest: str = ""
 
 
 def open_run(
@@ -75,7 +76,7 @@ def open_run(
                 raise folder.nothing_to_resume()
             if job.is_site_leader:
                 folder.open_new(overwrite or resume == "auto")
-                record_run(folder, setup.config, setup.plan, setup.data, setup.budget)
+                record_run(folder, setup.config, setup.plan, setup.data, setup.budget, setup.weights_digest)
         return 0, History()
     return step, go_on_from(step, folder, setup, state, job, changed, console)
 
@@ -101,7 +102,7 @@ def go_on_from(
         if job.is_site_leader:
             folder.go_back_to(step)
             if changed:
-                record_settings(folder, setup.config, setup.data, setup.budget)
+                record_settings(folder, setup.config, setup.data, setup.budget, setup.weights_digest)
     if changed and job.is_leader:
         changes = describe_changes(changed, setup.config.training.schedule, step, setup.budget.num_steps)
         console.print(f"goes on from step {step}: {changes}", highlight=False, markup=False)

@@ -84,6 +84,8 @@ class RunEnvironment(Record):
         threads: torch's threads in a rank.
         packages: version of each package that matters.
         data: digest of each site's study file.
+        label_names: what the network's outputs are, in order.
+        weights: digest of the tensors that the network started from; empty where they were fresh.
         budget: how long all ranks train.
     """
 
@@ -93,4 +95,6 @@ class RunEnvironment(Record):
     threads: int | None = None
     packages: dict[str, str] = Field(default_factory=dict)
     data: dict[str, str] = Field(default_factory=dict)
+    label_names: list[str] = Field(default_factory=list)
+    weights: str = ""
     budget: Budget

@@ -32,6 +32,7 @@ from cxr_hvd.training.between_steps import BetweenSteps, cadence_of_run
 from cxr_hvd.training.checkpoint.writer import CheckpointWriter
 from cxr_hvd.training.display import TrainingDisplay, print_agreed, twins_warning
 from cxr_hvd.training.engine import Engine, StepReport
+from cxr_hvd.training.first_weights import load_first_weights
 from cxr_hvd.training.log import Log, open_ledger, witness_ledgers
 from cxr_hvd.training.loss import build_loss
 from cxr_hvd.training.open_run import Resume, RunSetup, open_run
@@ -91,15 +92,21 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
                 opened.callback(file.close)
 
         # Every rank builds the same network and plan, and all agree on them before a tensor moves.
+        folder, label_names = RunFolder(run, job.site), data.studies.label_names
         with job.together("building its network"):
-            model = build_model(config.model, len(data.studies.label_names), config.seed)
+            model = build_model(config.model, len(label_names), config.seed)
+        with job.together("reading its weights"):
+            may_resume = options.resume != "never"
+            first = load_first_weights(config.model.weights, model, label_names, folder, may_resume)
         with job.together("making the sharing plan"):
             plan = plan_sharing(config, tensor_specs(model))
-        agree(contract_items(config, plan, model, data), options.key, job)
+        agree(contract_items(config, plan, model, data, first.digest), options.key, job)
         budget = agree_on_budget(config, job, data)
         twins = find_twins(data.own_file, job)
         if job.is_leader:
             print_agreed(console, config, plan, budget, has_key=options.key is not None)
+            if first.table:
+                console.print(first.table.as_table())
             for names in twins:
                 console.print(twins_warning(names), highlight=False, soft_wrap=True)
             if remark := binding_remark(comm):
@@ -113,7 +120,7 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
             loss = build_loss(config.loss, studies.label_names, studies.targets, studies.known).to(job.device)
 
         # Each site's leader keeps the run folder; every rank goes on from the same step.
-        folder, setup = RunFolder(run, job.site), RunSetup(config, plan, data, budget)
+        setup = RunSetup(config, plan, data, budget, first.digest)
         first_step, history = open_run(folder, setup, state, job, options.resume, options.overwrite, console)
         open_ledger(folder, job, first_step)
         opened.enter_context(status_kept(folder, job, budget.num_steps))

@@ -128,15 +128,25 @@ def load_judged_weights(checkpoint: Path, model: nn.Module) -> int:
     Raises:
         CheckpointError: a file cannot be read, or is of another model.
     """
-    record = read_checkpoint_record(checkpoint)
-    tensors = _load_weights(checkpoint)
-    if record.has_mean:
-        tensors |= load_tensors(checkpoint / file_of_rank("mean", 0))
+    step, tensors = load_judged_tensors(checkpoint)
     try:
         load_weights(model, tensors)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint}: {error}") from error
-    return record.step
+    return step
+
+
+def load_judged_tensors(checkpoint: Path) -> tuple[int, dict[str, Tensor]]:
+    """Read what of a checkpoint is to be judged or used; return its number of steps, and the tensors.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    record = read_checkpoint_record(checkpoint)
+    tensors = _load_weights(checkpoint)
+    if record.has_mean:
+        tensors |= load_tensors(checkpoint / file_of_rank("mean", 0))
+    return record.step, tensors
 
 
 def file_of_rank(kind: str, rank_in_site: int) -> str:
