@@ -21,6 +21,7 @@ from cxr_hvd.config.sections import Training
 from cxr_hvd.data.loader import Batch
 from cxr_hvd.models.forward import forward
 from cxr_hvd.partial.plan import Scope, SharingPlan
+from cxr_hvd.training.freezing import frozen_norms
 from cxr_hvd.training.loss import MultiLabelLoss
 from cxr_hvd.training.nonfinite import MAX_SKIPPED, Statistics, nonfinite_error
 from cxr_hvd.training.optim import clip, gradient_norm, gradients
@@ -111,6 +112,7 @@ class Engine:
         parameters, shared = dict(state.model.named_parameters()), set(plan.names(Scope.SHARED))
         self._shared = [parameter for name, parameter in parameters.items() if name in shared]
         self._private = [parameter for name, parameter in parameters.items() if name not in shared]
+        self._frozen_norms = frozen_norms(state.model, plan)
         self._may_skip = settings.precision == "fp16" or settings.on_nonfinite == "skip"
         self._statistics = Statistics(state.model) if self._may_skip else None
 
@@ -130,6 +132,8 @@ class Engine:
             data_s = time.perf_counter() - started
             self._job.watchdog.works("training", step)
             self.state.model.train()
+            for norm in self._frozen_norms:
+                norm.eval()
             if on_step(self.train_step(batch, step, data_s)):
                 return step + 1
         return self._num_steps

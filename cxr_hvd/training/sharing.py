@@ -3,13 +3,18 @@
 from collections.abc import Iterable
 
 from cxr_hvd.config.schema import Config
-from cxr_hvd.partial.plan import SharingPlan, TensorSpec, build_plan
+from cxr_hvd.errors import ConfigError
+from cxr_hvd.partial.plan import Kind, Scope, SharingPlan, TensorSpec, build_plan
 
 
 def plan_sharing(config: Config, specs: Iterable[TensorSpec]) -> SharingPlan:
-    """Build the sharing plan that a config asks for, of the tensors of its network."""
+    """Build the sharing plan that a config asks for, of the tensors of its network.
+
+    Raises:
+        ConfigError: a name or glob matches nothing, or nothing is left to train.
+    """
     sharing = config.sharing
-    return build_plan(
+    plan = build_plan(
         specs,
         config.private,
         sharing.batchnorm,
@@ -17,4 +22,9 @@ def plan_sharing(config: Config, specs: Iterable[TensorSpec]) -> SharingPlan:
         sharing.exchange,
         sharing.wire,
         config.moments,
+        config.model.freeze,
     )
+    trained = (Scope.SHARED, Scope.PRIVATE)
+    if not any(planned.spec.kind is Kind.PARAMETER and planned.scope in trained for planned in plan.tensors):
+        raise ConfigError("model.freeze: expected a block that is trained, found all frozen: name fewer blocks")
+    return plan

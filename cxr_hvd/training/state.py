@@ -15,6 +15,7 @@ from cxr_hvd.config.sections import Training
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.partial.averager import PartialAverager
 from cxr_hvd.partial.plan import SharingPlan
+from cxr_hvd.training.freezing import freeze
 from cxr_hvd.training.loss_scale import LossScale, LossScaleState
 from cxr_hvd.training.optim import Optimizer
 from cxr_hvd.training.weight_mean import WeightMean
@@ -49,7 +50,7 @@ class TrainingState:
 
     Attributes:
         model: the network, where the averager has laid its tensors out.
-        optimizer: of all its parameters.
+        optimizer: of all its parameters that are trained.
         averager: exchanges weights or gradients with the other ranks.
         loss_scale: what the loss is multiplied by before backward, for fp16; None otherwise.
         weight_mean: the running mean of the weights, where the settings want one.
@@ -111,7 +112,8 @@ def start_state(
     Raises:
         ConfigError: a tensor of the model cannot be averaged.
     """
-    optimizer = Optimizer(model.parameters(), settings)
+    freeze(model, plan)
+    optimizer = Optimizer([parameter for parameter in model.parameters() if parameter.requires_grad], settings)
     return TrainingState(
         model=model,
         optimizer=optimizer,

@@ -22,6 +22,7 @@ from cxr_hvd.training.checkpoint.record import CheckpointRecord, read_checkpoint
 NAMES_OF_DTYPE = {"float32": "F32", "float64": "F64", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
 DAMAGES = (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError)
 
+TRAINED = (Scope.SHARED, Scope.PRIVATE)
 Held = dict[str, tuple[list[int], str]]
 """Shape and type of each tensor of a file, as safetensors calls them."""
 
@@ -64,7 +65,7 @@ def check_whole(checkpoint: Path, step: int, plan: SharingPlan, topology: Topolo
         elif name == f"mean-{rank}":
             _check_tensors(file, held, [spec for spec in specs if spec.name in held])
         elif name == f"optimizer-{rank}":
-            _check_moments(file, held, specs)
+            _check_moments(file, held, plan)
 
 
 def _names_of(checkpoint: Path, record: CheckpointRecord, rank: int) -> list[str]:
@@ -92,10 +93,11 @@ def _check_tensors(file: str, held: Held, specs: Iterable[TensorSpec]) -> None:
             raise CheckpointError(f"{file}: tensor {shown(name)}: expected {expected}, found {shown(is_held)}")
 
 
-def _check_moments(file: str, held: Held, specs: Iterable[TensorSpec]) -> None:
-    """Raise where not every parameter has the same moments, each of its shape or a single number."""
-    moments_of: dict[str, set[str]] = {spec.name: set() for spec in specs if spec.kind is Kind.PARAMETER}
-    shapes = {spec.name: list(spec.shape) for spec in specs}
+def _check_moments(file: str, held: Held, plan: SharingPlan) -> None:
+    """Raise where not every trained parameter has the same moments, each of its shape or a single number."""
+    trained = [p.spec for p in plan.tensors if p.spec.kind is Kind.PARAMETER and p.scope in TRAINED]
+    moments_of: dict[str, set[str]] = {spec.name: set() for spec in trained}
+    shapes = {spec.name: list(spec.shape) for spec in trained}
     for name, (shape, _) in held.items():
         parameter, _, moment = name.rpartition("/")
         if parameter not in moments_of or shape not in ([], shapes[parameter]):
