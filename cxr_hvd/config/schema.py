@@ -1,4 +1,6 @@
-"""The config: one YAML file, the same word for word at all sites; only `sites.NAME.data` may differ.
+"""The config: one YAML file, the same word for word at all sites but for their paths.
+
+These are `sites.NAME.data` and `model.weights`: what is in the file of weights must be alike, not where it lies.
 
 A loaded config never changes. Here is the whole, and what its sections must be together; each section is in
 `sections`, and how a file becomes a config in `file`. docs/decisions/0009-libraries.md says why pydantic.

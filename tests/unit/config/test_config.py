@@ -41,6 +41,15 @@ def test_only_the_data_may_differ_between_sites() -> None:
     assert "h5" not in str(here.shared_part())
 
 
+def test_weights_may_lie_elsewhere_at_each_site_but_all_or_none_have_some() -> None:
+    base = {"experiment": "A", "sites": {"north": {"data": "n.h5"}}}
+    here, there, none = (
+        parse_config(base | {"model": {"weights": weights}}, "test") for weights in ("a.pt", "b/c.pth", None)
+    )
+    assert here.shared_part() == there.shared_part() != none.shared_part()
+    assert none.shared_part() == parse_config(base, "test").shared_part()
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

@@ -92,6 +92,22 @@ def test_torchxrayvision_whole_module_with_one_channel(is_zip: bool, tmp_path: P
         torch.testing.assert_close(blocks(expected.relu()), theirs(expected.relu()), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "torchvision/squeezenet1_1", "timm/convnext_atto"])
+def test_other_networks_give_for_one_image_what_the_original_gave(name: str) -> None:
+    library, _, network = name.partition("/")
+    if library == "timm":
+        original = pytest.importorskip("timm").create_model(network, num_classes=len(LABELS))
+    else:
+        original = torchvision.models.get_model(network, weights=None, num_classes=len(LABELS))
+    model = build_model(Model(name=name, image_size=64), len(LABELS), seed=3)
+    table = fit_weights(model, Weights("file", original.state_dict(), LABELS), LABELS)
+    assert len(table.widened) == 1 and not table.fresh and not table.not_used
+    image = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits, expected = model.eval()(image), original.eval()(image.expand(2, 3, 64, 64))
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
 def with_names(tensors: Mapping[str, Tensor], prefix: str, is_old: bool = False) -> dict[str, Tensor]:
     names = {name: name for name in tensors}
     if is_old:
