@@ -17,7 +17,7 @@ from torchvision.models import resnet18
 
 import cxr_hvd
 
-NUM_STEPS, BATCH_SIZE = 30, 4
+NUM_STEPS, BATCH_SIZE = 20, 4
 files = {Path(path).stem: path for path in sys.argv[1:]}
 
 # 1. Join the job that the launcher started. Sites are given in the order of the ranks. Each rank opens only

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 import cxr_hvd
 
-NUM_STEPS, BATCH_SIZE = 30, 4
+NUM_STEPS, BATCH_SIZE = 20, 4
 files = {Path(path).stem: path for path in sys.argv[1:]}
 
 with cxr_hvd.join(sites=list(files)) as job:
