@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from cxr_hvd.config.sections import Model
 from cxr_hvd.errors import ConfigError
 from cxr_hvd.models.densenet_sizes import DENSENETS, DenseNetSizes
-from cxr_hvd.partial.plan import Kind, TensorSpec
+from cxr_hvd.partial.tensor_spec import Kind, TensorSpec
 from cxr_hvd.study.layout import MAX_IMAGES
 
 

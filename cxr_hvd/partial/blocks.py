@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from cxr_hvd.errors import ConfigError
-from cxr_hvd.partial.plan import Kind, TensorSpec
+from cxr_hvd.partial.tensor_spec import Kind, TensorSpec
 
 NEARLY_ALL = 0.85
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)

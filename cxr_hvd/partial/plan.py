@@ -5,14 +5,13 @@ by block name, or by glob over block and tensor names. BatchNorm's running stati
 optimizer never sees and a careless average forgets: where they go is said by policy (decision 0004).
 """
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from fnmatch import fnmatchcase
-from math import prod
 from typing import Literal
 
-from cxr_hvd.errors import ConfigError, nearest
+from cxr_hvd.partial.choice import chosen_names
+from cxr_hvd.partial.tensor_spec import Kind, TensorSpec
 
 BatchNormPolicy = Literal["with-block", "private", "shared"]
 Exchange = Literal["weights", "gradients"]
@@ -34,49 +33,6 @@ class Scope(StrEnum):
     PRIVATE = "private"
     FROZEN = "frozen"
     LOCAL = "local"
-
-
-class Kind(StrEnum):
-    """What a tensor is to the network."""
-
-    PARAMETER = "parameter"
-    STATISTIC = "statistic"
-    COUNTER = "counter"
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One tensor of a model, without its values.
-
-    Attributes:
-        is_norm: whether it belongs to a normalisation layer.
-        aliases: the same tensor where the model uses it again, under another name (tied weights).
-    """
-
-    name: str
-    block: str
-    kind: Kind
-    shape: tuple[int, ...]
-    dtype: str
-    is_norm: bool = False
-    aliases: tuple["TensorSpec", ...] = ()
-
-    @property
-    def num_elements(self) -> int:
-        return prod(self.shape)
-
-
-PRESETS: dict[str, Callable[[TensorSpec, Sequence[str]], bool]] = {
-    "none": lambda spec, blocks: False,
-    "ends": lambda spec, blocks: spec.block in (*blocks[:2], *blocks[-2:]),
-    "stem+head": lambda spec, blocks: spec.block in ("stem", "head"),
-    "norms": lambda spec, blocks: spec.is_norm,
-    "head": lambda spec, blocks: spec.block == "head",
-    "all": lambda spec, blocks: True,
-}
-"""Names for sets of private tensors, given a tensor and all blocks in the network's order. `ends` is the published
-study's experiment D: stem, first stage, last stage, head. `norms` keeps every norm at its site (FedBN, Li et al.,
-ICLR 2021), `head` the last layers (FedPer, Arivazhagan et al., 2019)."""
 
 
 @dataclass(frozen=True)
@@ -268,8 +224,8 @@ def build_plan(
     """
     specs = tuple(specs)
     blocks = list(dict.fromkeys(spec.block for spec in specs))
-    private_names = _chosen_names(specs, blocks, private, "sharing.private")
-    frozen_names = _chosen_names(specs, blocks, tuple(frozen), "model.freeze")
+    private_names = chosen_names(specs, blocks, private, "sharing.private")
+    frozen_names = chosen_names(specs, blocks, tuple(frozen), "model.freeze")
     statistic_scopes: Mapping[str, Scope] = {"private": Scope.PRIVATE, "shared": Scope.SHARED}
 
     def scope_of(spec: TensorSpec) -> Scope:
@@ -283,40 +239,3 @@ def build_plan(
     return SharingPlan(
         tuple(PlannedTensor(spec, scope_of(spec)) for spec in specs), every, exchange, wire, tuple(moments)
     )
-
-
-def _chosen_names(
-    specs: Sequence[TensorSpec], blocks: Sequence[str], choice: str | Iterable[str], key: str
-) -> set[str]:
-    """Return the names of the tensors that a preset, or block names and globs, choose."""
-    if isinstance(choice, str) and choice in PRESETS:
-        preset = PRESETS[choice]
-
-        def is_chosen(spec: TensorSpec) -> bool:
-            return preset(spec, blocks)
-
-    else:
-        patterns = (choice,) if isinstance(choice, str) else tuple(choice)
-        for pattern in patterns:
-            if not any(_matches(place, pattern) for spec in specs for place in (spec, *spec.aliases)):
-                valid = [*PRESETS, *blocks] if isinstance(choice, str) else list(blocks)
-                raise ConfigError(
-                    f"{key}: '{pattern}' matches no block and no tensor"
-                    f"{nearest(pattern, valid) or '; blocks: ' + ', '.join(blocks)}"
-                )
-
-        def is_chosen(spec: TensorSpec) -> bool:
-            return any(_matches(spec, pattern) for pattern in patterns)
-
-    for spec in specs:
-        for alias in spec.aliases:
-            if is_chosen(alias) != is_chosen(spec):
-                raise ConfigError(
-                    f"{key}: {spec.name} and {alias.name} are one tensor (tied weights), and only one of them is "
-                    f"chosen: choose both, of blocks {spec.block} and {alias.block}, or none"
-                )
-    return {spec.name for spec in specs if is_chosen(spec)}
-
-
-def _matches(spec: TensorSpec, pattern: str) -> bool:
-    return fnmatchcase(spec.block, pattern) or fnmatchcase(spec.name, pattern)

@@ -6,7 +6,8 @@ What is frozen says the plan, since frozen tensors do not travel either.
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from cxr_hvd.partial.plan import Kind, Scope, SharingPlan
+from cxr_hvd.partial.plan import Scope, SharingPlan
+from cxr_hvd.partial.tensor_spec import Kind
 
 
 def freeze(model: nn.Module, plan: SharingPlan) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 from cxr_hvd.config.schema import Config
 from cxr_hvd.errors import ConfigError
-from cxr_hvd.partial.plan import Kind, Scope, SharingPlan, TensorSpec, build_plan
+from cxr_hvd.partial.plan import Scope, SharingPlan, build_plan
+from cxr_hvd.partial.tensor_spec import Kind, TensorSpec
 
 
 def plan_sharing(config: Config, specs: Iterable[TensorSpec]) -> SharingPlan:

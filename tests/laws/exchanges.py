@@ -13,7 +13,8 @@ from cxr_hvd.comm.sites import Topology, bind
 from cxr_hvd.data.loader import Batch
 from cxr_hvd.models.build import as_channels_last
 from cxr_hvd.partial.blocks import tensor_specs
-from cxr_hvd.partial.plan import Kind, Scope, build_plan
+from cxr_hvd.partial.plan import Scope, build_plan
+from cxr_hvd.partial.tensor_spec import Kind
 from cxr_hvd.training.loss import MultiLabelLoss
 from cxr_hvd.training.optim import gradients
 from tests.laws.law import law

@@ -15,7 +15,8 @@ from torch import Tensor
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.files import open_plain
-from cxr_hvd.partial.plan import Kind, Scope, SharingPlan, TensorSpec
+from cxr_hvd.partial.plan import Scope, SharingPlan
+from cxr_hvd.partial.tensor_spec import Kind, TensorSpec
 from cxr_hvd.terminal import shown
 from cxr_hvd.training.checkpoint.record import CheckpointRecord, read_checkpoint_record
 

@@ -10,7 +10,7 @@ from cxr_hvd.models import layout
 from cxr_hvd.models.build import build_model
 from cxr_hvd.models.norms import MIN_CHANNELS_OF_GROUP, num_groups, replace_batchnorms
 from cxr_hvd.partial import blocks
-from cxr_hvd.partial.plan import Kind
+from cxr_hvd.partial.tensor_spec import Kind
 
 NAMES = ["tiny", "torchvision/mobilenet_v3_small", "timm/test_efficientnet"]
 pytestmark = pytest.mark.usefixtures("one_thread")

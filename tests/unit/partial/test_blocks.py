@@ -6,7 +6,8 @@ from torch import nn
 
 from cxr_hvd.errors import ConfigError
 from cxr_hvd.partial.blocks import assign_blocks, tensor_specs
-from cxr_hvd.partial.plan import Kind, Scope, build_plan
+from cxr_hvd.partial.plan import Scope, build_plan
+from cxr_hvd.partial.tensor_spec import Kind
 
 
 def mlp() -> nn.Sequential:

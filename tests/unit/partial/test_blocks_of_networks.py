@@ -11,7 +11,8 @@ import torchvision
 from torch import nn
 
 from cxr_hvd.partial.blocks import tensor_specs
-from cxr_hvd.partial.plan import Kind, Scope, build_plan
+from cxr_hvd.partial.plan import Scope, build_plan
+from cxr_hvd.partial.tensor_spec import Kind
 
 # Blocks between stem and head, as the printed plan names them.
 TORCHVISION = {

@@ -22,7 +22,8 @@ from cxr_hvd.partial.cost import (
     scale_table,
     sum_s,
 )
-from cxr_hvd.partial.plan import Kind, SharingPlan, TensorSpec, build_plan
+from cxr_hvd.partial.plan import SharingPlan, build_plan
+from cxr_hvd.partial.tensor_spec import Kind, TensorSpec
 
 SLOW = read_link(20, 100)
 MIB = 1 << 20

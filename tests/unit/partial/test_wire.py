@@ -10,7 +10,8 @@ from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.partial.buffers import SharedMean
 from cxr_hvd.partial.exchanges import GradientsExchange
-from cxr_hvd.partial.plan import Kind, TensorSpec, build_plan
+from cxr_hvd.partial.plan import build_plan
+from cxr_hvd.partial.tensor_spec import Kind, TensorSpec
 from cxr_hvd.partial.wire import SHORT_DTYPES, ShortWire
 
 

@@ -17,7 +17,8 @@ from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.errors import CheckpointError
-from cxr_hvd.partial.plan import Kind, TensorSpec, build_plan
+from cxr_hvd.partial.plan import build_plan
+from cxr_hvd.partial.tensor_spec import Kind, TensorSpec
 from cxr_hvd.training.checkpoint.record import CheckpointRecord, read_checkpoint_record
 from cxr_hvd.training.checkpoint.resume import agree_on_step
 from cxr_hvd.training.history import History

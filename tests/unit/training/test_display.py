@@ -8,8 +8,9 @@ import pytest
 from cxr_hvd.config.file import parse_config
 from cxr_hvd.config.schema import Config
 from cxr_hvd.console import Console
-from cxr_hvd.partial.plan import Kind, TensorSpec, build_plan
+from cxr_hvd.partial.plan import build_plan
 from cxr_hvd.partial.plan_table import complete_plan, reach_of
+from cxr_hvd.partial.tensor_spec import Kind, TensorSpec
 from cxr_hvd.training.budget import budget_of
 from cxr_hvd.training.display import print_agreed
 
