@@ -72,6 +72,9 @@ ELSEWHERE = {
     "horovodrun -np 2 -H hospital-a:1,hospital-b:1 cxr-hvd train D.yaml": f"{HOSTS}::test_two_hosts_train_to_the_weights",
     f"{BY_MPIRUN} -np 1 -host hospital-a -x PATH -x CXR_SITE=chexpert cxr-hvd train D.yaml : "
     "-np 1 -host hospital-b -x PATH -x CXR_SITE=mimic cxr-hvd train D.yaml": f"{HOSTS}::test_a_tunnel_hides_the_weights",
+    "cxr-hvd train jobs/configs/D.yaml --set model.weights=weights/densenet121-a639ec97.pth": (
+        "cli/test_weights.py::test_torchvisions_densenet121_starts_a_run"
+    ),
     "docker build -t cxr_hvd .": f"{IMAGE}::test_without_a_command_it_shows_help",
     "docker run --rm cxr_hvd": f"{IMAGE}::test_without_a_command_it_shows_help",
     "docker run --rm --shm-size=1g cxr_hvd jobs/demo.sh": f"{IMAGE}::test_the_demo_trains_on_two_ranks_inside",
@@ -93,6 +96,7 @@ NOT_RUN = {
     f"{INSIDE} -v /srv/chexpert:/images:ro cxr_hvd cxr-preprocess chexpert /images --out /data/chexpert.h5 "
     "--site chexpert": NO_ENGINE,
     f"{INSIDE} cxr_hvd horovodrun -np 2 cxr-hvd train /data/D.yaml --run runs/D": NO_ENGINE,
+    "ssh cluster sha256sum weights/densenet121-a639ec97.pth": "tests have no second machine and download nothing",
     "docker compose build": NO_ENGINE,
     "docker compose down --volumes": NO_ENGINE,
     "docker build -t cxr_hvd:cuda --build-arg DEVICE=cuda --build-arg TORCH_BACKEND=cu130 --build-arg "
