@@ -35,7 +35,7 @@ MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 """What an optimizer remembers of each parameter, by its name in torch."""
 
 
-ADDED_LATER: dict[str, dict[str, Any]] = {"model": {"norm": "network", "weights": None, "freeze": []}}
+ADDED_LATER: dict[str, dict[str, Any]] = {"model": {"norm": "batch", "weights": None, "freeze": []}}
 """Keys that configs of version 0.1.0 do not have, by section, with the default that such a config means."""
 
 
@@ -74,7 +74,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_parts(self) -> "Config":
         studies = self.training.batch_size // self.training.accumulate
-        if studies == 1 and self.model.image_size < 64 and self.model.norm == "network":
+        if studies == 1 and self.model.image_size < 64 and self.model.norm == "batch":
             raise ValueError(
                 f"BatchNorm needs more than one value a channel: one study of {self.model.image_size} px goes "
                 "through the network at a time; use a larger batch_size, a smaller accumulate, or 64 px and more"

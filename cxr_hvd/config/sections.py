@@ -82,7 +82,7 @@ class Model(Section):
 
     name: str = "densenet121"
     image_size: Annotated[int, Field(ge=32, le=1024)] = 256
-    norm: Literal["network", "group"] = "network"
+    norm: Literal["batch", "group"] = "batch"
     weights: Path | None = None
     freeze: list[str] = []
 

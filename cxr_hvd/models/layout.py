@@ -54,7 +54,7 @@ def _densenet_specs(settings: Model, num_labels: int) -> list[TensorSpec]:
         for parameter in ("weight", "bias") if has_bias else ("weight",):
             parameter_shape = shape if parameter == "weight" else shape[:1]
             parameters.append(_spec(f"{module}.{parameter}", Kind.PARAMETER, parameter_shape, "float32"))
-        if len(shape) == 1 and settings.norm == "network":
+        if len(shape) == 1 and settings.norm == "batch":
             means = (f"{module}.running_mean", f"{module}.running_var")
             buffers += [_spec(mean, Kind.STATISTIC, shape, "float32") for mean in means]
             buffers.append(_spec(f"{module}.num_batches_tracked", Kind.COUNTER, (), "int64"))

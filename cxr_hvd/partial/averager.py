@@ -124,24 +124,27 @@ class PartialAverager:
         """How many steps were taken: the calls of `average`."""
         return self._num_steps
 
-    def begin(self, num_known: int | None = None) -> None:
+    def begin(self, count: int = 1) -> None:
         """Let gradients travel while backward still makes others; of use before the last backward of a step.
 
         Collective: every rank or none, before the same step. Without effect where weights are exchanged.
 
         Args:
-            num_known: how many known labels this rank's batch has: the ranks of one site count by them; None:
-                they count alike.
+            count: what this rank's batch counts beside those of the site's other ranks: its studies, or its known
+                labels.
         """
         self._check_open()
         if self._checks_steps:
             self._job.ledger.begin_step(self._num_steps)
-        self._exchange.begin(num_known)
+        self._exchange.begin(count)
 
-    def average(self) -> None:
+    def average(self, count: int = 1) -> None:
         """Count a step, and average where one is due: every `plan.every` steps.
 
         Collective: every rank, once a step. Blocking, where an average is due.
+
+        Args:
+            count: as for `begin`, where that was not called; of no effect on weights.
 
         Raises:
             TrainingError: on every rank, where the ranks have taken different numbers of steps.
@@ -155,7 +158,7 @@ class PartialAverager:
                 agree_on_progress(self._job, self._num_steps + 1, Progress.GOES_ON)
         self._num_steps += 1
         if is_due:
-            self._exchange.average()
+            self._exchange.average(count)
 
     def close(self) -> None:
         """Average once more where steps were taken since the last average, so that all sites end alike.

@@ -70,11 +70,11 @@ class WeightsExchange:
             if buffer.moment == moment
         ]
 
-    def begin(self, num_known: int | None) -> None:
+    def begin(self, count: int = 1) -> None:
         """Nothing: weights are not there yet."""
 
     @torch.no_grad()
-    def average(self) -> None:
+    def average(self, count: int = 1) -> None:
         """Average all that the plan moves. Collective: every rank. Blocking."""
         check_addresses(self._addresses)
         for wait in [*self._shared.begin(self._shared_factor), *self._private.begin()]:
@@ -151,13 +151,13 @@ class GradientsExchange:
         return self._job.comm.begin_allreduce({buffer.name: flat}, buffer.purpose, "site")
 
     @torch.no_grad()
-    def begin(self, num_known: int | None) -> None:
+    def begin(self, count: int = 1) -> None:
         """Agree on the weights of the site's ranks, and watch backward. Collective: every rank.
 
         Args:
-            num_known: the known labels of this rank's batch; None where the ranks of a site count alike.
+            count: what this rank's batch counts beside those of the site's other ranks: its known labels.
         """
-        share = 1 / self._job.num_ranks_of_site if num_known is None else self._share_of_site(num_known)
+        share = self._share_of_site(count)
         self._is_begun = True
         for bucket in self._buckets[Scope.SHARED].values():
             bucket.watch(self._site_weight * share)
@@ -165,10 +165,10 @@ class GradientsExchange:
             bucket.watch(share)
 
     @torch.no_grad()
-    def average(self) -> None:
+    def average(self, count: int = 1) -> None:
         """Average all gradients and statistics, or wait for those under way. Collective: every rank. Blocking."""
         if not self._is_begun:
-            self.begin(None)
+            self.begin(count)
         self._is_begun = False
         check_addresses(self._addresses)
         # Not earlier: where BatchNorm is frozen, backward reads the statistics. They are 1% of the bytes.
@@ -189,13 +189,13 @@ class GradientsExchange:
         }
         return sorted(blocks, key=self._blocks.index)
 
-    def _share_of_site(self, num_known: int) -> float:
+    def _share_of_site(self, count: int) -> float:
         """Return this rank's share of its site's known labels; an equal one where no rank knows any."""
         if self._job.num_ranks_of_site == 1:
             return 1.0
-        known = torch.tensor([num_known], dtype=torch.int64)
+        known = torch.tensor([count], dtype=torch.int64)
         self._job.comm.begin_allreduce({"labels": known}, "known", "site")()
-        return num_known / int(known) if int(known) else 1 / self._job.num_ranks_of_site
+        return count / int(known) if int(known) else 1 / self._job.num_ranks_of_site
 
     def state(self) -> dict[str, Tensor]:
         """Return the wire's rounding errors; nothing on a float32 wire."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cxr_hvd.comm.horovod import HorovodComm
 from cxr_hvd.comm.job import Job
+from cxr_hvd.comm.sites import bind
 from cxr_hvd.errors import ConfigError, ContractError, TrainingError, UsageError
 from cxr_hvd.partial.averager import PartialAverager
 from cxr_hvd.partial.plan import Scope
@@ -96,6 +97,20 @@ def gradients_that_several_passes_add_up_are_averaged_as_one(comm: HorovodComm, 
     for begins in (False, True):
         for one, other in zip(at_once, gradients(2, begins), strict=True):
             torch.testing.assert_close(one, other)
+
+
+@law(day="mpirun-3")
+def ranks_of_a_site_count_as_they_say(comm: HorovodComm, folder: Path) -> None:
+    """Ranks 1 and 2 are one site: their private gradients 2 and 3 count 2 and 3."""
+    job, model = Job(comm, bind(comm, {"one": 1, "two": 2})), network()
+    averager = PartialAverager(model, torch.optim.SGD(model.parameters()), job, "all", exchange="gradients")
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, comm.rank + 1.0)
+    averager.average(count=comm.rank + 1)
+    expected = 1.0 if comm.rank == 0 else (2 * 2 + 3 * 3) / 5
+    for parameter in model.parameters():
+        torch.testing.assert_close(parameter.grad, torch.full_like(parameter, expected))
+    averager.close()  # rank 0 has nothing to wait for: it would leave while the others average
 
 
 @law(day="mpirun-2 gloo-2 mpirun-3")

@@ -140,6 +140,6 @@ def test_the_digest_of_a_config_is_that_of_version_0_1_0_where_later_keys_have_t
 
     before = "a4709329b5c343a71e6fc699569f20414053cf8161f683e7bd18974cb4cf72c6"
     assert config_digest(config()) == before
-    assert config_digest(config(norm="network", weights=None, freeze=[])) == before
+    assert config_digest(config(norm="batch", weights=None, freeze=[])) == before
     others = [config(norm="group"), config(weights="a.pt"), config(freeze=["stem"])]
     assert len({before, *map(config_digest, others)}) == 4

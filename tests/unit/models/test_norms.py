@@ -31,7 +31,7 @@ def test_usual_widths_have_32_groups() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_statistics_are_left_and_all_names_and_activations_stay(name: str) -> None:
     as_it_is, group = (
-        build_model(Model(name=name, image_size=64, norm=norm), 14, seed=1) for norm in ("network", "group")
+        build_model(Model(name=name, image_size=64, norm=norm), 14, seed=1) for norm in ("batch", "group")
     )
     specs = blocks.tensor_specs(group)
     assert not [spec.name for spec in specs if spec.kind is not Kind.PARAMETER]
