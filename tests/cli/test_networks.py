@@ -49,7 +49,7 @@ def ok(job: Finished) -> Finished:
 @pytest.mark.parametrize(
     ("name", "more", "last"),
     [
-        ("timm/test_resnet", (), "fc.weight"),
+        pytest.param("timm/test_resnet", (), "fc.weight", marks=pytest.mark.slow),
         pytest.param(
             "torchvision/mobilenet_v3_small",
             ("model.norm=group", "training.precision=bf16"),

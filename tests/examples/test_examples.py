@@ -53,8 +53,9 @@ def test_an_example_is_short_and_listed(path: Path) -> None:
     assert shown and shown[1] in (EXAMPLES / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "launcher", ["horovodrun", *[pytest.param(name, marks=pytest.mark.slow) for name in ("gloo", "mpirun")]]
+    "launcher", ["horovodrun", *[pytest.param(name, marks=pytest.mark.night) for name in ("gloo", "mpirun")]]
 )
 def test_an_own_loop_shares_the_middle_of_its_network(launcher: str, files: list[str], tmp_path: Path) -> None:
     job = start("plain_pytorch.py", files, launcher, tmp_path)
