@@ -32,9 +32,14 @@ def write_study_file(
     num_studies: int = 24,
     seed: int = 0,
     splits: tuple[Split, ...] = (Split.TRAIN, Split.TEST),
+    unknown: tuple[str, ...] = (),
     **changes: object,
 ) -> Path:
-    """Write studies of 1 to 4 noisy images with random labels; study i is of split i modulo the splits given."""
+    """Write studies of 1 to 4 noisy images with random labels; study i is of split i modulo the splits given.
+
+    Args:
+        unknown: labels that no study says anything of.
+    """
     rng = np.random.default_rng(seed)
     file_header = header(**changes)
     num_labels, shares = len(file_header.label_names), [0.4, 0.4, 0.1, 0.1]
@@ -44,7 +49,14 @@ def write_study_file(
             patient_id=f"patient{index}",
             split=splits[index % len(splits)],
             views=(View.PA,) * int(rng.integers(1, 5)),
-            labels=tuple(rng.choice([1.0, 0.0, -1.0, np.nan], num_labels, p=shares).tolist()),
+            labels=tuple(
+                np.nan if label in unknown else value
+                for label, value in zip(
+                    file_header.label_names,
+                    rng.choice([1.0, 0.0, -1.0, np.nan], num_labels, p=shares).tolist(),
+                    strict=True,
+                )
+            ),
         )
         for index in range(num_studies)
     ]

@@ -58,6 +58,9 @@ TRAFFIC: dict[str, Traffic] = {
         "random numbers and proofs that all hold the common key, never the key", "once at the start", 64, 4
     ),
     "studies": Traffic("numbers of training and of validation studies", "once at the start", 2 * NUMBER, 1),
+    "labels": Traffic(
+        "which labels at least one of its training studies mentions", "once at the start", 64 * NUMBER, 1
+    ),
     "data": Traffic(
         "random numbers, and under them a hash of its images, new in each run: tells sites with the same images",
         "once at the start",

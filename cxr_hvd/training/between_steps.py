@@ -15,6 +15,7 @@ from cxr_hvd.partial.plan import SharingPlan
 from cxr_hvd.training.checkpoint.snapshot import take_snapshot
 from cxr_hvd.training.checkpoint.writer import CheckpointWriter
 from cxr_hvd.training.engine import StepReport
+from cxr_hvd.training.network_record import NetworkRecord
 from cxr_hvd.training.records import Budget, Verdict
 from cxr_hvd.training.state import TrainingState
 from cxr_hvd.training.stopping import StopRequest
@@ -61,6 +62,7 @@ class BetweenSteps:
         cadence: when checkpoints and validations are due.
         job: the ranks that take the steps.
         plan: of the averager.
+        network: what checkpoints say of the network.
         state: what checkpoints keep.
         writer: writes them.
         validation: judges the networks; knows the validations so far.
@@ -76,6 +78,7 @@ class BetweenSteps:
         cadence: Cadence,
         job: Job,
         plan: SharingPlan,
+        network: NetworkRecord,
         state: TrainingState,
         writer: CheckpointWriter,
         validation: Validator,
@@ -86,6 +89,7 @@ class BetweenSteps:
         self._cadence = cadence
         self._job = job
         self._plan = plan
+        self._network = network
         self._state = state
         self._writer = writer
         self._validation = validation
@@ -121,7 +125,10 @@ class BetweenSteps:
         """Copy what a checkpoint holds, and begin to write it. Collective: every rank."""
         self._job.watchdog.works("saving a checkpoint", done - 1)
         history, num_steps = self._validation.history, self._cadence.num_steps
-        self._writer.begin(take_snapshot(self._state, self._job.topology, self._plan, done, num_steps, history))
+        snapshot = take_snapshot(
+            self._state, self._job.topology, self._plan, done, num_steps, history, self._network
+        )
+        self._writer.begin(snapshot)
         self._job.ledger.flush(is_durable=True)
 
     def _judge_if_due(self, done: int) -> bool:

@@ -6,7 +6,7 @@ The status of a rank is in `launch.rank_status`, since launchers read it, too. I
 from pydantic import Field
 
 from cxr_hvd.config.sections import SiteName
-from cxr_hvd.record import Finite, Record, Seconds, Share, Step
+from cxr_hvd.record import Finite, Name, Record, Seconds, Share, Step
 
 
 class StepRow(Record):
@@ -46,6 +46,8 @@ class Verdict(Record):
         is_best: whether none before was better by more than `min_delta`.
         seconds: how long it took.
         auroc_of_site: each site's mean AUROC over defined labels, by the site's name; None where it has none.
+        thresholds: from which probability on this site's network says present, by label, chosen on these studies;
+            labels on which they cannot tell are left out.
     """
 
     step: Step
@@ -55,6 +57,7 @@ class Verdict(Record):
     is_best: bool
     seconds: Seconds
     auroc_of_site: dict[SiteName, Share | None] = Field(default_factory=dict)
+    thresholds: dict[Name, Finite] = Field(default_factory=dict)
 
 
 class Budget(Record):

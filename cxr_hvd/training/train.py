@@ -35,6 +35,7 @@ from cxr_hvd.training.engine import Engine, StepReport
 from cxr_hvd.training.first_weights import load_first_weights
 from cxr_hvd.training.log import Log, open_ledger, witness_ledgers
 from cxr_hvd.training.loss import build_loss
+from cxr_hvd.training.network_record import describe_network
 from cxr_hvd.training.open_run import Resume, RunSetup, open_run
 from cxr_hvd.training.profiling import profiled
 from cxr_hvd.training.records import Budget, Verdict
@@ -102,6 +103,7 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
             plan = plan_sharing(config, tensor_specs(model))
         agree(contract_items(config, plan, model, data, first.digest), options.key, job)
         budget = agree_on_budget(config, job, data)
+        network = describe_network(config, plan, data, job)
         twins = find_twins(data.own_file, job)
         if job.is_leader:
             print_agreed(console, config, plan, budget, has_key=options.key is not None)
@@ -140,7 +142,7 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
         writer = CheckpointWriter(folder, job, config.checkpoints.keep)
         validation = Validator(data.validation_studies, config.validation, state, job, batching, history)
         cadence = cadence_of_run(config.checkpoints, config.validation, budget)
-        between_steps = BetweenSteps(cadence, job, plan, state, writer, validation, stop, show_verdict)
+        between_steps = BetweenSteps(cadence, job, plan, network, state, writer, validation, stop, show_verdict)
         engine = Engine(
             state, job, plan, config.training, budget.num_steps, loss, ask=lambda: (stop.reason(), writer.writing)
         )

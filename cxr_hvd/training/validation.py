@@ -25,7 +25,7 @@ from cxr_hvd.config.sections import Validation
 from cxr_hvd.data.loader import Batching, plain_batches
 from cxr_hvd.data.studies import StudySet
 from cxr_hvd.models.forward import forward
-from cxr_hvd.stats.metrics import compute_metrics
+from cxr_hvd.stats.metrics import choose_thresholds, compute_metrics
 from cxr_hvd.training.history import History
 from cxr_hvd.training.records import Verdict
 from cxr_hvd.training.state import TrainingState
@@ -75,7 +75,7 @@ class Validator:
     def judge(self, step: int) -> Verdict:
         """Judge every site's network after so many steps. Collective: every rank. Blocking."""
         started = time.perf_counter()
-        auroc, accuracy = self._judge_site(step)
+        auroc, accuracy, thresholds = self._judge_site(step)
         answer = torch.tensor([auroc], dtype=torch.float64)
         auroc_of_rank = self._job.allgather_numbers(answer, "auroc", _read_auroc)
         topology = self._job.topology
@@ -95,6 +95,7 @@ class Validator:
             is_best=self._history.best_step == step,
             seconds=time.perf_counter() - started,
             auroc_of_site=auroc_of_site,
+            thresholds=thresholds,
         )
 
     def _network(self) -> nn.Module:
@@ -103,15 +104,21 @@ class Validator:
         self._mean_model.load_state_dict(self._state.weight_mean.tensors(), strict=False)
         return self._mean_model
 
-    def _judge_site(self, step: int) -> tuple[float, float | None]:
-        """Return the site's mean AUROC (NaN where undefined) and accuracy; the same on all its ranks."""
+    def _judge_site(self, step: int) -> tuple[float, float | None, dict[str, float]]:
+        """Return the site's mean AUROC (NaN where undefined), accuracy, thresholds; the same on all its ranks."""
         if not len(self._studies):
-            return math.nan, None
+            return math.nan, None, {}
         studies = self._studies
         probabilities_NL = predict_at_site(self._network(), studies, self._batching, self._job, step - 1)
         metrics = compute_metrics(probabilities_NL, studies.targets, studies.known, studies.label_names)
         auroc = math.nan if metrics.macro_auroc is None else metrics.macro_auroc
-        return auroc, metrics.mean_accuracy
+        chosen = choose_thresholds(probabilities_NL, studies.targets, studies.known)
+        thresholds = {
+            label: threshold
+            for label, threshold in zip(studies.label_names, chosen, strict=True)
+            if threshold is not None
+        }
+        return auroc, metrics.mean_accuracy, thresholds
 
 
 def _read_auroc(numbers: list[float]) -> float:
@@ -189,9 +196,11 @@ def predict(
             on_batch()
             logits_BL = forward(model, batch.images, "fp32")
             rows.append(torch.sigmoid(logits_BL).cpu().numpy())
-    probabilities_NL = np.empty((len(positions), studies.targets.shape[1]), dtype=np.float32)
-    if rows:
-        probabilities_NL[order] = np.concatenate(rows)
+    if not rows:
+        return np.empty((0, studies.targets.shape[1]), dtype=np.float32)
+    ordered_NL = np.concatenate(rows)  # as many columns as the network has outputs
+    probabilities_NL = np.empty_like(ordered_NL)
+    probabilities_NL[order] = ordered_NL
     return probabilities_NL
 
 

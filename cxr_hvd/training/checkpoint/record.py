@@ -11,6 +11,7 @@ from cxr_hvd.files import read_plain
 from cxr_hvd.record import Record, Step, first_problem
 from cxr_hvd.training.history import History
 from cxr_hvd.training.loss_scale import LossScaleState
+from cxr_hvd.training.network_record import NetworkRecord
 
 STATE_FILE = "state.json"
 MAX_STATE_BYTES = 1 << 16
@@ -29,6 +30,7 @@ class CheckpointRecord(Record):
         num_skipped_in_a_row: steps without an update, up to this one.
         loss_scale: of fp16; None otherwise.
         validation: the validations before it.
+        network: what the network is; None in checkpoints of earlier versions.
     """
 
     step: Step
@@ -39,6 +41,7 @@ class CheckpointRecord(Record):
     num_skipped_in_a_row: Step = 0
     loss_scale: LossScaleState | None = None
     validation: History = History()
+    network: NetworkRecord | None = None
 
 
 def read_checkpoint_record(checkpoint: Path) -> CheckpointRecord:

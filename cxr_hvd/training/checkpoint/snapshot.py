@@ -17,6 +17,7 @@ from cxr_hvd.partial.plan import Scope, SharingPlan
 from cxr_hvd.training.checkpoint.files import load_tensors
 from cxr_hvd.training.checkpoint.record import CheckpointRecord, read_checkpoint_record
 from cxr_hvd.training.history import History
+from cxr_hvd.training.network_record import NetworkRecord
 from cxr_hvd.training.state import StateSnapshot, TrainingState, load_weights
 
 Files = dict[str, dict[str, Tensor]]
@@ -39,7 +40,13 @@ class Snapshot:
 
 
 def take_snapshot(
-    state: TrainingState, topology: Topology, plan: SharingPlan, step: int, num_steps: int, history: History
+    state: TrainingState,
+    topology: Topology,
+    plan: SharingPlan,
+    step: int,
+    num_steps: int,
+    history: History,
+    network: NetworkRecord | None = None,
 ) -> Snapshot:
     """Copy what this rank keeps after so many steps of a run. Not collective.
 
@@ -47,6 +54,7 @@ def take_snapshot(
         step: steps that are done.
         num_steps: steps of the whole run; after the last one all ranks of a site are alike.
         history: the validations so far.
+        network: what the network is.
     """
     has_own_weights = plan.exchange == "weights" and step % plan.every != 0 and step != num_steps
     content = state.snapshot(has_weights=topology.is_site_leader or has_own_weights)
@@ -59,6 +67,7 @@ def take_snapshot(
         num_skipped_in_a_row=content.num_skipped_in_a_row,
         loss_scale=content.loss_scale,
         validation=history,
+        network=network,
     )
     return Snapshot(record, lay_out(content, topology, plan))
 

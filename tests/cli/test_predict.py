@@ -1,0 +1,124 @@
+"""`cxr-hvd predict`: a trained network's answers are evaluation's, and there is none where nobody taught it."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cxr_hvd
+from cxr_hvd.config.file import load_config
+from cxr_hvd.data.loader import batching_of_run
+from cxr_hvd.data.studies import StudySet
+from cxr_hvd.deploy.network import load_model
+from cxr_hvd.study.labels import LABELS
+from cxr_hvd.study.layout import Split
+from cxr_hvd.study.study_file import StudyFile
+from cxr_hvd.training.validation import predict
+from lab.launch import BIN, PROJECT, launch, need_horovod
+from lab.study_files import write_study_file
+from tests.helpers.commands import cxr_here
+
+need_horovod()
+
+SITES = {"chexpert": ("Fracture", "Pneumonia"), "mimic": ("Pneumonia",)}
+"""What each site's source says nothing of."""
+
+SPLITS = (Split.TRAIN, Split.VALIDATE, Split.TEST)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sites' study files, and run D on them."""
+    folder = tmp_path_factory.mktemp("predict")
+    for seed, (site, unknown) in enumerate(SITES.items()):
+        write_study_file(folder / f"{site}.h5", 48, seed, SPLITS, unknown, site=site)
+    settings = ["model.name=tiny", "model.image_size=32", "training.batch_size=4", "training.max_steps=4"]
+    settings += ["training.precision=fp32", *(f"sites.{site}.data={folder / site}.h5" for site in SITES)]
+    words = [word for setting in settings for word in ("--set", setting)]
+    config = str(PROJECT / "jobs/configs/D.yaml")
+    job = launch(2, [str(BIN / "cxr-hvd"), "train", config, "--run", str(folder / "run"), *words])
+    assert job.exit_code == 0, job.output
+    return folder
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_answers_are_those_of_evaluation_bit_for_bit(folder: Path, site: str) -> None:
+    """Also for studies of another hospital, in a table and as JSON lines."""
+    out = folder / f"{site}.csv"
+    run = (folder / "run", folder / "mimic.h5", "--site", site, "--split", "test", "--overwrite")
+    for path in (out, out.with_suffix(".jsonl")):
+        job = cxr_here("predict", *run, "--out", path)
+        assert job.exit_code == 0, job.output
+        assert f"network of {site} after 4 steps of experiment D: tiny, 32 px" in job.output
+    network = load_model(folder / "run" / site)
+    config = load_config(folder / "run" / site / "config.yaml")
+    with StudyFile(folder / "mimic.h5") as file:
+        studies = StudySet([file], Split.TEST, config.labels.policy(LABELS))
+        expected_NL = predict(network.model, studies, np.arange(len(studies)), batching_of_run(config, 1))
+        ids = file.study_ids[file.indices(Split.TEST)]
+    trained = [label for label in LABELS if label not in SITES[site]]
+    rows = rows_of(out)
+    assert [row["study_id"] for row in rows[:: len(LABELS)]] == list(ids)
+    for row in rows:
+        expected = expected_NL[list(ids).index(row["study_id"]), LABELS.index(row["label"])]
+        if row["label"] in trained:
+            assert np.float32(row["probability"]) == expected
+            present = float(row["probability"]) >= float(row["threshold"]) if row["threshold"] else None
+            assert row["decision"] == {True: "present", False: "absent", None: ""}[present]
+        else:
+            assert (row["probability"], row["threshold"], row["decision"]) == ("", "", "")
+            assert row["remark"] == "never trained"
+    assert any(row["threshold"] for row in rows)
+    lines = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    assert [str(line["probability"] or "") for line in lines] == [row["probability"] for row in rows]
+
+
+def test_a_network_says_what_it_knows(folder: Path) -> None:
+    """A head of one's own was trained on what the own site knows; what no source mentions is known to nobody."""
+    known = {site: [label for label in LABELS if label not in unknown] for site, unknown in SITES.items()}
+    for site in SITES:
+        record = cxr_hvd.load_model(str(folder / "run"), site).record
+        assert record.known_labels == known and record.trained_labels == known[site]
+        assert record.private_blocks == ["stem", "denseblock1", "denseblock4", "head"]
+        assert (record.site, record.sites, record.pixels) == (site, list(SITES), "test-1")
+        state = json.loads((folder / "run" / site / "checkpoints" / "latest" / "state.json").read_text())
+        assert state["network"] == record.model_dump()
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (
+            (),
+            "expected the site whose network is meant, since private blocks differ: --site chexpert or --site",
+        ),
+        (("--site", "cheXpert"), "has the networks of chexpert, mimic"),
+        (("--site", "mimic", "--out", "answers.txt"), "expected a name that ends in .csv or .jsonl"),
+    ],
+)
+def test_a_wrong_question_is_one_line(folder: Path, more: tuple[str, ...], line: str) -> None:
+    out = () if "--out" in more else ("--out", folder / "answers.csv")
+    job = cxr_here("predict", folder / "run", folder / "mimic.h5", *out, *more)
+    assert job.exit_code != 0 and line in job.output
+    assert not (folder / "answers.csv").exists()
+
+
+def test_images_of_another_pixel_pipeline_are_refused(folder: Path) -> None:
+    other = write_study_file(folder / "other.h5", pixels="test-2")
+    job = cxr_here("predict", folder / "run" / "mimic", other, "--out", folder / "answers.csv")
+    assert job.exit_code == 1
+    assert "expected images of pixel pipeline test-1, which mimic trained on, found test-2" in job.output
+
+
+def test_answers_are_not_replaced_unasked(folder: Path) -> None:
+    out = folder / "kept.csv"
+    out.write_text("mine")
+    job = cxr_here("predict", folder / "run" / "mimic", folder / "mimic.h5", "--out", out)
+    assert job.exit_code == 2 and out.read_text() == "mine"
