@@ -9,7 +9,7 @@ import typer
 from cxr_hvd.cli.options import RunPath
 from cxr_hvd.terminal import say
 
-PREDICT_EXAMPLE = "Example: cxr-hvd predict runs/D new.h5 --site chexpert --out answers.csv"
+PREDICT_EXAMPLE = "Example: cxr-hvd predict runs/D mimic.h5 --site chexpert --out answers.csv"
 
 
 class WhichCheckpoint(StrEnum):

@@ -46,6 +46,7 @@ HERE = (
     "cxr-hvd plan jobs/configs/D.yaml",
     "cxr-hvd train jobs/configs/D.yaml --run runs/D",
     "cxr-hvd evaluate runs/D",
+    "cxr-hvd predict runs/D mimic.h5 --site chexpert --out answers.csv",
     "cxr-hvd experiment A B C D --seeds 5 --config jobs/configs/paper.yaml --out runs/paper",
     "cxr-hvd report runs/paper",
     "mpirun --bind-to none -np 2 cxr-hvd train jobs/configs/D.yaml --run runs/D --resume auto --time-limit 12:00:00",
