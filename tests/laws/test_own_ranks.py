@@ -32,7 +32,15 @@ def test_it_starts_its_ranks_shows_one_bar_and_stops_on_request(tmp_path: Path) 
     variables = environment(TERM="xterm")
     del variables["COLUMNS"]
     with subprocess.Popen(
-        command, env=variables, cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=inside, stderr=inside
+        command,
+        env=variables,
+        cwd=PROJECT,
+        stdin=subprocess.DEVNULL,
+        stdout=inside,
+        stderr=inside,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where tests run in the background
     ) as process:
         os.close(inside)
         shown = _read(terminal, process, until=r" [0-9]+/10000")
