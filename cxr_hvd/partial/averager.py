@@ -31,8 +31,8 @@ class PartialAverager:
     all ranks plan the same and start from the same shared weights, and lays the model's tensors out in flat
     buffers: create it after `model.to(device)`, and load weights with `load_state_dict`, which copies.
 
-    Gradients are averaged as they are: with float16 and `torch.amp.GradScaler`, whose scales may differ between
-    ranks, average weights, or compute in bfloat16.
+    Nothing looks at the numbers: what is not finite on one rank reaches all. Gradients are averaged as they are:
+    with `torch.amp.GradScaler`, whose scales may differ between ranks, average weights, or compute in bfloat16.
 
     Collective: all ranks create one, with the same arguments, and take the same number of steps.
 
