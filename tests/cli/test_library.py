@@ -10,7 +10,7 @@ from lab.launch import BIN, Finished, launch, need_horovod, run
 
 need_horovod()
 
-SLOWER = [pytest.param("gloo", marks=pytest.mark.slow)]
+AT_NIGHT = [pytest.param(name, marks=(pytest.mark.slow, pytest.mark.night)) for name in ("gloo", "horovodrun")]
 
 LOOP = """
 import sys
@@ -40,7 +40,7 @@ def run_loop(folder: Path, launcher: str, after_step: str = "pass", sites: str =
     return launch(2, [sys.executable, str(script)], launcher, limit_s=90, folder=folder, **more)
 
 
-@pytest.mark.parametrize("launcher", ["mpirun", *SLOWER, pytest.param("horovodrun", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("launcher", ["mpirun", *AT_NIGHT])
 def test_a_loop_begins_and_ends_under_every_launcher(launcher: str, tmp_path: Path) -> None:
     job = run_loop(tmp_path, launcher)
     assert job.exit_code == 0, job.output
@@ -62,7 +62,7 @@ def test_errors_of_one_process_are_raised_as_they_are(tmp_path: Path) -> None:
     assert (job.exit_code, job.output) == (0, "raised\n" * 3)
 
 
-@pytest.mark.parametrize("launcher", ["mpirun", *SLOWER])
+@pytest.mark.parametrize("launcher", ["mpirun", *AT_NIGHT])
 def test_a_rank_that_leaves_early_is_named_by_all_and_nobody_waits(launcher: str, tmp_path: Path) -> None:
     """One takes fewer steps and leaves the loop and the job: the others are told, not left to wait."""
     leaves = 'if step == 1 and job.site == "south": break'

@@ -54,7 +54,7 @@ def ok(job: Finished) -> Finished:
             "torchvision/mobilenet_v3_small",
             ("model.norm=group", "training.precision=bf16"),
             "classifier.3.weight",
-            marks=pytest.mark.slow,
+            marks=(pytest.mark.slow, pytest.mark.night),
         ),
         pytest.param("timm/test_vit", ("sharing.exchange=gradients",), "head.weight", marks=pytest.mark.slow),
     ],
