@@ -22,7 +22,9 @@ FILES = Path(__file__).with_name("files.tar.xz")
 def folder(tmp_path: Path) -> Path:
     """A folder with the earlier version's files."""
     with tarfile.open(FILES) as files:
-        files.extractall(tmp_path, filter="data")
+        if hasattr(tarfile, "data_filter"):  # not in Python 3.11.2, which is Debian 12's
+            files.extraction_filter = tarfile.data_filter
+        files.extractall(tmp_path)
     return tmp_path
 
 
