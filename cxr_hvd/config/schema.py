@@ -6,6 +6,8 @@ A loaded config never changes. Here is the whole, and what its sections must be 
 `sections`, and how a file becomes a config in `file`. docs/decisions/0009-libraries.md says why pydantic.
 """
 
+import hashlib
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -131,3 +133,8 @@ class Config(Section):
             raise ConfigError(f"no site is called '{site}', only {', '.join(known)}{nearest(site, known)}")
         alone = self.sites[site].model_copy(update={"ranks": 1})
         return self.model_copy(update={"sites": {site: alone}})
+
+
+def config_digest(config: Config) -> str:
+    """Return the SHA-256, in hexadecimal, of what all sites have alike in a config."""
+    return hashlib.sha256(json.dumps(config.shared_part(), sort_keys=True).encode()).hexdigest()

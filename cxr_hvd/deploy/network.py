@@ -22,7 +22,7 @@ from cxr_hvd.training.checkpoint.record import read_checkpoint_record
 from cxr_hvd.training.checkpoint.snapshot import load_judged_weights
 from cxr_hvd.training.network_record import NetworkRecord
 from cxr_hvd.training.records import Verdict
-from cxr_hvd.training.run_folder import BEST, LATEST, MAX_LOG_BYTES, RunFolder, sites_in
+from cxr_hvd.training.run_folder import LATEST, MAX_LOG_BYTES, RunFolder, sites_in
 
 Checkpoint = Literal["auto", "best", "latest"]
 
@@ -86,8 +86,7 @@ def load_model(
     """
     folder = _site_folder(Path(path), site)
     config = folder.config()
-    has_best = (folder.checkpoints / BEST).exists()
-    source = folder.checkpoints / (checkpoint if checkpoint != "auto" else BEST if has_best else LATEST)
+    source = folder.judged_checkpoint() if checkpoint == "auto" else folder.checkpoints / checkpoint
     record = read_checkpoint_record(source).network
     if record is None:
         raise CheckpointError(

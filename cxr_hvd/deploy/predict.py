@@ -84,14 +84,14 @@ def check_pixels(network: TrainedNetwork, file: StudyFile) -> None:
 def _answer(
     network: TrainedNetwork, file: StudyFile, study_id: str, split: Split, label: str, score: float
 ) -> Answer:
-    threshold, decision, remark = network.thresholds.get(label), None, ""
-    if not network.is_trained(label):
+    is_trained, threshold = network.is_trained(label), network.thresholds.get(label)
+    decision, remark = None, ""
+    if not is_trained:
         remark = NEVER_TRAINED
     elif threshold is None:
         remark = NO_THRESHOLD
     else:
         decision = "present" if score >= threshold else "absent"
-    is_trained = network.is_trained(label)
     return Answer(
         file=file.path.name,
         study_id=study_id,

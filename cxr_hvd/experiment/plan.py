@@ -6,10 +6,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from cxr_hvd.config.file import load_config
-from cxr_hvd.config.schema import Config
+from cxr_hvd.config.schema import Config, config_digest
 from cxr_hvd.data.studies import check_pixel_pipelines
 from cxr_hvd.errors import StudyFileError, UsageError
-from cxr_hvd.experiment.scores import config_digest
 from cxr_hvd.experiment.variants import Variant, configure
 from cxr_hvd.launch.launchers import path_word
 from cxr_hvd.study.layout import Split

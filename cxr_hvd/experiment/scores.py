@@ -4,7 +4,6 @@
 no image. Scores of single studies are as private as the studies: the file has mode 0600, and nothing here travels.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from pydantic import Field, ValidationError, model_validator
 from safetensors.numpy import save_file
 
 from cxr_hvd import __version__
-from cxr_hvd.config.schema import Config
 from cxr_hvd.config.sections import SiteName
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.files import open_plain, replaced_file
@@ -118,11 +116,6 @@ class RunScores:
     origin: Origin
     truth: Mapping[tuple[str, str], Truth]
     probabilities: Mapping[tuple[str, str, str], NDArray[np.float32]]
-
-
-def config_digest(config: Config) -> str:
-    """Return the SHA-256, in hexadecimal, of what all sites have alike in a config."""
-    return hashlib.sha256(json.dumps(config.shared_part(), sort_keys=True).encode()).hexdigest()
 
 
 def write_scores(path: Path, scores: RunScores) -> None:

@@ -21,12 +21,12 @@ from safetensors.numpy import load_file, save_file
 
 from cxr_hvd.comm.communicator import Communicator, together
 from cxr_hvd.comm.device import choose_device, set_threads
-from cxr_hvd.config.schema import Config
+from cxr_hvd.config.schema import Config, config_digest
 from cxr_hvd.config.sections import SITE_PATTERN
 from cxr_hvd.data.loader import batching_of_run
 from cxr_hvd.data.studies import StudySet, check_pixel_pipelines
 from cxr_hvd.errors import CheckpointError, UsageError
-from cxr_hvd.experiment.scores import AVERAGED, COMMON, NAME, Origin, RunScores, Truth, config_digest, write_scores
+from cxr_hvd.experiment.scores import AVERAGED, COMMON, NAME, Origin, RunScores, Truth, write_scores
 from cxr_hvd.files import begin_folder, folder_beside
 from cxr_hvd.models.build import build_model
 from cxr_hvd.partial.blocks import tensor_specs

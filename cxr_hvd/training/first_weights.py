@@ -19,7 +19,7 @@ from cxr_hvd.study.labels import LABELS
 from cxr_hvd.training.checkpoint.record import STATE_FILE
 from cxr_hvd.training.checkpoint.snapshot import load_judged_tensors
 from cxr_hvd.training.records import RunEnvironment
-from cxr_hvd.training.run_folder import BEST, LATEST, RunFolder, sites_in
+from cxr_hvd.training.run_folder import RunFolder, sites_in
 
 MAX_RECORD_BYTES = 1 << 20
 
@@ -75,7 +75,7 @@ def read_run_weights(path: Path) -> Weights:
         checkpoint, folder = path, RunFolder(path.resolve().parents[2], path.resolve().parents[1].name)
     else:
         folder = _site_folder(path)
-        checkpoint = folder.checkpoints / (BEST if (folder.checkpoints / BEST).exists() else LATEST)
+        checkpoint = folder.judged_checkpoint()
     step, tensors = load_judged_tensors(checkpoint)
     source = f"{checkpoint}, step {step}"
     as_float32 = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}

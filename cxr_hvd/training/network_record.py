@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from cxr_hvd.comm.job import Job
-from cxr_hvd.config.schema import Config, ExperimentName
+from cxr_hvd.config.schema import Config, ExperimentName, config_digest
 from cxr_hvd.config.sections import SiteName
 from cxr_hvd.data.studies import TrainingData
 from cxr_hvd.partial.plan import Scope, SharingPlan
@@ -78,8 +78,10 @@ def describe_network(config: Config, plan: SharingPlan, data: TrainingData, job:
         image_size=config.model.image_size,
         blocks=list(scopes),
         private_blocks=[block for block, found in scopes.items() if Scope.PRIVATE in found],
-        config_sha256=_digest(config.shared_part()),
-        plan_sha256=_digest(plan_record(plan).model_dump()),
+        config_sha256=config_digest(config),
+        plan_sha256=hashlib.sha256(
+            json.dumps(plan_record(plan).model_dump(), sort_keys=True).encode()
+        ).hexdigest(),
     )
 
 
@@ -103,7 +105,3 @@ def _read_known(answer: list[float]) -> list[bool]:
     if any(number not in (0, 1) for number in answer):
         raise ValueError("expected 0 or 1 for each label")
     return [bool(number) for number in answer]
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

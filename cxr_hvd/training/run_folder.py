@@ -106,6 +106,11 @@ class RunFolder:
         """Return where the checkpoint after so many steps is, or would be."""
         return self.checkpoints / f"step-{step}"
 
+    def judged_checkpoint(self) -> Path:
+        """Return the best checkpoint by validation, or the latest where nothing was validated."""
+        best = self.checkpoints / BEST
+        return best if best.exists() else self.checkpoints / LATEST
+
     def steps(self) -> list[int]:
         """Return the steps after which there is a checkpoint, the newest first."""
         names = [path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*")]

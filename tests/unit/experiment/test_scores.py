@@ -10,10 +10,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from cxr_hvd.config.file import parse_config
-from cxr_hvd.config.schema import Config
+from cxr_hvd.config.schema import Config, config_digest
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.experiment.scored_runs import load_runs, name_of
-from cxr_hvd.experiment.scores import NAME, config_digest, read_scores, write_scores
+from cxr_hvd.experiment.scores import NAME, read_scores, write_scores
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.training.validation import share_of
 from tests.helpers.scores import SITES, runs_of, scores_of

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from cxr_hvd.config.schema import config_digest
 from cxr_hvd.errors import ConfigError, CxrHvdError, UsageError
-from cxr_hvd.experiment.scores import config_digest
 from cxr_hvd.experiment.variants import choose_variants, configure, private_of
 from lab.launch import PROJECT
 
