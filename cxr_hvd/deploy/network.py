@@ -1,91 +1,67 @@
-"""Load a trained network from its run: a model, and what it can speak of.
+"""Load a trained network: a model, and what it can speak of.
 
     network = cxr_hvd.load_model("runs/D/chexpert")
     logits = network.model(images)                       # (B, 1 to 20, H, W), 0 to 1, of network.image_size
 
-Owns which network of a run is meant. What a checkpoint says of itself is in `training.network_record`.
+Owns which network is meant. What a network says of itself is in `training.network_record`.
 """
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from torch import nn
-
-from cxr_hvd.config.schema import Config
+from cxr_hvd.deploy.combine import AVERAGED, ENSEMBLE, average_networks, ensemble_networks
+from cxr_hvd.deploy.network_file import NETWORK_FILE, read_network
+from cxr_hvd.deploy.trained_network import TrainedNetwork
 from cxr_hvd.errors import CheckpointError, UsageError
 from cxr_hvd.files import read_plain
 from cxr_hvd.models.build import build_model
 from cxr_hvd.training.checkpoint.record import read_checkpoint_record
 from cxr_hvd.training.checkpoint.snapshot import load_judged_weights
-from cxr_hvd.training.network_record import NetworkRecord
 from cxr_hvd.training.records import Verdict
 from cxr_hvd.training.run_folder import LATEST, MAX_LOG_BYTES, RunFolder, sites_in
 
 Checkpoint = Literal["auto", "best", "latest"]
 
-
-@dataclass(frozen=True)
-class TrainedNetwork:
-    """A network with all that its answers need.
-
-    Attributes:
-        model: images (B, 1 to 20, H, W), 0 to 1, to logits (B, L); in evaluation mode, on the CPU.
-        record: what it is: labels, those that were trained, pixel pipeline, blocks, site.
-        config: of its run.
-        thresholds: from which probability on a label is present, chosen on its site's VALIDATE studies; labels
-            for which there is none are left out.
-        step: steps that it was trained for.
-        source: the checkpoint that it was read from.
-    """
-
-    model: nn.Module
-    record: NetworkRecord
-    config: Config
-    thresholds: Mapping[str, float]
-    step: int
-    source: Path
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """Its outputs, in order."""
-        return tuple(self.record.label_names)
-
-    @property
-    def image_size(self) -> int:
-        """The side of its images in pixels."""
-        return self.record.image_size
-
-    def is_trained(self, label: str) -> bool:
-        """Whether any study that trained this output knew the label: else its answers mean nothing."""
-        return label in self.record.trained_labels
-
-    def __str__(self) -> str:
-        trained = len(self.record.trained_labels)
-        return (
-            f"network of {self.record.site} after {self.step} steps of experiment {self.record.experiment}: "
-            f"{self.record.name}, {self.image_size} px, {trained} of {len(self.label_names)} labels trained"
-        )
+COMBINATIONS = {AVERAGED: average_networks, ENSEMBLE: ensemble_networks}
+"""What `site` may be besides a site's name."""
 
 
 def load_model(
-    path: str | os.PathLike[str], site: str | None = None, checkpoint: Checkpoint = "auto"
+    path: str | os.PathLike[str],
+    site: str | None = None,
+    checkpoint: Checkpoint = "auto",
+    function: str | None = None,
 ) -> TrainedNetwork:
-    """Load the network of a run. Not collective.
+    """Load a trained network. Not collective.
 
     Args:
-        path: a run's folder (`runs/D`), or a site's in it (`runs/D/chexpert`).
-        site: whose network, where the run has several and they differ.
-        checkpoint: `best` by validation, `latest`, or `auto`: the best where there is one.
+        path: a run's folder (`runs/D`), a site's in it (`runs/D/chexpert`), a network file (`.safetensors`), or
+            the folder of an export.
+        site: whose network, where a run has several and they differ; `averaged`: private blocks are the mean of
+            the sites'; `ensemble`: the mean of the sites' probabilities.
+        checkpoint: of a run: `best` by validation, `latest`, or `auto`: the best where there is one.
+        function: `package.module:function`, where a network file says that this builds the network.
 
     Raises:
         CxrHvdError: there is no such network, it is damaged, or it is of an earlier version that did not note what
             its network knows.
     """
-    folder = _site_folder(Path(path), site)
-    config = folder.config()
+    path = Path(path)
+    file = path / NETWORK_FILE if (path / NETWORK_FILE).exists() else path
+    if not file.is_dir():
+        network = read_network(file, function)
+        if site not in (None, network.site):
+            raise UsageError(f"--site {site}: {file} holds the network of {network.site} alone")
+        return network
+    combine = COMBINATIONS.get(site or "")
+    names = [] if (path / "config.yaml").is_file() else sites_in(path)
+    if combine and names and site not in names:
+        return combine([_load_from_run(RunFolder(path, name), checkpoint) for name in names])
+    return _load_from_run(_site_folder(path, site), checkpoint)
+
+
+def _load_from_run(folder: RunFolder, checkpoint: Checkpoint) -> TrainedNetwork:
     source = folder.judged_checkpoint() if checkpoint == "auto" else folder.checkpoints / checkpoint
     record = read_checkpoint_record(source).network
     if record is None:
@@ -93,9 +69,11 @@ def load_model(
             f"{source}: expected a network that says which labels it was trained on, found one of an earlier "
             "version: go on with its run for a step (cxr-hvd train --resume auto), and it will"
         )
+    config = folder.config()
     model = build_model(config.model, len(record.label_names), config.seed)
     step = load_judged_weights(source, model)
-    return TrainedNetwork(model.eval(), record, config, _thresholds(folder, step), step, source)
+    record = record.model_copy(update={"step": step, "thresholds": _thresholds(folder, step)})
+    return TrainedNetwork(model.eval(), record, source)
 
 
 def _site_folder(path: Path, site: str | None) -> RunFolder:
@@ -107,7 +85,7 @@ def _site_folder(path: Path, site: str | None) -> RunFolder:
     if site is None and len(names) > 1 and not _are_alike(path, names):
         raise UsageError(
             f"{path}: expected the site whose network is meant, since private blocks differ: --site "
-            f"{' or --site '.join(names)}"
+            f"{' or --site '.join(names)}; or --site averaged or ensemble for all of them"
         )
     if site is not None and site not in names:
         raise UsageError(f"--site {site}: {path} has the networks of {', '.join(names)}")

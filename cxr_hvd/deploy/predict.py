@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cxr_hvd.data.loader import batching_of_run
+from cxr_hvd.config.sections import Labels
+from cxr_hvd.data.loader import Batching, threads_for
 from cxr_hvd.data.studies import StudySet
-from cxr_hvd.deploy.network import TrainedNetwork
+from cxr_hvd.deploy.trained_network import TrainedNetwork
 from cxr_hvd.errors import CxrHvdError, StudyFileError, UsageError
 from cxr_hvd.files import replaced_file
 from cxr_hvd.study.layout import Split
@@ -62,8 +63,9 @@ def predict_file(
         StudyFileError: the file's images were made by another pixel pipeline than those that trained the network.
     """
     check_pixels(network, file)
-    batching = batching_of_run(network.config, torch.get_num_threads())
-    policy = network.config.labels.policy(file.header.label_names)
+    check_labels(network, file)
+    batching = batching_of_network(network)
+    policy = Labels().policy(file.header.label_names)
     for split in splits:
         studies, ids = StudySet([file], split, policy), file.study_ids[file.indices(split)]
         scores_NL = predict(network.model, studies, np.arange(len(studies)), batching, on_batch)
@@ -72,11 +74,26 @@ def predict_file(
                 yield _answer(network, file, str(study_id), split, label, score)
 
 
+def batching_of_network(network: TrainedNetwork) -> Batching:
+    """Return how batches are made where a network is judged: as evaluation makes them."""
+    threads = threads_for("auto", torch.get_num_threads())
+    return Batching(network.record.batch_size, network.image_size, threads)
+
+
+def check_labels(network: TrainedNetwork, file: StudyFile) -> None:
+    """Raise where a file's labels are not the network's, in its order."""
+    if file.header.label_names != network.label_names:
+        raise StudyFileError(
+            f"{file.path}: expected the labels of {network.site}'s network in its order, found others: write the "
+            "file again with cxr-preprocess"
+        )
+
+
 def check_pixels(network: TrainedNetwork, file: StudyFile) -> None:
     """Raise where a file's images look different from those that the network was trained on."""
-    if network.config.pixel_pipelines == "same" and file.header.pixels != network.record.pixels:
+    if network.record.pixel_pipelines == "same" and file.header.pixels != network.record.pixels:
         raise StudyFileError(
-            f"{file.path}: expected images of pixel pipeline {network.record.pixels}, which {network.record.site} "
+            f"{file.path}: expected images of pixel pipeline {network.record.pixels}, which {network.site} "
             f"trained on, found {file.header.pixels}: write the file again with cxr-preprocess --pixels"
         )
 
@@ -96,7 +113,7 @@ def _answer(
         file=file.path.name,
         study_id=study_id,
         split=split.name.lower(),
-        site=network.record.site,
+        site=network.site,
         step=network.step,
         label=label,
         probability=score if is_trained else None,

@@ -30,6 +30,9 @@ PREFIXES = ("module.", "model.", "_orig_mod.")
 LABEL_NAMES = "label_names"
 """Key of a safetensors file's metadata: the labels of its outputs in their order, as a JSON list."""
 
+NETWORK = "network"
+"""Key of the metadata of this program's own files: a JSON object that holds `label_names`."""
+
 _OLD_DENSENET = re.compile(r"(norm|relu|conv)\.([12])(?=\.)")
 _LABEL_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
@@ -81,10 +84,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | 
         open_plain(path, follows_links=True).close()  # a pipe would hang who opens it
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-            label_names = json.loads((file.metadata() or {}).get(LABEL_NAMES, "null"))
+            metadata = file.metadata() or {}
+            network = json.loads(metadata.get(NETWORK, "null"))
+            label_names = json.loads(metadata.get(LABEL_NAMES, "null"))
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         why = getattr(error, "strerror", None) or type(error).__name__
         raise WeightsError(f"{path}: expected a file of safetensors, found {why}") from error
+    if isinstance(network, dict):
+        label_names = network.get(LABEL_NAMES)
     is_list = isinstance(label_names, list) and all(isinstance(name, str) for name in label_names)
     as_float32 = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
     return as_float32, tuple(label_names) if is_list else None

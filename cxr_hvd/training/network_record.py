@@ -1,6 +1,7 @@
 """What a trained network is, beside its tensors: which labels it can speak of, on which images, and whose it is.
 
-A checkpoint's `state.json` holds it, so that a network can be used without the config and the data of its run.
+A checkpoint's `state.json` holds it, and so does the metadata of every file of weights, so that a network can be
+used without the config and the data of its run.
 """
 
 import hashlib
@@ -13,15 +14,21 @@ from pydantic import Field
 
 from cxr_hvd.comm.job import Job
 from cxr_hvd.config.schema import Config, ExperimentName, config_digest
-from cxr_hvd.config.sections import SiteName
+from cxr_hvd.config.sections import Model, Positive, SiteName
 from cxr_hvd.data.studies import TrainingData
 from cxr_hvd.partial.plan import Scope, SharingPlan
 from cxr_hvd.partial.record import plan_record
-from cxr_hvd.record import Name, Record
+from cxr_hvd.record import Finite, Name, Record, Step
 from cxr_hvd.study.layout import Split
 
 Names = Annotated[list[Name], Field(max_length=256)]
 HEAD = "head"
+
+METADATA_KEY = "network"
+"""The one key of a safetensors file's metadata: its writer puts several in an order that differs each time."""
+
+OF_ONE_SITE = {"site", "trained_labels", "pixels", "thresholds"}
+"""What the shared weights do not say: their file is the same at all sites, byte by byte."""
 
 
 class NetworkRecord(Record):
@@ -37,9 +44,14 @@ class NetworkRecord(Record):
         name, norm, image_size: section `model` of the config.
         blocks, private_blocks: the network's blocks, and those that stay at the site, in its order.
         config_sha256, plan_sha256: of what all sites have alike in the config, and of the sharing plan.
+        pixel_pipelines: section of the config: whether images of any pixel pipeline may be judged.
+        batch_size: studies of a batch where it is judged: scores are the same bit for bit in batches alike.
+        step: steps that it was trained for.
+        thresholds: from which probability on a label is present. Empty in a checkpoint, which is written before it
+            is validated: there they stand in the site's `validation.jsonl`.
     """
 
-    network_schema: Literal[1] = 1
+    network_schema: Literal[1, 2] = 2
     experiment: ExperimentName
     site: SiteName
     sites: Annotated[list[SiteName], Field(max_length=1024)]
@@ -48,12 +60,29 @@ class NetworkRecord(Record):
     trained_labels: Names
     pixels: Name
     name: Name
-    norm: Name
-    image_size: int
+    norm: Literal["batch", "group"]
+    image_size: Positive
     blocks: Annotated[list[Name], Field(max_length=4096)]
     private_blocks: Annotated[list[Name], Field(max_length=4096)]
     config_sha256: Name
     plan_sha256: Name
+    pixel_pipelines: Literal["same", "any"] = "same"
+    batch_size: Positive = 16
+    step: Step = 0
+    thresholds: dict[Name, Finite] = Field(default_factory=dict)
+
+    @property
+    def model(self) -> Model:
+        """Section `model` of a config that builds this network."""
+        return Model(name=self.name, norm=self.norm, image_size=self.image_size)
+
+    def metadata(self, is_of_site: bool = True) -> dict[str, str]:
+        """Return what a safetensors file of its weights says in its metadata.
+
+        Args:
+            is_of_site: whether the file is of one site; else what differs from site to site is left out.
+        """
+        return {METADATA_KEY: self.model_dump_json(exclude=set() if is_of_site else OF_ONE_SITE)}
 
 
 def describe_network(config: Config, plan: SharingPlan, data: TrainingData, job: Job) -> NetworkRecord:
@@ -82,6 +111,8 @@ def describe_network(config: Config, plan: SharingPlan, data: TrainingData, job:
         plan_sha256=hashlib.sha256(
             json.dumps(plan_record(plan).model_dump(), sort_keys=True).encode()
         ).hexdigest(),
+        pixel_pipelines=config.pixel_pipelines,
+        batch_size=config.training.batch_size,
     )
 
 

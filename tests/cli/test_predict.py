@@ -1,17 +1,22 @@
 """`cxr-hvd predict`: a trained network's answers are evaluation's, and there is none where nobody taught it."""
 
+import copy
 import csv
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors import safe_open
 
 import cxr_hvd
 from cxr_hvd.config.file import load_config
 from cxr_hvd.data.loader import batching_of_run
 from cxr_hvd.data.studies import StudySet
 from cxr_hvd.deploy.network import load_model
+from cxr_hvd.experiment.scoring import networks_of, open_whole
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import Split
 from cxr_hvd.study.study_file import StudyFile
@@ -41,6 +46,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     job = launch(2, [str(BIN / "cxr-hvd"), "train", config, "--run", str(folder / "run"), *words])
     assert job.exit_code == 0, job.output
     return folder
+
+
+def metadata_of(site_folder: Path, scope: str) -> str:
+    with safe_open(site_folder / "checkpoints" / "latest" / f"{scope}.safetensors", "pt") as file:
+        return file.metadata()["network"]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -89,7 +99,26 @@ def test_a_network_says_what_it_knows(folder: Path) -> None:
         assert record.private_blocks == ["stem", "denseblock1", "denseblock4", "head"]
         assert (record.site, record.sites, record.pixels) == (site, list(SITES), "test-1")
         state = json.loads((folder / "run" / site / "checkpoints" / "latest" / "state.json").read_text())
-        assert state["network"] == record.model_dump()
+        metadata = json.loads(metadata_of(folder / "run" / site, "private"))
+        assert metadata == state["network"] == record.model_copy(update={"thresholds": {}}).model_dump()
+
+
+def test_the_file_of_shared_weights_is_the_same_at_all_sites(folder: Path) -> None:
+    """It says what network it is a part of, and nothing that differs from site to site."""
+    files = [folder / "run" / site / "checkpoints/latest/shared.safetensors" for site in SITES]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    record = json.loads(metadata_of(folder / "run" / "mimic", "shared"))
+    assert record["label_names"] == list(LABELS) and record["step"] == 4
+    assert not record.keys() & {"site", "trained_labels", "pixels", "thresholds"}
+
+
+def test_averaged_is_the_network_that_evaluation_judges(folder: Path) -> None:
+    with ExitStack() as opened:
+        whole = open_whole(folder / "run", (), {}, opened)
+        judged = {name: copy.deepcopy(model.state_dict()) for name, model, _ in networks_of(whole, "latest")}
+    network = load_model(folder / "run", "averaged", "latest")
+    for name, tensor in network.model.state_dict().items():
+        assert torch.equal(tensor, judged["averaged"][name])
 
 
 @pytest.mark.parametrize(

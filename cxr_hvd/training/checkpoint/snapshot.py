@@ -23,7 +23,8 @@ from cxr_hvd.training.state import StateSnapshot, TrainingState, load_weights
 Files = dict[str, dict[str, Tensor]]
 """From the name of a file to the tensors that it holds."""
 
-WEIGHT_FILES = ("shared.safetensors", "private.safetensors")
+SHARED_FILE, PRIVATE_FILE = "shared.safetensors", "private.safetensors"
+WEIGHT_FILES = (SHARED_FILE, PRIVATE_FILE)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def take_snapshot(
         num_skipped_in_a_row=content.num_skipped_in_a_row,
         loss_scale=content.loss_scale,
         validation=history,
-        network=network,
+        network=network and network.model_copy(update={"step": step}),
     )
     return Snapshot(record, lay_out(content, topology, plan))
 
@@ -77,8 +78,8 @@ def lay_out(content: StateSnapshot, topology: Topology, plan: SharingPlan) -> Fi
     rank, shared = topology.rank_in_site, set(plan.names(Scope.SHARED))
     files: Files = {}
     if topology.is_site_leader:
-        files["shared.safetensors"] = {name: t for name, t in content.weights.items() if name in shared}
-        files["private.safetensors"] = {name: t for name, t in content.weights.items() if name not in shared}
+        files[SHARED_FILE] = {name: t for name, t in content.weights.items() if name in shared}
+        files[PRIVATE_FILE] = {name: t for name, t in content.weights.items() if name not in shared}
     elif content.weights:
         files[file_of_rank("weights", rank)] = content.weights
     files[file_of_rank("optimizer", rank)] = content.optimizer

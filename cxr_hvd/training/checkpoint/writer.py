@@ -21,7 +21,7 @@ from cxr_hvd.comm.step_status import StepStatus, Writing
 from cxr_hvd.errors import CxrHvdError
 from cxr_hvd.files import finish_folder, folder_beside, point_link, sync
 from cxr_hvd.training.checkpoint.record import STATE_FILE, CheckpointRecord
-from cxr_hvd.training.checkpoint.snapshot import Files, Snapshot
+from cxr_hvd.training.checkpoint.snapshot import PRIVATE_FILE, WEIGHT_FILES, Files, Snapshot
 from cxr_hvd.training.run_folder import BEST, LATEST, RunFolder, disk_errors
 
 
@@ -127,8 +127,15 @@ def write_files(beside: Path, files: Files, record: CheckpointRecord | None) -> 
     """Write and sync one rank's files into the folder that all ranks of the site fill."""
     beside.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name, tensors in files.items():
-        save_file(tensors, beside / name)
+        save_file(tensors, beside / name, _metadata(name, record))
         sync(beside / name)
     if record is not None:
         (beside / STATE_FILE).write_text(json.dumps(record.model_dump(), indent=1), encoding="utf-8")
         sync(beside / STATE_FILE)
+
+
+def _metadata(name: str, record: CheckpointRecord | None) -> dict[str, str] | None:
+    """Return what a file of weights says of its network."""
+    if record is None or record.network is None or name not in WEIGHT_FILES:
+        return None
+    return record.network.metadata(is_of_site=name == PRIVATE_FILE)
