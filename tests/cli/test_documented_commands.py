@@ -47,6 +47,7 @@ HERE = (
     "cxr-hvd train jobs/configs/D.yaml --run runs/D",
     "cxr-hvd evaluate runs/D",
     "cxr-hvd predict runs/D mimic.h5 --site chexpert --out answers.csv",
+    "cxr-hvd explain runs/D mimic.h5 --site mimic --label Pneumonia --studies 2 --out maps",
     "cxr-hvd experiment A B C D --seeds 5 --config jobs/configs/paper.yaml --out runs/paper",
     "cxr-hvd report runs/paper",
     "mpirun --bind-to none -np 2 cxr-hvd train jobs/configs/D.yaml --run runs/D --resume auto --time-limit 12:00:00",

@@ -1,4 +1,4 @@
-"""`cxr-hvd predict`: a trained network's answers are evaluation's, and there is none where nobody taught it."""
+"""`cxr-hvd predict` and `explain`: answers are evaluation's, and there is none where nobody taught the network."""
 
 import copy
 import csv
@@ -137,6 +137,21 @@ def test_a_wrong_question_is_one_line(folder: Path, more: tuple[str, ...], line:
     job = cxr_here("predict", folder / "run", folder / "mimic.h5", *out, *more)
     assert job.exit_code != 0 and line in job.output
     assert not (folder / "answers.csv").exists()
+
+
+def test_maps_of_a_trained_network_stand_on_a_page(folder: Path) -> None:
+    out, question = folder / "maps", (folder / "run", folder / "mimic.h5", "--site", "mimic", "--studies", "1")
+    job = cxr_here("explain", *question, "--label", "Edema", "--out", out)
+    assert job.exit_code == 0, job.output
+    assert "Grad-CAM: rank correlation with maps of a network with fresh weights" in job.output
+    page, ids = (out / "index.html").read_text(), json.loads((out / "maps.json").read_text())
+    assert "Edema" in page and [one["label"] for one in ids["maps"]] == ["Edema", "Edema"]
+    for more, line in (
+        (("--label", "Pneumonia"), "--label Pneumonia: no study that trained this network says anything of it"),
+        (("--label", "Edema"), "expected a new folder"),
+    ):
+        job = cxr_here("explain", *question, *more, "--out", out)
+        assert job.exit_code == 2 and line in job.output
 
 
 def test_images_of_another_pixel_pipeline_are_refused(folder: Path) -> None:

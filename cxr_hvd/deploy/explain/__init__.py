@@ -1,0 +1,1 @@
+"""Where a network looks: maps of a study's images for a label, and whether the maps say anything."""
