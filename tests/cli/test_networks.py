@@ -74,6 +74,7 @@ def test_a_network_of_a_library_trains_at_two_sites_and_is_judged(
     assert [site["step"] for site in json.loads(judged.output)] == [2, 2]
 
 
+@pytest.mark.slow
 def test_a_function_in_the_current_folder_trains_and_is_judged(folder: Path) -> None:
     (folder / "my_nets.py").write_text(NETS)
     here = ["env", "-C", str(folder)]

@@ -79,6 +79,7 @@ def test_a_batch_is_shown_as_the_network_sees_it(data: Path, tmp_path: Path) -> 
     assert told.exit_code == 2 and told.lines("did you mean 'mimic'?")
 
 
+@pytest.mark.slow
 def test_going_on_with_nothing_is_said_and_starting_with_auto_is_not(data: Path, tmp_path: Path) -> None:
     command = [CXR, "train", CONFIG, "--site", "mimic", "--run", str(tmp_path / "run"), *settings(data)]
     command += ["--set", "training.max_steps=2"]
@@ -93,6 +94,7 @@ def test_going_on_with_nothing_is_said_and_starting_with_auto_is_not(data: Path,
         assert refused.exit_code == 2 and refused.lines("--stall-limit")
 
 
+@pytest.mark.slow
 def test_a_run_is_supervised_from_outside_of_a_launcher_only(data: Path, tmp_path: Path) -> None:
     command = [CXR, "train", CONFIG, "--run", str(tmp_path / "run"), "--supervise", "1", *settings(data)]
     told = launch(2, command)

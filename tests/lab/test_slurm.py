@@ -194,6 +194,7 @@ def test_a_cancelled_job_leaves_no_process_and_the_same_script_goes_on(
     assert case.weights("cancelled") == undisturbed
 
 
+@pytest.mark.night
 def test_a_job_whose_node_is_lost_goes_on_when_there_is_one_again(case: Case, undisturbed: dict[str, str]) -> None:
     job = case.submit(case.render("lost"))
     case.wait_for_checkpoint(job, "lost")

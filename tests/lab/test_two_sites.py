@@ -64,6 +64,7 @@ def test_nothing_is_left_behind_after_a_failure() -> None:
         assert not Path("/etc/netns", site.name).exists()
 
 
+@pytest.mark.slow
 def test_the_ledger_agrees_with_the_interface() -> None:
     need_horovod()
     need_two_sites()

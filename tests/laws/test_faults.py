@@ -31,7 +31,6 @@ QUICK = (
     "training.steps_per_epoch=4", "checkpoints.every_steps=2", "checkpoints.keep=3",
 )  # fmt: skip
 GONE_WITHIN_S = 15.0
-BOTH = pytest.mark.parametrize("launcher", ["mpirun", "gloo"])
 # The other launcher by night: a failure that does not depend on it is looked at under one.
 BY_MPIRUN = pytest.mark.parametrize("launcher", ["mpirun", pytest.param("gloo", marks=pytest.mark.night)])
 BY_GLOO = pytest.mark.parametrize("launcher", [pytest.param("mpirun", marks=pytest.mark.night), "gloo"])
@@ -177,8 +176,15 @@ def test_a_rank_killed_in_evaluation_ends_all(launcher: str, case: Case) -> None
 # ---- a rank that hangs
 
 
-@BOTH
-@pytest.mark.parametrize("fault", ["stall", "freeze"])
+@pytest.mark.parametrize(
+    ("fault", "launcher"),
+    [
+        ("stall", "mpirun"),
+        ("freeze", "gloo"),
+        pytest.param("stall", "gloo", marks=pytest.mark.night),
+        pytest.param("freeze", "mpirun", marks=pytest.mark.night),
+    ],
+)
 def test_a_rank_that_hangs_is_named_and_ends_the_run_in_time(
     launcher: str, fault: str, case: Case, undisturbed: list[dict[str, bytes]]
 ) -> None:

@@ -67,6 +67,7 @@ def test_law(job: Launch, name: str, verdicts: Verdicts) -> None:
     assert verdict == "kept", verdict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["mpirun", pytest.param("gloo", marks=NIGHT)])
 def test_a_hanging_rank_fails_its_test_by_name_in_time(launcher: str, tmp_path: Path) -> None:
     verdict = run_laws(2, launcher, ["rank_1_hangs"], tmp_path, limit_s=240, CXR_LAW_LIMIT_S="2")["rank_1_hangs"]
@@ -74,6 +75,7 @@ def test_a_hanging_rank_fails_its_test_by_name_in_time(launcher: str, tmp_path: 
     assert "in rank_1_hangs" in verdict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", [pytest.param("mpirun", marks=NIGHT), "gloo"])
 def test_a_wait_for_a_silent_rank_ends_the_job_in_time(launcher: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.laws.rank", str(tmp_path), str(time.time() + 600), "rank_1_hangs"]
