@@ -22,6 +22,7 @@ from cxr_hvd.study.study_file import StudyFile
 from preprocess.balance import Balance
 from preprocess.drawn import drawn_path, write_drawn
 from preprocess.identifiers import HashId, keep_id, keyed_hash, load_key
+from preprocess.image_list import image_list_path, write_image_list
 from preprocess.parallel.blocks import fill_block, is_whole
 from preprocess.parallel.merge import Merger
 from preprocess.parallel.pool import DONE, RESUMED, Pool
@@ -42,9 +43,8 @@ class ConversionResult:
         rule: how the splits were made. balance: of the labels.
         num_unlabelled: studies without labels. num_duplicates: rows that repeat others. notes: on the tables.
         num_bad: images that were left out. num_left_out: studies without a good image. num_images: in the file.
-        num_resumed: blocks taken over from an earlier run.
+        num_resumed: blocks taken over from an earlier run. peak_mib: the leader's most memory so far.
         load_s: seconds of reading images and merging. total_s: with tables, without the start of Python.
-        peak_mib: the leader's most memory so far.
     """
 
     rule: str
@@ -123,10 +123,9 @@ class _Converter:
         self._ranks = ranks
 
     def run(self, progress: Progress) -> tuple[Merger | None, int]:
-        """Write and publish the study file. Collective: every rank.
+        """Write and publish the study file; return the leader's merger and how many blocks were there already.
 
-        Returns:
-            The merger, None but on the leader, and the number of blocks taken over from an earlier run.
+        Collective: every rank.
         """
         plan, ranks = self._plan, self._ranks
         progress.start("reading images", plan.num_images)
@@ -154,7 +153,7 @@ class _Converter:
         conversion, plan, ranks = self._conversion, self._plan, self._ranks
 
         def load(image: ImageRecord) -> NDArray[np.uint8]:
-            return load_image(image, conversion.image_size, conversion.pipeline)
+            return load_image(image, conversion.image_size, plan.header.pixels, conversion.refuses_blank)
 
         page_bytes = conversion.image_size**2
         while (block := pool.take()) is not None:
@@ -175,8 +174,10 @@ class _Converter:
     def _publish(self, merger: Merger) -> None:
         conversion, plan = self._conversion, self._plan
         try:
-            write_quarantine(conversion.out, merger.bad)
-            check_bad(conversion.out, merger.bad, plan.num_images, conversion.max_bad)
+            bad = [*plan.set_aside, *merger.bad]
+            write_quarantine(conversion.out, bad)
+            write_image_list(conversion.out, plan.names, self._hash_id)
+            check_bad(conversion.out, bad, plan.num_images + len(plan.set_aside), conversion.max_bad)
             content_digest = merger.complete()
             write_drawn(conversion.out, plan.selection, self._hash_id)
         except OSError as error:
@@ -190,7 +191,7 @@ def _check(conversion: Conversion) -> None:
     # One that was killed between the file's name and the end of its work may come back without --overwrite; so may
     # one that has work here, to which the lists beside the file belong.
     check_output(conversion.out, conversion.overwrite or WorkFolder.may_be_published(conversion.out))
-    for beside in (drawn_path(conversion.out), quarantine_path(conversion.out)):
+    for beside in (drawn_path(conversion.out), quarantine_path(conversion.out), image_list_path(conversion.out)):
         check_output(beside, conversion.overwrite or WorkFolder.is_begun(conversion.out))
 
 
@@ -221,20 +222,19 @@ def _build_result(
     plan: ConversionPlan, merger: Merger | None, num_resumed: int, load_started: float, started: float
 ) -> ConversionResult:
     """Return the result; without a merger the whole file is taken over from an earlier run."""
-    now = time.monotonic()
     return ConversionResult(
         rule=plan.selection.rule,
         balance=plan.balance,
         num_unlabelled=plan.num_unlabelled,
         num_duplicates=plan.num_duplicates,
         notes=plan.notes,
-        num_bad=len(merger.bad) if merger else 0,
+        num_bad=len(merger.bad) + len(plan.set_aside) if merger else 0,
         num_left_out=merger.num_left_out if merger else 0,
         num_images=merger.num_images if merger else plan.num_images,
         num_blocks=len(plan.blocks),
         num_resumed=num_resumed,
-        load_s=now - load_started,
-        total_s=now - started,
+        load_s=time.monotonic() - load_started,
+        total_s=time.monotonic() - started,
         peak_mib=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     )
 

@@ -21,7 +21,8 @@ from preprocess.drawn import repeat_drawn
 from preprocess.identifiers import HashId
 from preprocess.parallel.blocks import plan_blocks
 from preprocess.pixels.pipelines import RASTER
-from preprocess.records import SourceOptions
+from preprocess.quarantine import BadImage
+from preprocess.records import ImageName, SourceOptions
 from preprocess.selection import Selection, select
 from preprocess.sources import SOURCES
 
@@ -40,8 +41,9 @@ class Conversion:
         seed: of the selection. counts: studies for each split, or None for all. way: of the splits, or None.
         drawn: a list of studies to take instead, or None.
         key: file of the site's secret for ids, made where it is missing; None keeps ids as they are.
-        pipeline: a name in `PIPELINES`.
+        pipeline: a name in `PIPELINES`, where the source does not say it.
         max_bad: the share of images that may be bad.
+        refuses_blank: whether an image of one shade is bad.
         image_size: height and width of the stored images, in pixels.
     """
 
@@ -58,6 +60,7 @@ class Conversion:
     options: SourceOptions = field(default_factory=SourceOptions)
     pipeline: str = RASTER
     max_bad: float = MAX_BAD
+    refuses_blank: bool = False
     image_size: int = IMAGE_SIZE
 
 
@@ -74,6 +77,8 @@ class ConversionPlan:
     num_unlabelled: int
     num_duplicates: int
     notes: tuple[str, ...]
+    names: tuple[ImageName, ...] = ()
+    set_aside: tuple[BadImage, ...] = ()
 
 
 def plan_conversion(conversion: Conversion, hash_id: HashId) -> ConversionPlan:
@@ -97,7 +102,7 @@ def plan_conversion(conversion: Conversion, hash_id: HashId) -> ConversionPlan:
         label_names=LABELS,
         image_size=conversion.image_size,
         seed=conversion.seed,
-        pixels=conversion.pipeline,
+        pixels=listing.pixels or conversion.pipeline,
         source_sha256=listing.sha256,
         created=created_now(),
         tool=f"cxr-preprocess {__version__}",
@@ -113,6 +118,8 @@ def plan_conversion(conversion: Conversion, hash_id: HashId) -> ConversionPlan:
         num_unlabelled=listing.num_unlabelled,
         num_duplicates=listing.num_duplicates,
         notes=listing.notes,
+        names=listing.names,
+        set_aside=listing.set_aside,
     )
 
 

@@ -60,6 +60,23 @@ class StudyRecord:
     images: tuple[ImageRecord, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ImageName:
+    """Where an image lies that no table of labels names. It may hold a patient's identifier: never print it.
+
+    Attributes:
+        where: what messages call the image.
+        given: the PATH of the command line. path: the image's, relative to it.
+        study: what the user finds its study by. study_id: of its record.
+    """
+
+    where: str
+    given: str
+    path: str
+    study: str
+    study_id: str
+
+
 @dataclass(frozen=True)
 class StudyListing:
     """All that a source's tables say.
@@ -70,6 +87,9 @@ class StudyListing:
         num_unlabelled: studies that were left out because no label row names them.
         num_duplicates: rows that said once more what an earlier row had said; they were dropped.
         notes: what the tables lack and the user should know, a line each.
+        pixels: the pipeline that reads the images, where the source knows.
+        names: where the images lie, where no table says it.
+        set_aside: (where, reason) of images whose studies were left out.
     """
 
     studies: tuple[StudyRecord, ...]
@@ -77,6 +97,9 @@ class StudyListing:
     num_unlabelled: int = 0
     num_duplicates: int = 0
     notes: tuple[str, ...] = ()
+    pixels: str | None = None
+    names: tuple[ImageName, ...] = ()
+    set_aside: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,11 +110,17 @@ class SourceOptions:
         labels: which labeler's table to read, where the source publishes two (MIMIC-CXR).
         columns: the YAML file that says what a table's columns mean (manifest).
         max_unlabelled: the share of studies that the table of labels may leave out.
+        paths: folders of images, and images (images).
+        table: which of these are of one study (images).
+        pixels: the pipeline that the user chose, if any (images).
     """
 
     labels: Literal["chexpert", "negbio"] = "chexpert"
     columns: Path | None = None
     max_unlabelled: float = MAX_UNLABELLED
+    paths: tuple[Path, ...] = ()
+    table: Path | None = None
+    pixels: str | None = None
 
 
 class UnusableImageError(ValueError):

@@ -16,7 +16,7 @@ from preprocess.records import StudyRecord
 # Train, validate, test, where neither counts nor the source's own split say otherwise.
 SHARES = {Split.TRAIN: 0.7, Split.VALIDATE: 0.1, Split.TEST: 0.2}
 # What --split says.
-WAYS = ("official", "random")
+WAYS = ("official", "random", "listed")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ def select(
     studies leaves the others as they were.
     Without: all studies; by the source's own split where it has all three, else by patient in `SHARES`.
     `official` keeps every patient in the split that the source publishes, with counts and without; splits that
-    it does not publish stay empty. `random` passes over what the source publishes.
+    it does not publish stay empty. `random` passes over what the source publishes. `listed` keeps the source's own
+    splits and its order.
 
     Args:
         studies: all studies of a source.
@@ -53,6 +54,9 @@ def select(
         UsageError: a count is below 1.
         DataError: there are too few studies, a split is empty, or a patient of the source is in two splits.
     """
+    if way == "listed":
+        listed = [(study, study.split) for study in studies if study.split is not None]
+        return Selection(tuple(study for study, _ in listed), tuple(split for _, split in listed), "none is drawn")
     by_patient: dict[str, list[StudyRecord]] = {}
     for study in studies:
         by_patient.setdefault(study.patient_id, []).append(study)

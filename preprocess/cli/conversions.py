@@ -1,6 +1,7 @@
 """Run a conversion, or write a draft of columns, for the verbs that read a source; print the result."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,7 +34,7 @@ def run_conversion(source: str, *, as_json: bool, **options: Any) -> None:
         # Leader only, and every rank waits: what is printed last is the result.
         summary = run_phase(ranks, lambda: summarize(conversion.out) if ranks.is_leader else None)
     if result is not None and summary is not None:
-        _print_result(conversion.out, result, summary, as_json)
+        _print_result(conversion.out, result, summary, as_json, has_names=source == "images")
 
 
 def write_draft(table: Path, draft: Path, overwrite: bool) -> None:
@@ -50,19 +51,21 @@ def write_draft(table: Path, draft: Path, overwrite: bool) -> None:
 def _build_conversion(
     source: str,
     *,
-    root: Path,
     out: Path | None,
     site: str | None,
-    train: int | None,
-    validate: int | None,
-    test: int | None,
-    split: str | None,
-    seed: int,
-    drawn: Path | None,
     max_bad: str,
     key: Path | None,
     keep_ids: bool,
     overwrite: bool,
+    root: Path | None = None,
+    paths: Sequence[Path] = (),
+    table: Path | None = None,
+    train: int | None = None,
+    validate: int | None = None,
+    test: int | None = None,
+    split: str | None = None,
+    seed: int = 0,
+    drawn: Path | None = None,
     labels: Literal["chexpert", "negbio"] = "chexpert",
     columns: str | None = None,
     max_unlabelled: str = "10%",
@@ -87,12 +90,12 @@ def _build_conversion(
     pipeline = pixels or ("dicom-voi" if source == "mimic-cxr-dicom" else RASTER)
     return Conversion(
         source=source,
-        root=root,
+        root=root or paths[0],
         out=out,
         site=site,
         seed=seed,
         counts=given_counts or None,
-        way=split,
+        way="listed" if source == "images" else split,
         drawn=drawn,
         key=None if keep_ids else key or default_key_path(site),
         overwrite=overwrite,
@@ -100,15 +103,22 @@ def _build_conversion(
             labels=labels,
             columns=Path(columns) if columns is not None else None,
             max_unlabelled=parse_share(max_unlabelled, "--max-unlabelled"),
+            paths=tuple(paths),
+            table=table,
+            pixels=pixels if source == "images" else None,
         ),
         pipeline=pipeline,
         max_bad=parse_share(max_bad),
+        refuses_blank=source == "images",
     )
 
 
-def _print_result(out: Path, result: "ConversionResult", summary: "FileSummary", as_json: bool) -> None:
+def _print_result(
+    out: Path, result: "ConversionResult", summary: "FileSummary", as_json: bool, has_names: bool
+) -> None:
     from preprocess.balance import print_balance
     from preprocess.drawn import drawn_path
+    from preprocess.image_list import image_list_path
     from preprocess.inspect.tables import print_summary
     from preprocess.quarantine import quarantine_path
 
@@ -117,7 +127,8 @@ def _print_result(out: Path, result: "ConversionResult", summary: "FileSummary",
         print(json.dumps({**asdict(summary), "images_per_s": round(rate, 1), **vars(result)}, indent=2))
         return
     print_summary(summary)
-    print_balance(result.balance)
+    if not has_names:
+        print_balance(result.balance)
     for note in result.notes:
         print(f"note: {note}")
     if result.num_duplicates:
@@ -131,7 +142,7 @@ def _print_result(out: Path, result: "ConversionResult", summary: "FileSummary",
         )
     if result.num_resumed:
         print(f"taken over from an earlier run: {result.num_resumed:,} of {result.num_blocks:,} blocks")
-    say(
-        f"splits: {result.rule}; the list: {drawn_path(out)}. {result.num_images:,} images read at "
-        f"{rate:,.0f} images/s; {result.total_s:.1f} s in all"
-    )
+    lists = f"splits: {result.rule}; the list: {drawn_path(out)}"
+    if has_names:
+        lists = f"where each image lies: {image_list_path(out)}"
+    say(f"{lists}. {result.num_images:,} images read at {rate:,.0f} images/s; {result.total_s:.1f} s in all")

@@ -16,13 +16,14 @@ from preprocess.cli.conversions import run_conversion, write_draft
 
 @dataclass(frozen=True)
 class Verb:
-    """A source as a verb: name, what it reads, an example, and the options that only some sources have."""
+    """A source as a verb: name, what it reads, an example, options of its own, and shared ones that it lacks."""
 
     name: str
     summary: str
     example: str
     root: str = "The folder that holds the data, as published."
     options: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
 
 VERBS = (
@@ -50,6 +51,12 @@ VERBS = (
         "cxr-preprocess manifest /data/Data_Entry_2017.csv --columns nih.yaml --out nih.h5 --site nih",
         root="The table; images are looked for beside it.",
         options=("columns", "draft", "out", "site", "pixels", "max_unlabelled"),
+    ),
+    Verb(
+        "images",
+        "Read images without labels, for cxr-hvd predict: folders of JPEG, PNG or DICOM, or single images.",
+        "cxr-preprocess images scans/ --out scans.h5",
+        without=("train", "validate", "test", "split", "seed", "drawn"),
     ),
 )
 
@@ -90,6 +97,32 @@ _SOURCE_OPTIONS: dict[str, tuple[Any, Any]] = {
         Annotated[
             _DicomPipeline | None,
             typer.Option("--pixels", help="How DICOM becomes gray shades; goes into the study file."),
+        ],
+        None,
+    ),
+}
+_OPTIONS_OF_IMAGES: dict[str, tuple[Any, Any]] = {
+    "paths": (
+        Annotated[
+            list[Path],
+            typer.Argument(
+                metavar="PATHS",
+                help="Folders, each study in one of its own or with one StudyInstanceUID; or images.",
+            ),
+        ],
+        ...,
+    ),
+    "table": (
+        Annotated[
+            Path | None,
+            typer.Option("--table", help="CSV with columns path, study[, patient][, view]; paths from PATH on."),
+        ],
+        None,
+    ),
+    "pixels": (
+        Annotated[
+            str | None,
+            typer.Option("--pixels", help="How images become gray shades; default: dicom-voi for DICOM."),
         ],
         None,
     ),
@@ -145,7 +178,10 @@ def add_verbs(app: typer.Typer) -> None:
 def _command(verb: Verb) -> Any:
     root = Annotated[Path, typer.Argument(metavar="TABLE" if verb.name == "manifest" else "ROOT", help=verb.root)]
     options = {"root": (root, ...), **{name: _SOURCE_OPTIONS[name] for name in verb.options}}
-    options |= {name: option for name, option in _SHARED_OPTIONS.items() if name not in options}
+    if verb.name == "images":
+        options = dict(_OPTIONS_OF_IMAGES)
+    shared = {name: option for name, option in _SHARED_OPTIONS.items() if name not in (*options, *verb.without)}
+    options |= shared
 
     def command(*, draft: Path | None = None, **values: Any) -> None:
         if draft is not None:

@@ -95,17 +95,30 @@ def decode_mimic(content: bytes, size: int) -> NDArray[np.uint8]:
 
 def view_position(path: Path) -> str:
     """Return a file's ViewPosition (0018,5101) in capitals, or an empty string where there is none to read."""
+    return _header(path, "ViewPosition")[0].upper()
+
+
+def study_header(path: Path) -> tuple[str, str]:
+    """Return a file's StudyInstanceUID (0020,000D), which is only to be compared, and its ViewPosition.
+
+    Either is empty where there is none to read.
+    """
+    uid, view = _header(path, "StudyInstanceUID", "ViewPosition")
+    return uid, view.upper()
+
+
+def _header(path: Path, *tags: str) -> tuple[str, ...]:
     import pydicom
 
     try:
         with path.open("rb") as file, _quiet():
             if _is_deflated(file):
-                return ""
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["ViewPosition"])
-            return str(dataset.get("ViewPosition") or "").strip().upper()
+                return ("",) * len(tags)
+            dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*tags])
+            return tuple(str(dataset.get(tag) or "").strip() for tag in tags)
     # pydicom raises many kinds on damaged files; the image is refused, with a reason, when its pixels are read.
     except Exception:
-        return ""
+        return ("",) * len(tags)
 
 
 def _dataset(content: bytes) -> "Dataset":

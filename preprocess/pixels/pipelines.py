@@ -49,14 +49,17 @@ def load_study(study: StudyRecord, size: int, pipeline: str = RASTER) -> NDArray
     return np.stack([load_image(image, size, pipeline) for image in study.images])
 
 
-def load_image(image: ImageRecord, size: int, pipeline: str = RASTER) -> NDArray[np.uint8]:
+def load_image(
+    image: ImageRecord, size: int, pipeline: str = RASTER, refuses_blank: bool = False
+) -> NDArray[np.uint8]:
     """Return one image as (size, size) uint8 of 0 to 255.
 
     Args:
         image: which file. size: height and width wanted, in pixels. pipeline: a name in `PIPELINES`.
+        refuses_blank: whether an image of one shade is bad.
 
     Raises:
-        BadImageError: the file is missing, truncated, too large, or not what the pipeline reads.
+        BadImageError: the file is missing, truncated, too large, or not what the pipeline reads, or is blank.
     """
     content = _read(image)
     try:
@@ -71,6 +74,8 @@ def load_image(image: ImageRecord, size: int, pipeline: str = RASTER) -> NDArray
         shades_HW = 255 - shades_HW
     shrinks = min(shades_HW.shape) >= size
     resized = cv2.resize(shades_HW, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    if refuses_blank and resized.min() == resized.max():
+        raise BadImageError(image.where, "expected a radiograph, found one shade; leave the image out")
     return np.asarray(resized, dtype=np.uint8)
 
 
