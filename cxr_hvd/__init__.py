@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cxr_hvd.data.cycle import cycle as cycle
     from cxr_hvd.data.dataset import StudyDataset as StudyDataset
     from cxr_hvd.deploy.network import load_model as load_model
+    from cxr_hvd.deploy.predict import predict as predict
     from cxr_hvd.partial.averager import PartialAverager as PartialAverager
     from cxr_hvd.study.study_file import StudyFile as StudyFile
 
@@ -25,6 +26,7 @@ _MODULES = {
     "cycle": "cxr_hvd.data.cycle",
     "join": "cxr_hvd.comm.start",
     "load_model": "cxr_hvd.deploy.network",
+    "predict": "cxr_hvd.deploy.predict",
 }
 """Where each name of the library is at home."""
 

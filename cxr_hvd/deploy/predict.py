@@ -1,83 +1,162 @@
-"""Ask a trained network about the studies of a file, and write its answers: a row for each study and label.
+"""Ask a trained network about study files, folders of images and single images.
 
-A label that no study taught the network has no answer. Scores are those of `cxr-hvd evaluate`, bit for bit: the
-same studies in the same batches. Owns the form of the answers.
+    network = cxr_hvd.load_model("runs/D/chexpert")
+    for answer in cxr_hvd.predict(network, "scans/"):
+        print(answer.study, answer.label, answer.probability)
+
+Scores are those of `cxr-hvd evaluate`, bit for bit: the same studies in the same batches.
 """
 
-import csv
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cxr_hvd.config.sections import Labels
 from cxr_hvd.data.loader import Batching, threads_for
 from cxr_hvd.data.studies import StudySet
+from cxr_hvd.deploy.answers import Answer, AskedStudy, answer_study
+from cxr_hvd.deploy.images import ImageStudies, opened_images
+from cxr_hvd.deploy.progress import AnswerProgress
 from cxr_hvd.deploy.trained_network import TrainedNetwork
-from cxr_hvd.errors import CxrHvdError, StudyFileError, UsageError
-from cxr_hvd.files import replaced_file
+from cxr_hvd.errors import StudyFileError, UsageError
+from cxr_hvd.files import open_plain
 from cxr_hvd.study.layout import Split
 from cxr_hvd.study.study_file import StudyFile
-from cxr_hvd.training.validation import predict
+from cxr_hvd.training.validation import predict as predict_studies
 
-ENDINGS = (".csv", ".jsonl")
-NEVER_TRAINED = "never trained"
-NO_THRESHOLD = "no threshold: no validation studies could tell"
+HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a network says of one label of one study.
+class OpenedStudies:
+    """What a network is asked about.
 
     Attributes:
-        file, study_id, split: which study; its id is the file's keyed hash.
-        site, step: whose network, after how many steps.
-        label: of which label.
-        probability: 0 to 1; None where the network was never trained on the label.
-        threshold: from which probability on it is present; None where none was chosen.
-        decision: `present` or `absent`; None without a probability or a threshold.
-        remark: why something is None.
+        files: study files, in the order in which they were given.
+        images: the studies of all folders and images; None where none was given.
+        pixels: the pipeline of the images, where it is another than the network's; else blank.
     """
 
-    file: str
-    study_id: str
-    split: str
-    site: str
-    step: int
-    label: str
-    probability: float | None
-    threshold: float | None
-    decision: str | None
-    remark: str
+    files: tuple[StudyFile, ...]
+    images: ImageStudies | None
+    pixels: str
 
 
-def predict_file(
-    network: TrainedNetwork, file: StudyFile, splits: Sequence[Split], on_batch: Callable[[], None] = lambda: None
+def predict(
+    network: TrainedNetwork,
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    table: str | os.PathLike[str] | None = None,
+    pixels: str | None = None,
 ) -> Iterator[Answer]:
-    """Yield an answer for each study and label of a file, split by split, in the file's order.
+    """Yield a network's answer to each label of each study: of study files first, then of images.
+
+    Args:
+        network: from `load_model`.
+        paths: study files, folders of JPEG, PNG or DICOM, and single images; one or several.
+        table: CSV with columns `path`, `study`: which images are a study.
+        pixels: make the images by this pixel pipeline though the network was trained on another; answers say so.
 
     Raises:
-        StudyFileError: the file's images were made by another pixel pipeline than those that trained the network.
+        CxrHvdError: a path, a table or the pixels are not as expected. An image that cannot be used is none of it:
+            its study is answered without it, and says so.
     """
-    check_pixels(network, file)
-    check_labels(network, file)
+    listed = [paths] if isinstance(paths, str | os.PathLike) else paths
+    table_path = None if table is None else Path(table)
+    with opened_studies(network, [Path(path) for path in listed], table_path, pixels) as studies:
+        yield from answers_of(network, studies)
+
+
+@contextmanager
+def opened_studies(
+    network: TrainedNetwork,
+    paths: Sequence[Path],
+    table: Path | None = None,
+    pixels: str | None = None,
+    folder: Path | None = None,
+    progress: AnswerProgress = AnswerProgress(),  # noqa: B008, it shows nothing
+) -> Iterator[OpenedStudies]:
+    """Open what a network is asked about, and check that it can be asked; arguments are those of `predict`.
+
+    Args:
+        folder: where images become a study file; None: the system's folder for temporary files.
+    """
+    named = [path for path in paths if is_study_file(path)]
+    images = [path for path in paths if path not in named]
+    if len({os.path.realpath(path) for path in named}) < len(named):
+        raise UsageError("PATHS: expected each study file once, found one twice")
+    if table is not None and not images:
+        raise UsageError(f"--table {table}: expected a folder of images beside it, found study files alone")
+    made_by = pixels or network.record.pixels
+    with ExitStack() as opened:
+        files = tuple(opened.enter_context(StudyFile(path)) for path in named)
+        for file in files:
+            check_pixels(network, file)
+            check_labels(network, file)
+        studies = None
+        if images:
+            studies = opened.enter_context(opened_images(images, made_by, table, folder, progress.read))
+        yield OpenedStudies(files, studies, made_by if made_by != network.record.pixels else "")
+
+
+def answers_of(
+    network: TrainedNetwork,
+    studies: OpenedStudies,
+    splits: Sequence[Split] = tuple(Split),
+    progress: AnswerProgress = AnswerProgress(),  # noqa: B008, it shows nothing
+) -> Iterator[Answer]:
+    """Yield the answers, in the order of the files, and within images in the order of paths.
+
+    Args:
+        splits: which studies of study files; of images all are answered.
+    """
+    asked = [(file, split) for file in studies.files for split in splits]
+    from_images = studies.images.file if studies.images else None
+    counts = [len(file.indices(split)) for file, split in asked] + [len(from_images) if from_images else 0]
+    batch_size = network.record.batch_size
+    progress.begin_answers(sum(-(-count // batch_size) for count in counts))
+    for file, split in asked:
+        ids, scores_NL = score_split(network, file, split, progress)
+        for study_id, scores_L in zip(ids, scores_NL, strict=True):
+            study = AskedStudy(str(file.path), str(study_id), split.name.lower())
+            yield from answer_study(network, study, scores_L.tolist())
+    if studies.images is not None:
+        yield from _answers_of_images(network, studies.images, studies.pixels, progress)
+
+
+def score_split(
+    network: TrainedNetwork,
+    file: StudyFile,
+    split: Split,
+    progress: AnswerProgress = AnswerProgress(),  # noqa: B008
+) -> tuple[Sequence[str], NDArray[np.float32]]:
+    """Return the ids of a split's studies and the network's probabilities (N, L), 0 to 1."""
+    studies = StudySet([file], split, Labels().policy(file.header.label_names))
     batching = batching_of_network(network)
-    policy = Labels().policy(file.header.label_names)
-    for split in splits:
-        studies, ids = StudySet([file], split, policy), file.study_ids[file.indices(split)]
-        scores_NL = predict(network.model, studies, np.arange(len(studies)), batching, on_batch)
-        for study_id, scores_L in zip(ids, scores_NL.tolist(), strict=True):
-            for label, score in zip(network.label_names, scores_L, strict=True):
-                yield _answer(network, file, str(study_id), split, label, score)
+    scores_NL = predict_studies(network.model, studies, np.arange(len(studies)), batching, progress.advance)
+    return list(file.study_ids[file.indices(split)]), scores_NL
 
 
 def batching_of_network(network: TrainedNetwork) -> Batching:
     """Return how batches are made where a network is judged: as evaluation makes them."""
     threads = threads_for("auto", torch.get_num_threads())
     return Batching(network.record.batch_size, network.image_size, threads)
+
+
+def is_study_file(path: Path) -> bool:
+    """Return whether a path names a study file rather than images: by its ending, or by how it begins."""
+    if path.suffix in (".h5", ".hdf5"):
+        return True
+    try:
+        with open_plain(path, follows_links=True) as file:
+            return file.read(len(HDF5)) == HDF5
+    except OSError:
+        return False
 
 
 def check_labels(network: TrainedNetwork, file: StudyFile) -> None:
@@ -98,55 +177,23 @@ def check_pixels(network: TrainedNetwork, file: StudyFile) -> None:
         )
 
 
-def _answer(
-    network: TrainedNetwork, file: StudyFile, study_id: str, split: Split, label: str, score: float
-) -> Answer:
-    is_trained, threshold = network.is_trained(label), network.thresholds.get(label)
-    decision, remark = None, ""
-    if not is_trained:
-        remark = NEVER_TRAINED
-    elif threshold is None:
-        remark = NO_THRESHOLD
-    else:
-        decision = "present" if score >= threshold else "absent"
-    return Answer(
-        file=file.path.name,
-        study_id=study_id,
-        split=split.name.lower(),
-        site=network.site,
-        step=network.step,
-        label=label,
-        probability=score if is_trained else None,
-        threshold=threshold if is_trained else None,
-        decision=decision,
-        remark=remark,
-    )
-
-
-def check_ending(path: Path) -> None:
-    """Raise where the name of an output says no form of answers."""
-    if path.suffix not in ENDINGS:
-        raise UsageError(f"--out {path}: expected a name that ends in {' or '.join(ENDINGS)}")
-
-
-def write_answers(path: Path, answers: Iterator[Answer]) -> int:
-    """Write answers as a table (`.csv`) or a JSON object a line (`.jsonl`); return of how many studies.
-
-    Raises:
-        CxrHvdError: it cannot be written; nothing half-written is left.
-    """
-    studies = set()
-    try:
-        with replaced_file(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as output:
-            table = csv.DictWriter(output, Answer.__annotations__, lineterminator="\n")
-            if path.suffix == ".csv":
-                table.writeheader()
-            for answer in answers:
-                studies.add((answer.file, answer.study_id))
-                if path.suffix == ".csv":
-                    table.writerow(asdict(answer))
-                else:
-                    output.write(json.dumps(asdict(answer)) + "\n")
-    except OSError as error:
-        raise CxrHvdError(f"{path}: cannot write the answers ({error.strerror or error})") from error
-    return len(studies)
+def _answers_of_images(
+    network: TrainedNetwork, images: ImageStudies, pixels: str, progress: AnswerProgress
+) -> Iterator[Answer]:
+    scores: dict[str, NDArray[np.float32]] = {}
+    if images.file is not None:
+        scores = dict(zip(*score_split(network, images.file, Split.TEST, progress), strict=True))
+    other = f"images of pixel pipeline {pixels}, trained on {network.record.pixels}" if pixels else ""
+    for placed in images.studies():
+        bad = [image for image in placed if image.reason]
+        study = AskedStudy(placed[0].given, placed[0].study, remark=other)
+        scores_L = scores.get(placed[0].study_id)
+        if scores_L is None:
+            count = f"none of its {len(bad)} images" if len(bad) > 1 else "no image"
+            remark = f"{count} can be used: {bad[0].reason}"
+            yield from answer_study(network, replace(study, remark=remark), None)
+            continue
+        if bad:
+            aside = f"{len(bad)} of {len(placed)} images set aside: {bad[0].reason}"
+            study = replace(study, remark="; ".join(part for part in (aside, other) if part))
+        yield from answer_study(network, study, scores_L.tolist())

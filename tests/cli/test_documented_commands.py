@@ -38,6 +38,7 @@ FOR_SHORT = {
     "/data/": "data/",
     "--train 20000 --test 10000": "--train 32 --test 16",
     "--seeds 5": "--seeds 1",
+    "mpirun -np 8": "mpirun --bind-to none -np 2",
 }
 HERE = (
     "cxr-preprocess chexpert /data/chexpert --out chexpert.h5 --site chexpert --train 20000 --test 10000",
@@ -48,6 +49,11 @@ HERE = (
     "cxr-hvd evaluate runs/D",
     "cxr-hvd predict runs/D mimic.h5 --site chexpert --out answers.csv",
     "cxr-hvd explain runs/D mimic.h5 --site mimic --label Pneumonia --studies 2 --out maps",
+    "cxr-hvd predict runs/D scans/ --site mimic --out folder.csv",
+    "cxr-hvd predict runs/D scans/*.png --site ensemble --out films.jsonl",
+    "cxr-hvd predict runs/D scans/ --site averaged --table studies.csv --out table.csv",
+    "mpirun -np 8 cxr-preprocess images scans/ --out scans.h5",
+    "cxr-hvd predict runs/D scans.h5 --site mimic --out many.csv",
     "cxr-hvd experiment A B C D --seeds 5 --config jobs/configs/paper.yaml --out runs/paper",
     "cxr-hvd report runs/paper",
     "mpirun --bind-to none -np 2 cxr-hvd train jobs/configs/D.yaml --run runs/D --resume auto --time-limit 12:00:00",
@@ -123,6 +129,15 @@ def place(folder: Path) -> dict[str, str]:
     return environment(OMPI_MCA_rmaps_base_oversubscribe="1", OMPI_MCA_mpi_yield_when_idle="1", **as_root)
 
 
+def place_scans(folder: Path) -> None:
+    """Make `scans/`, a folder of studies and of films, and a table of some of them."""
+    for patient in sorted((folder / "data/chexpert").glob("*/train/patient*"))[:3]:
+        shutil.copytree(patient, folder / "scans" / patient.name)
+    for number, image in enumerate(sorted((folder / "scans").rglob("*.jpg"))[:2]):
+        shutil.copy(image, folder / "scans" / f"{number}.png")  # what it is, its first bytes say
+    (folder / "studies.csv").write_text("path,study\n0.png,exam 1\n1.png,exam 2\n")
+
+
 def type_in(command: str, folder: Path, env: dict[str, str], limit_s: float = 300) -> None:
     """Run a command by a shell, as a user does; fail with what it said where it fails."""
     done = subprocess.run(
@@ -149,6 +164,7 @@ def test_what_is_shown_runs_as_it_is_shown(tmp_path: Path) -> None:
             "1",
         ]
         type_in(shlex.join(phantom), tmp_path, env)
+    place_scans(tmp_path)
     for command in HERE:
         typed = command
         if command.startswith(STARTS_ANEW):

@@ -75,9 +75,9 @@ def test_answers_are_those_of_evaluation_bit_for_bit(folder: Path, site: str) ->
         ids = file.study_ids[file.indices(Split.TEST)]
     trained = [label for label in LABELS if label not in SITES[site]]
     rows = rows_of(out)
-    assert [row["study_id"] for row in rows[:: len(LABELS)]] == list(ids)
+    assert [row["study"] for row in rows[:: len(LABELS)]] == list(ids)
     for row in rows:
-        expected = expected_NL[list(ids).index(row["study_id"]), LABELS.index(row["label"])]
+        expected = expected_NL[list(ids).index(row["study"]), LABELS.index(row["label"])]
         if row["label"] in trained:
             assert np.float32(row["probability"]) == expected
             present = float(row["probability"]) >= float(row["threshold"]) if row["threshold"] else None
@@ -119,6 +119,20 @@ def test_averaged_is_the_network_that_evaluation_judges(folder: Path) -> None:
     network = load_model(folder / "run", "averaged", "latest")
     for name, tensor in network.model.state_dict().items():
         assert torch.equal(tensor, judged["averaged"][name])
+
+
+@pytest.mark.parametrize("site", ["ensemble", "averaged"])
+def test_an_answer_says_whose_network_it_is(folder: Path, site: str) -> None:
+    """Of several sites' networks, where no threshold was chosen."""
+    out = folder / f"{site}.csv"
+    job = cxr_here("predict", folder / "run", folder / "mimic.h5", "--site", site, "--split", "test", "--out", out)
+    assert job.exit_code == 0, job.output
+    rows = rows_of(out)
+    assert {(row["site"], row["threshold"], row["decision"]) for row in rows} == {(site, "", "")}
+    trained = {row["label"] for row in rows if row["probability"]}
+    known = [set(LABELS) - set(unknown) for unknown in SITES.values()]
+    assert trained == (known[0] | known[1] if site == "ensemble" else known[0] & known[1])
+    assert {row["file"] for row in rows} == {str(folder / "mimic.h5")}
 
 
 @pytest.mark.parametrize(
