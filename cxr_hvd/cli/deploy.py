@@ -1,17 +1,13 @@
 """Commands that use a trained network: `predict`."""
 
 import json
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cxr_hvd.cli.options import RunPath
-from cxr_hvd.errors import Stopped
+from cxr_hvd.cli.options import RunPath, stopped_on_request
 from cxr_hvd.terminal import say
 
 PREDICT_EXAMPLE = """\
@@ -35,20 +31,6 @@ class WhichSplit(StrEnum):
     TRAIN = "train"
     VALIDATE = "validate"
     TEST = "test"
-
-
-@contextmanager
-def _stop_on_request() -> Iterator[None]:
-    """Clean up where SIGTERM asks this process to stop."""
-
-    def stop(number: int, frame: object) -> None:
-        raise Stopped(f"stopped by {signal.Signals(number).name}; no answers are written: run the same again")
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def predict(
@@ -100,7 +82,7 @@ def predict(
     splits = list(Split) if split is WhichSplit.ALL else [Split[split.value.upper()]]
     network = load_model(run, site, checkpoint.value)
     with (
-        _stop_on_request(),
+        stopped_on_request(),
         AnswerProgress(Console(stderr=True)) as progress,
         opened_studies(network, paths, table, pixels, out.absolute().parent, progress) as studies,
     ):

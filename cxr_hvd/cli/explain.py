@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cxr_hvd.cli.options import stopped_on_request
 from cxr_hvd.terminal import say
 
 EXAMPLE = "Example: cxr-hvd explain runs/D mimic.h5 --site mimic --label Pneumonia --studies 2 --out maps"
@@ -23,7 +24,10 @@ def explain(
     network_path: Annotated[
         Path, typer.Argument(help="A run's folder, a site's in it, or a network file.", metavar="RUN|NETWORK")
     ],
-    file: Annotated[Path, typer.Argument(help="A study file, as cxr-preprocess makes.", metavar="FILE")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Study files, folders of JPEG, PNG or DICOM, and single images.", metavar="PATHS"),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The folder of the page and its pictures.")],
     site: Annotated[
         str | None,
@@ -34,12 +38,16 @@ def explain(
         typer.Option("--label", help="Which label; may be repeated. Else the three most probable of each study."),
     ] = None,
     study: Annotated[
-        list[str] | None, typer.Option("--study", help="Which study, by its id in the file; may be repeated.")
+        list[str] | None, typer.Option("--study", help="Which study, as predict names it; may be repeated.")
     ] = None,
     studies: Annotated[
         int, typer.Option("--studies", help="Without --study: the first so many of TEST.", min=1)
     ] = 4,
     method: Annotated[WhichMethod, typer.Option("--method", help="Which maps.")] = WhichMethod.BOTH,
+    table: Annotated[
+        Path | None,
+        typer.Option("--table", help="CSV that says which images of a folder are a study: path, study."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier explanation.")] = False,
 ) -> None:
     """Show where a trained network looks: Grad-CAM and occlusion maps of studies, as one page of pictures.
@@ -48,21 +56,24 @@ def explain(
     learnt. The page shows images of patients.
     """
     from cxr_hvd.deploy.explain.choice import choose_studies
-    from cxr_hvd.deploy.explain.explain import METHODS, check_question, explain_file
+    from cxr_hvd.deploy.explain.explain import METHODS, check_question, explain_studies
     from cxr_hvd.deploy.explain.page import PAGE, WORDS, check_folder, write_explanation
     from cxr_hvd.deploy.network import load_model
+    from cxr_hvd.deploy.predict import opened_studies
+    from cxr_hvd.errors import DataError
     from cxr_hvd.launch.job_console import console_for
-    from cxr_hvd.study.study_file import StudyFile
 
     methods = [one for one in METHODS if method in (WhichMethod.BOTH, one)]
     labels = label or ()
     check_folder(out, overwrite)
     network = load_model(network_path, site)
     check_question(network, labels, methods)
-    with StudyFile(file) as opened:
+    with stopped_on_request(), opened_studies(network, paths, table, folder=out.absolute().parent) as opened:
         chosen = choose_studies(opened, study or (), studies)
+        if not chosen:
+            raise DataError("PATHS: expected a study with an image that can be used, found none")
         with console_for(1).status(f"maps of {len(chosen)} studies"):
-            explanation = write_explanation(out, network, explain_file(network, opened, chosen, labels, methods))
+            explanation = write_explanation(out, network, explain_studies(network, chosen, labels, methods))
     say(f"{network}; {out / PAGE}")
     for name, value in explanation.mean_correlation.items():
         shown = "none, since all maps are flat" if value is None else f"{value:.2f}"

@@ -1,12 +1,15 @@
 """Options that several commands have, and how they are read. Imports no torch."""
 
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cxr_hvd.errors import UsageError
+from cxr_hvd.errors import Stopped, UsageError
 
 PROGRAM = "cxr-hvd"
 STARTED = time.monotonic()  # what a time limit counts from
@@ -57,3 +60,17 @@ def read_named_files(options: list[str] | None) -> dict[str, Path]:
             raise UsageError(f"--outside {option}: expected NAME=FILE")
         files[name] = Path(path)
     return files
+
+
+@contextmanager
+def stopped_on_request() -> Iterator[None]:
+    """Clean up where SIGTERM asks this process to stop."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(f"stopped by {signal.Signals(number).name}; nothing is written: run the same again")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -16,14 +16,13 @@ from cxr_hvd.config.sections import Labels
 from cxr_hvd.data.loader import plain_batches
 from cxr_hvd.data.studies import StudySet
 from cxr_hvd.deploy.combine import ENSEMBLE
+from cxr_hvd.deploy.explain.choice import ChosenStudy
 from cxr_hvd.deploy.explain.maps import Map, grad_cam, layer_of_grad_cam, occlusion
 from cxr_hvd.deploy.explain.sanity import correlation, fresh_model
-from cxr_hvd.deploy.predict import batching_of_network, check_labels, check_pixels
 from cxr_hvd.deploy.trained_network import TrainedNetwork
 from cxr_hvd.errors import UsageError, nearest
 from cxr_hvd.models.forward import forward
 from cxr_hvd.study.layout import Split, View
-from cxr_hvd.study.study_file import StudyFile
 
 Method = Literal["grad-cam", "occlusion"]
 METHODS: tuple[Method, ...] = ("grad-cam", "occlusion")
@@ -56,14 +55,14 @@ class StudyMaps:
     """A study's images, and its maps.
 
     Attributes:
-        file, study_id: which study; its id is the file's keyed hash.
+        file, study: which study, as in `answers.Answer`.
         images_MHW: shades as the network sees them.
         views: of each image.
         maps: by method and label.
     """
 
     file: str
-    study_id: str
+    study: str
     images_MHW: NDArray[np.uint8]
     views: tuple[str, ...]
     maps: tuple[LabelMap, ...]
@@ -85,47 +84,39 @@ def check_question(network: TrainedNetwork, labels: Sequence[str], methods: Sequ
         )
 
 
-def explain_file(
+def explain_studies(
     network: TrainedNetwork,
-    file: StudyFile,
-    studies: Sequence[int],
+    studies: Sequence[ChosenStudy],
     labels: Sequence[str] = (),
     methods: Sequence[Method] = METHODS,
     on_batch: Callable[[], None] = lambda: None,
 ) -> Iterator[StudyMaps]:
-    """Yield the maps of studies of a file.
+    """Yield the maps of studies.
 
     Args:
-        studies: by their place in the file.
         labels: which; none: of each study the `NUM_LABELS` trained ones with the highest probability.
         on_batch: called before each pass of the network.
 
     Raises:
-        CxrHvdError: the file's images or labels are not the network's, or a label was never trained.
+        CxrHvdError: an image cannot be read, or a label was never trained.
     """
     check_question(network, labels, methods)
-    check_pixels(network, file)
-    check_labels(network, file)
     fresh = fresh_model(network)
-    for split in Split:
-        indices = file.indices(split)
-        chosen = [index for index in studies if index in indices]
-        if not chosen:
-            continue
+    for study in studies:
+        on_batch()
+        file, index = study.file, study.index
+        split = Split(int(file.splits[index]))
         study_set = StudySet([file], split, Labels().policy(network.label_names))
-        positions = np.searchsorted(indices, chosen).tolist()
-        batching = batching_of_network(network)
-        batches = plain_batches(study_set, positions, 1, batching.image_size, 1, batching.prefetch)
-        for index, batch in zip(chosen, batches, strict=True):
-            on_batch()
-            images_1MHW = batch.images[:, : int(file.num_images[index])].clone()
-            yield StudyMaps(
-                file=file.path.name,
-                study_id=str(file.study_ids[index]),
-                images_MHW=np.round(images_1MHW[0].numpy() * 255).astype(np.uint8),
-                views=tuple(View(view).name for view in file.views[index, : images_1MHW.shape[1]].tolist()),
-                maps=tuple(_maps_of_study(network, fresh, images_1MHW, labels, methods, on_batch)),
-            )
+        position = int(np.searchsorted(file.indices(split), index))
+        [batch] = plain_batches(study_set, [position], 1, network.image_size)
+        images_1MHW = batch.images[:, : int(file.num_images[index])].clone()
+        yield StudyMaps(
+            file=study.given,
+            study=study.name,
+            images_MHW=np.round(images_1MHW[0].numpy() * 255).astype(np.uint8),
+            views=tuple(View(view).name for view in file.views[index, : images_1MHW.shape[1]].tolist()),
+            maps=tuple(_maps_of_study(network, fresh, images_1MHW, labels, methods, on_batch)),
+        )
 
 
 def _maps_of_study(

@@ -33,14 +33,14 @@ class MapRecord(Record):
     """A map as `maps.json` lists it.
 
     Attributes:
-        file, study_id, label, method: of what it is.
+        file, study, label, method: of what it is.
         probability, threshold: of the label.
         correlations: of each image's map with that of a network with fresh weights, -1 to 1.
         pictures: of each image, relative to the folder.
     """
 
     file: Text
-    study_id: Text
+    study: Text
     label: Name
     method: Name
     probability: Finite
@@ -76,7 +76,7 @@ class ShownStudy:
     """
 
     file: str
-    study_id: str
+    study: str
     pictures: list[str]
     captions: list[str]
     maps: list[MapRecord]
@@ -151,13 +151,13 @@ def _draw(study: StudyMaps, folder: Path, number: int) -> ShownStudy:
     images = range(len(study.images_MHW))
     return ShownStudy(
         file=study.file,
-        study_id=study.study_id,
+        study=study.study,
         pictures=[write(f"{number}-{image + 1}.png", gray_png(study.images_MHW[image])) for image in images],
         captions=[f"image {image + 1}, view {study.views[image]}" for image in images],
         maps=[
             MapRecord(
                 file=study.file,
-                study_id=study.study_id,
+                study=study.study,
                 label=one.label,
                 method=one.method,
                 probability=one.probability,

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,15 +11,17 @@ from torch import Tensor, nn
 
 from cxr_hvd.deploy.combine import ensemble_networks
 from cxr_hvd.deploy.explain.choice import choose_studies
-from cxr_hvd.deploy.explain.explain import StudyMaps, check_question, explain_file
+from cxr_hvd.deploy.explain.explain import StudyMaps, check_question, explain_studies
 from cxr_hvd.deploy.explain.maps import MIN_SIDE, grad_cam, layer_of_grad_cam, occlusion
 from cxr_hvd.deploy.explain.page import NUMBERS, PAGE, check_folder, write_explanation
 from cxr_hvd.deploy.explain.pictures import overlay_png
 from cxr_hvd.deploy.explain.sanity import correlation, fresh_model
+from cxr_hvd.deploy.predict import opened_studies
 from cxr_hvd.errors import CxrHvdError, UsageError
 from cxr_hvd.study.layout import Split
 from cxr_hvd.study.study_file import StudyFile
 from lab.study_files import write_study_file
+from preprocess.pixels.pipelines import RASTER
 from tests.helpers.networks import noise, tiny_network
 
 
@@ -115,9 +118,9 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def maps_of(studies: Path, **question: object) -> list[StudyMaps]:
-    with StudyFile(studies) as file:
-        chosen = choose_studies(file, (), 2)
-        return list(explain_file(tiny_network(), file, chosen, **question))  # type: ignore[arg-type]
+    with opened_studies(tiny_network(), [studies]) as opened:
+        chosen = choose_studies(opened, (), 2)
+        return list(explain_studies(tiny_network(), chosen, **question))  # type: ignore[arg-type]
 
 
 def test_a_page_shows_every_image_and_label(studies: Path, tmp_path: Path) -> None:
@@ -129,7 +132,7 @@ def test_a_page_shows_every_image_and_label(studies: Path, tmp_path: Path) -> No
     with StudyFile(studies) as file:
         tested = [int(index) for index in file.indices(Split.TEST)[:2]]
         num_images = [int(file.num_images[index]) for index in tested]
-        assert [study.study_id for study in maps] == [str(file.study_ids[index]) for index in tested]
+        assert [study.study for study in maps] == [str(file.study_ids[index]) for index in tested]
     pictures = sorted((out / "pictures").iterdir())
     assert len(pictures) == sum(num_images) * (1 + 2 * 2)
     assert all(f'src="pictures/{picture.name}"' in page for picture in pictures)
@@ -161,8 +164,6 @@ def test_without_labels_the_most_probable_trained_ones_are_shown(studies: Path) 
 
 
 def test_a_flat_map_leaves_the_image_alone() -> None:
-    import cv2
-
     image = np.arange(400, dtype=np.uint8).reshape(20, 20)
     png = overlay_png(image, np.zeros((20, 20), np.float32), is_signed=True)
     picture = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR)
@@ -170,7 +171,20 @@ def test_a_flat_map_leaves_the_image_alone() -> None:
 
 
 def test_a_study_that_is_not_there_is_one_line(studies: Path) -> None:
-    with StudyFile(studies) as file:
-        assert choose_studies(file, ["study3", "study1"], 4) == [1, 3]
-        with pytest.raises(UsageError, match="has no study of the name given"):
-            choose_studies(file, ["study99"], 4)
+    with opened_studies(tiny_network(), [studies]) as opened:
+        chosen = choose_studies(opened, ["study3", "study1"], 4)
+        assert [(study.name, study.index) for study in chosen] == [("study1", 1), ("study3", 3)]
+        with pytest.raises(UsageError, match="expected the name of a study of these PATHS"):
+            choose_studies(opened, ["study1", "study99"], 4)
+
+
+def test_images_are_explained_by_where_they_lie(tmp_path: Path) -> None:
+    shades = np.random.default_rng(0).integers(0, 255, (3, 64, 64), dtype=np.uint8)
+    for name, image in zip(("one/a.png", "one/b.png", "two/c.png"), shades, strict=True):
+        (tmp_path / "scans" / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "scans" / name), image)
+    network = tiny_network(pixels=RASTER)
+    with opened_studies(network, [tmp_path / "scans"]) as opened:
+        chosen = choose_studies(opened, ["one"], 4)
+        [study] = explain_studies(network, chosen, ("Pneumonia",), ("grad-cam",))
+    assert (study.file, study.study, len(study.images_MHW)) == (str(tmp_path / "scans"), "one", 2)
