@@ -130,7 +130,7 @@ class UnusableImageError(ValueError):
         remedy: what to do instead, as the end of a sentence.
     """
 
-    def __init__(self, finding: str, remedy: str = "remove the row") -> None:
+    def __init__(self, finding: str, remedy: str = "leave it out") -> None:
         super().__init__(finding)
         self.remedy = remedy
 

@@ -41,7 +41,7 @@ def predict(
     ],
     out: Annotated[Path, typer.Option("--out", help="Where answers go: a .csv or a .jsonl file.")],
     site: Annotated[
-        str | None, typer.Option("--site", help="Whose network, where private blocks make them differ.")
+        str | None, typer.Option("--site", help="Whose network, where they differ: a site, ensemble or averaged.")
     ] = None,
     checkpoint: Annotated[
         WhichCheckpoint,
@@ -63,11 +63,12 @@ def predict(
 ) -> None:
     """Ask a trained network about studies: a row for each study and label, in a table.
 
-    Probability, threshold and decision; nothing for a label that no study taught the network. What it says is
-    research, not a diagnosis.
+    Probability, threshold and decision; nothing for a label that no study taught the network. The answers are
+    research, and no diagnosis.
     """
     from cxr_hvd.console import Console
     from cxr_hvd.deploy.answers import check_ending, write_answers
+    from cxr_hvd.deploy.combine import AVERAGED
     from cxr_hvd.deploy.images import write_set_aside
     from cxr_hvd.deploy.network import load_model
     from cxr_hvd.deploy.predict import answers_of, opened_studies
@@ -112,4 +113,7 @@ def predict(
             f"answer: {quarantine}"
         )
     if left_out:
-        say(f"no answer for {', '.join(left_out)}: no study that trained this network says anything of it")
+        why = "no study that trained this network says anything of it"
+        if network.site == AVERAGED:
+            why = "not every site's studies say something of it"
+        say(f"no answer for {', '.join(left_out)}: {why}")

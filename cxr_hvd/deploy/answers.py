@@ -9,13 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cxr_hvd.deploy.combine import AVERAGED, ENSEMBLE
 from cxr_hvd.deploy.trained_network import TrainedNetwork
 from cxr_hvd.errors import CxrHvdError, UsageError
 from cxr_hvd.files import replaced_file
 
 ENDINGS = (".csv", ".jsonl")
 NEVER_TRAINED = "never trained"
+NOT_EVERYWHERE = "not trained at every site"
 NO_THRESHOLD = "no threshold: no validation studies could tell"
+NO_COMMON_THRESHOLD = "no threshold: none is chosen for several sites' networks"
 
 
 @dataclass(frozen=True)
@@ -67,17 +70,19 @@ def answer_study(network: TrainedNetwork, study: AskedStudy, scores_L: Sequence[
     Args:
         scores_L: the probabilities, 0 to 1, in the order of the labels; None where there was nothing to look at.
     """
+    untrained = NOT_EVERYWHERE if network.site == AVERAGED else NEVER_TRAINED
+    no_threshold = NO_COMMON_THRESHOLD if network.site in (AVERAGED, ENSEMBLE) else NO_THRESHOLD
     for position, label in enumerate(network.label_names):
         probability, threshold = None, network.thresholds.get(label)
         decision, remark = None, ""
         if scores_L is None:
             threshold = None
         elif not network.is_trained(label):
-            threshold, remark = None, NEVER_TRAINED
+            threshold, remark = None, untrained
         else:
             probability = scores_L[position]
             if threshold is None:
-                remark = NO_THRESHOLD
+                remark = no_threshold
             else:
                 decision = "present" if probability >= threshold else "absent"
         yield Answer(

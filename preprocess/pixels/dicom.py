@@ -203,7 +203,7 @@ def _check_syntax(dataset: "Dataset", syntax: "UID") -> None:
         extra = "extra 'dicom-jpeg', or " if syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes) else ""
         raise UnusableImageError(
             f"{syntax.name} compression, which no installed decoder reads ({extra}decompress it)",
-            "pip install 'cxr_hvd[dicom-jpeg]', then run again" if extra else "decompress it or remove the row",
+            "pip install 'cxr_hvd[dicom-jpeg]', then run again" if extra else "decompress it or leave it out",
         )
     claimed = claimed_frame_size(frame)
     if claimed is not None and claimed != (dataset.Rows, dataset.Columns):

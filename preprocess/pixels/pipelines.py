@@ -37,7 +37,7 @@ PIPELINES: dict[str, Pipeline] = {
     "mimic-jpg-compat": dicom.decode_mimic,
 }
 _FORMATS = {RASTER: "JPEG or PNG"}
-_COPY_AGAIN = "copy it again from its source or remove the row"
+_COPY_AGAIN = "copy it again from its source or leave it out"
 
 
 def load_study(study: StudyRecord, size: int, pipeline: str = RASTER) -> NDArray[np.uint8]:
@@ -90,7 +90,7 @@ def _read(image: ImageRecord) -> bytes:
             return file.readall()
     except OSError as error:
         if error.errno == errno.EINVAL:  # reading a pipe or a device would wait for ever
-            reason = "expected an image file, found a folder or a device; repair the row"
+            reason = "expected an image file, found a folder or a device; leave it out"
         else:
             reason = f"expected a readable image file, found none ({type(error).__name__}); {_COPY_AGAIN}"
         raise BadImageError(image.where, reason) from error
