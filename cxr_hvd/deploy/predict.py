@@ -122,8 +122,9 @@ def answers_of(
     progress.begin_answers(sum(-(-count // batch_size) for count in counts))
     for file, split in asked:
         ids, scores_NL = score_split(network, file, split, progress)
+        name = os.fsencode(file.path).decode("utf-8", "backslashreplace")  # a name may be no text
         for study_id, scores_L in zip(ids, scores_NL, strict=True):
-            study = AskedStudy(str(file.path), str(study_id), split.name.lower())
+            study = AskedStudy(name, str(study_id), split.name.lower())
             yield from answer_study(network, study, scores_L.tolist())
     if studies.images is not None:
         yield from _answers_of_images(network, studies.images, studies.pixels, progress)

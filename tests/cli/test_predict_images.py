@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import tempfile
@@ -183,6 +184,18 @@ def test_bad_images_are_set_aside_and_their_studies_say_so(network: Path, tmp_pa
     for written in (out, tmp_path / "answers.csv.quarantine.csv"):
         assert written.stat().st_mode & 0o777 == 0o600
     assert not list(tmp_path.glob(".*"))
+
+
+def test_names_that_are_no_text_are_shown_as_escapes(network: Path, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/scans\xff"))
+    write_study_file(tmp_path / "a.h5", 2, pixels=RASTER)
+    write_raster(tmp_path / "film.png", shades(0))
+    (odd / "line\nfeed").mkdir(parents=True)
+    (tmp_path / "film.png").rename(odd / "line\nfeed" / "0.png")
+    (tmp_path / "a.h5").rename(odd / "a.h5")
+    rows = answered(network, odd / "a.h5", odd, out=tmp_path / "answers.csv")
+    assert {row["file"] for row in rows} == {f"{tmp_path}/scans\\xff/a.h5", f"{tmp_path}/scans\\xff"}
+    assert rows[-1]["study"] == "line\nfeed" and rows[-1]["probability"]
 
 
 def test_one_image_of_one_shade_has_an_answer_that_says_so(network: Path, tmp_path: Path) -> None:
