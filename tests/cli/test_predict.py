@@ -160,11 +160,11 @@ def test_maps_of_a_trained_network_stand_on_a_page(folder: Path) -> None:
     assert "Grad-CAM: rank correlation with maps of a network with fresh weights" in job.output
     page, ids = (out / "index.html").read_text(), json.loads((out / "maps.json").read_text())
     assert "Edema" in page and [one["label"] for one in ids["maps"]] == ["Edema", "Edema"]
-    for more, line in (
-        (("--label", "Pneumonia"), "--label Pneumonia: no study that trained this network says anything of it"),
-        (("--label", "Edema"), "expected a new folder"),
+    for name, label, line in (
+        ("others", "Pneumonia", "--label Pneumonia: no study that trained this network says anything of it"),
+        ("maps", "Edema", "expected a new folder"),
     ):
-        job = cxr_here("explain", *question, *more, "--out", out)
+        job = cxr_here("explain", *question, "--label", label, "--out", folder / name)
         assert job.exit_code == 2 and line in job.output
 
 
