@@ -41,6 +41,33 @@ def auroc_covariance(
     Returns:
         The covariance is NaN where fewer than two patients have present or fewer than two have absent studies.
     """
+    codes_N = np.arange(len(targets_N)) if patients_N is None else np.unique(patients_N, return_inverse=True)[1]
+    aurocs_K, present_KC, absent_KC = structural_components(scores_KN, targets_N, codes_N)
+    is_present = np.asarray(targets_N) == 1
+    crossed_KK = present_KC @ absent_KC.T
+    covariance_KK = (
+        unbiased(len(np.unique(codes_N[is_present]))) * present_KC @ present_KC.T
+        + unbiased(len(np.unique(codes_N[~is_present]))) * absent_KC @ absent_KC.T
+        + unbiased(present_KC.shape[1]) * (crossed_KK + crossed_KK.T)
+    )
+    return aurocs_K, covariance_KK
+
+
+def structural_components(
+    scores_KN: Scores, targets_N: NDArray[np.floating[Any]], codes_N: Codes, num_patients: int | None = None
+) -> tuple[Floats, Floats, Floats]:
+    """Return AUROCs (K,), and each patient's part in how far chance moves them.
+
+    Args:
+        scores_KN: (K, N), finite.
+        targets_N: (N,), 0 or 1, both there.
+        codes_N: a number for each study, from 0; studies of one patient have the same.
+        num_patients: C, above all codes; the highest code and one where left out.
+
+    Returns:
+        Beside the AUROCs the components (K, C) of the present and of the absent studies, centred, divided by their
+        number and summed by patient; each row sums to 0.
+    """
     is_present = np.asarray(targets_N) == 1
     num_present, num_absent = int(is_present.sum()), int((~is_present).sum())
     ranks_KN = rankdata(scores_KN, axis=1)
@@ -50,18 +77,10 @@ def auroc_covariance(
     shares_KN[:, is_present] = (ranks_KN[:, is_present] - class_KP) / num_absent
     shares_KN[:, ~is_present] = 1 - (ranks_KN[:, ~is_present] - class_KQ) / num_present
     aurocs_K = shares_KN[:, is_present].mean(axis=1)
-
-    codes_N = np.arange(len(is_present)) if patients_N is None else np.unique(patients_N, return_inverse=True)[1]
     centred_KN = shares_KN - aurocs_K[:, None]
-    present_KC = _sums_of_patients(np.where(is_present, centred_KN, 0.0), codes_N) / num_present
-    absent_KC = _sums_of_patients(np.where(is_present, 0.0, centred_KN), codes_N) / num_absent
-    crossed_KK = present_KC @ absent_KC.T
-    covariance_KK = (
-        _unbiased(len(np.unique(codes_N[is_present]))) * present_KC @ present_KC.T
-        + _unbiased(len(np.unique(codes_N[~is_present]))) * absent_KC @ absent_KC.T
-        + _unbiased(present_KC.shape[1]) * (crossed_KK + crossed_KK.T)
-    )
-    return aurocs_K, covariance_KK
+    present_KC = sums_of_patients(np.where(is_present, centred_KN, 0.0), codes_N, num_patients) / num_present
+    absent_KC = sums_of_patients(np.where(is_present, 0.0, centred_KN), codes_N, num_patients) / num_absent
+    return aurocs_K, present_KC, absent_KC
 
 
 def delong_difference(
@@ -95,11 +114,13 @@ def delong_difference(
     return Difference(value, value - QUANTILE * error, value + QUANTILE * error, error, p_value, per_seed, 0, None)
 
 
-def _sums_of_patients(values_KN: Floats, codes_N: NDArray[np.int64]) -> Floats:
-    return np.stack([np.bincount(codes_N, values_N) for values_N in values_KN])
+def sums_of_patients(values_KN: Floats, codes_N: Codes, num_patients: int | None = None) -> Floats:
+    """Return (K, C): the values summed over each patient's studies."""
+    return np.stack([np.bincount(codes_N, values_N, minlength=num_patients or 0) for values_N in values_KN])
 
 
-def _unbiased(num: int) -> float:
+def unbiased(num: int) -> float:
+    """Return the factor that makes a sum of squares over so many patients unbiased; NaN of fewer than two."""
     return num / (num - 1) if num > 1 else np.nan
 
 

@@ -6,6 +6,8 @@ spread, with Student's quantiles for their number. So radiology judges a method 
 readers, patients the cases (Obuchowski and Rockette, Commun. Stat. Simul. Comput. 1995; Hillis, Stat. Med. 2007).
 """
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.stats import t as student
 
@@ -46,24 +48,37 @@ def components_difference(table_a_SB: Floats, table_b_SB: Floats, note: str | No
 
     if num_resamples < 2:
         return without_interval(NOT_RESAMPLED)
-    error, freedom = _error(table_SB[:, 0], resamples_SB)
     if (np.ptp(resamples_SB, axis=1) <= TOLERANCE).all():
         return without_interval(ALL_EQUAL)
+    found = covariance_difference(table_SB[:, 0], np.atleast_2d(np.cov(resamples_SB)))
+    return replace(found, num_resamples=num_resamples)
+
+
+def covariance_difference(values_S: Floats, covariance_SS: Floats) -> Difference:
+    """Return the mean over seeds of a number, for example of a difference, with its 95% interval.
+
+    The same as `components_difference`, where the covariance over patients is known without draws.
+
+    Args:
+        values_S: of each seed, finite.
+        covariance_SS: of these over patients.
+    """
+    value, per_seed = float(values_S.mean()), tuple(values_S.tolist())
+    error, freedom = _error(values_S, covariance_SS)
     if error <= TOLERANCE:
-        return without_interval(NO_VARIANCE)
+        return Difference(value, None, None, None, None, per_seed, 0, NO_VARIANCE)
     reach = float(student.ppf((1 + CONFIDENCE) / 2, freedom)) * error
     p_value = float(2 * student.sf(abs(value) / error, freedom))
-    return Difference(value, value - reach, value + reach, error, p_value, per_seed, num_resamples, None)
+    return Difference(value, value - reach, value + reach, error, p_value, per_seed, 0, None)
 
 
-def _error(values_S: Floats, resamples_SB: Floats) -> tuple[float, float]:
+def _error(values_S: Floats, covariance_SS: Floats) -> tuple[float, float]:
     """Return the standard error of the mean over seeds, and its degrees of freedom.
 
-    What seeds have in common moves with the patients: the mean covariance of two seeds over the draws. What they
-    have not, be it of the seed or of seed and patient together, is their spread as measured.
+    What seeds have in common moves with the patients: the mean covariance of two seeds over the patients. What
+    they have not, be it of the seed or of seed and patient together, is their spread as measured.
     """
     num_seeds = len(values_S)
-    covariance_SS = np.atleast_2d(np.cov(resamples_SB))
     if num_seeds == 1:
         return float(covariance_SS[0, 0] ** 0.5), np.inf
     common = float(covariance_SS.sum() - np.trace(covariance_SS)) / (num_seeds * (num_seeds - 1))
