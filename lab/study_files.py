@@ -33,12 +33,14 @@ def write_study_file(
     seed: int = 0,
     splits: tuple[Split, ...] = (Split.TRAIN, Split.TEST),
     unknown: tuple[str, ...] = (),
+    per_patient: int = 1,
     **changes: object,
 ) -> Path:
-    """Write studies of 1 to 4 noisy images with random labels; study i is of split i modulo the splits given.
+    """Write studies of 1 to 4 noisy images with random labels; patients are dealt out to the splits given.
 
     Args:
         unknown: labels that no study says anything of.
+        per_patient: studies of each patient.
     """
     rng = np.random.default_rng(seed)
     file_header = header(**changes)
@@ -46,8 +48,8 @@ def write_study_file(
     rows = [
         StudyRow(
             study_id=f"study{index}",
-            patient_id=f"patient{index}",
-            split=splits[index % len(splits)],
+            patient_id=f"patient{index // per_patient}",
+            split=splits[index // per_patient % len(splits)],
             views=(View.PA,) * int(rng.integers(1, 5)),
             labels=tuple(
                 np.nan if label in unknown else value

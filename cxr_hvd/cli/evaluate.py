@@ -3,7 +3,7 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +11,7 @@ from cxr_hvd.cli.options import (
     PROGRAM,
     JsonOption,
     Outside,
-    RunPath,
+    RunPaths,
     Settings,
     SiteOption,
     TimeLimit,
@@ -21,7 +21,14 @@ from cxr_hvd.cli.options import (
 from cxr_hvd.errors import UsageError
 from cxr_hvd.terminal import say
 
-EVALUATE_EXAMPLE = "Example: cxr-hvd evaluate runs/D, or on several machines mpirun -np 2 cxr-hvd evaluate runs/D"
+if TYPE_CHECKING:
+    from cxr_hvd.comm.communicator import Communicator
+    from cxr_hvd.study.layout import Split
+
+EVALUATE_EXAMPLE = (
+    "Example: cxr-hvd evaluate runs/D, or with all sites "
+    "mpirun -np 2 cxr-hvd evaluate runs/C runs/D --across-sites"
+)
 EXPERIMENT_EXAMPLE = (
     "Example: cxr-hvd experiment A B C D --seeds 5 --config jobs/configs/real.yaml --out runs/real"
 )
@@ -37,7 +44,7 @@ class CheckpointWord(StrEnum):
 
 
 def evaluate(
-    run: RunPath,
+    runs: RunPaths,
     split: Annotated[str, typer.Option(help="test, validate or train.")] = "test",
     checkpoint: Annotated[
         CheckpointWord, typer.Option("--checkpoint", help="best is by the agreed AUROC on VALIDATE studies.")
@@ -48,6 +55,14 @@ def evaluate(
         bool,
         typer.Option(
             "--across-sites",
+            help="All runs on the TEST studies of all sites, which send sums over their patients and no score; "
+            "writes RUN/SITE/across.json at each.",
+        ),
+    ] = False,
+    pooled: Annotated[
+        bool,
+        typer.Option(
+            "--pooled",
             help="Every network on every site's studies, where all can be read; writes RUN/scores.safetensors.",
         ),
     ] = False,
@@ -56,29 +71,66 @@ def evaluate(
 ) -> None:
     """Judge each site's network on its own studies: AUROC and accuracy, label by label."""
     from cxr_hvd.comm.start import joined_job
-    from cxr_hvd.experiment.evaluate import evaluate as evaluate_run
-    from cxr_hvd.experiment.results_table import print_results
-    from cxr_hvd.launch.job_console import console_for
     from cxr_hvd.study.layout import Split
 
     if split.upper() not in Split.__members__:
         raise UsageError(f"--split {split}: expected test, validate or train")
-    if outside and not across_sites:
-        raise UsageError("--outside adds to what is judged by --across-sites: give both")
-    if across_sites:
-        from cxr_hvd.experiment.scoring import score_across_sites
-
-        with joined_job(PROGRAM, EVALUATION_LIMIT_S) as comm:
-            path = score_across_sites(run, comm, settings or [], checkpoint.value, read_named_files(outside))
-            if comm.rank == 0:
-                say(f"{path}: compare with cxr-hvd report {run}")
-        return
+    if outside and not pooled:
+        raise UsageError("--outside adds to what is judged by --pooled: give both")
+    if across_sites and (pooled or site or split != "test"):
+        raise UsageError(
+            "--across-sites judges the TEST studies of all sites, each at home: leave out --pooled, --site and "
+            "--split"
+        )
+    if len(runs) > 1 and not across_sites:
+        raise UsageError(f"expected one RUN, found {len(runs)}; --across-sites judges several together")
     with joined_job(PROGRAM, EVALUATION_LIMIT_S) as comm:
-        results = evaluate_run(run, comm, Split[split.upper()], settings or [], site, checkpoint)
-        if comm.rank == 0 and as_json:
-            print(json.dumps([result.model_dump(mode="json") for result in results]))
-        elif comm.rank == 0:
-            print_results(results, console_for(comm.num_ranks))
+        if across_sites:
+            _evaluate_across_sites(runs, comm, settings or [], checkpoint, as_json)
+        elif pooled:
+            from cxr_hvd.experiment.scoring import score_pooled
+
+            path = score_pooled(runs[0], comm, settings or [], checkpoint.value, read_named_files(outside))
+            if comm.rank == 0:
+                say(f"{path}: compare with cxr-hvd report {runs[0]}")
+        else:
+            _evaluate_at_home(runs[0], comm, Split[split.upper()], settings or [], site, checkpoint, as_json)
+
+
+def _evaluate_at_home(
+    run: Path,
+    comm: "Communicator",
+    split: "Split",
+    settings: list[str],
+    site: str | None,
+    checkpoint: CheckpointWord,
+    as_json: bool,
+) -> None:
+    from cxr_hvd.experiment.evaluate import evaluate as evaluate_run
+    from cxr_hvd.experiment.results_table import print_results
+    from cxr_hvd.launch.job_console import console_for
+
+    results = evaluate_run(run, comm, split, settings, site, checkpoint)
+    if comm.rank == 0 and as_json:
+        print(json.dumps([result.model_dump(mode="json") for result in results]))
+    elif comm.rank == 0:
+        print_results(results, console_for(comm.num_ranks))
+
+
+def _evaluate_across_sites(
+    runs: list[Path], comm: "Communicator", settings: list[str], checkpoint: CheckpointWord, as_json: bool
+) -> None:
+    from cxr_hvd.experiment.across import evaluate_across_sites
+
+    across = evaluate_across_sites(runs, comm, settings, checkpoint.value)
+    if comm.rank == 0 and as_json:
+        print(across.model_dump_json())
+    elif comm.rank == 0:
+        num_patients = sum(site.num_patients for site in across.sites)
+        say(
+            f"{len(across.networks)} networks judged on {num_patients} patients of {len(across.sites)} sites; at "
+            f"each site across.json in its folder of each run: cxr-hvd report {' '.join(map(str, runs))}"
+        )
 
 
 def experiment(
@@ -125,7 +177,7 @@ def experiment(
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders of experiments, or runs scored across sites.")
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of experiments, or runs that were scored.")
     ],
     out: Annotated[
         Path | None, typer.Option("--out", help="Where report.html goes; the first RUN if left out.")

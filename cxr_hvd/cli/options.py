@@ -16,6 +16,7 @@ STARTED = time.monotonic()  # what a time limit counts from
 
 ConfigPath = Annotated[Path, typer.Argument(help="The YAML config, the same at all sites.", metavar="CONFIG")]
 RunPath = Annotated[Path, typer.Argument(help="A run folder, as `train` makes.", metavar="RUN")]
+RunPaths = Annotated[list[Path], typer.Argument(help="A run folder, as `train` makes.", metavar="RUN...")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a value of the config: section.key=value. May be repeated."),

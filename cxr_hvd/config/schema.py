@@ -37,7 +37,10 @@ MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 """What an optimizer remembers of each parameter, by its name in torch."""
 
 
-ADDED_LATER: dict[str, dict[str, Any]] = {"model": {"norm": "batch", "weights": None, "freeze": []}}
+ADDED_LATER: dict[str, dict[str, Any]] = {
+    "model": {"norm": "batch", "weights": None, "freeze": []},
+    "sharing": {"evaluate_private": False},
+}
 """Keys that configs of version 0.1.0 do not have, by section, with the default that such a config means."""
 
 

@@ -100,7 +100,8 @@ class Sharing(Section):
     `private` is a preset (`none`, `ends`, `stem+head`, `norms`, `head`, `all`), or a list of block names and globs
     over blocks and tensors. `every` counts steps. `weighting` is over sites: equal, or by their number of training
     studies. `wire` is the type that shared tensors travel in; `optimizer_state: shared` averages the optimizer's
-    running means, too (decision 0013).
+    running means, too (decision 0013). `evaluate_private` lets private tensors travel when a finished network is
+    judged across sites, so that each site's network is tried on the others' studies (decision 0031).
     """
 
     exchange: Literal["weights", "gradients"] = "weights"
@@ -110,6 +111,7 @@ class Sharing(Section):
     weighting: Literal["uniform", "studies"] = "uniform"
     wire: Literal["float32", "bfloat16", "float16"] = "float32"
     optimizer_state: Literal["local", "shared"] = "local"
+    evaluate_private: bool = False
 
     @model_validator(mode="after")
     def _check_exchange(self) -> "Sharing":

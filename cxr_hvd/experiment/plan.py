@@ -53,7 +53,7 @@ class PlannedRun:
     def score_words(self) -> list[str]:
         """Return the command of each rank that scores."""
         outside = [word for name, path in self.outside.items() for word in ("--outside", f"{name}={path}")]
-        return ["evaluate", path_word(self.folder), "--across-sites", *outside]
+        return ["evaluate", path_word(self.folder), "--pooled", *outside]
 
     @property
     def log(self) -> Path:

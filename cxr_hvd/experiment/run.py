@@ -1,6 +1,6 @@
 """An experiment: several set-ups, each trained with several seeds and scored on every site's studies.
 
-One launch at a time, by `cxr-hvd train` and `cxr-hvd evaluate --across-sites` under a launcher, so that each can
+One launch at a time, by `cxr-hvd train` and `cxr-hvd evaluate --pooled` under a launcher, so that each can
 be typed again. All train the same number of steps. A seed is finished for all set-ups before the next begins:
 whenever one looks, what is there can be compared in pairs. Killed and started again, it goes on where it stood.
 """

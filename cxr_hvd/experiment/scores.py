@@ -171,12 +171,12 @@ def _read(path: Path, with_tensors: bool) -> RunScores:
     except ValidationError as error:
         raise CheckpointError(
             f"{path}: expected scores of schema {SCHEMA}, found others ({first_problem(error)}); make them with "
-            "cxr-hvd evaluate RUN --across-sites"
+            "cxr-hvd evaluate RUN --pooled"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"{path}: expected scores of schema {SCHEMA}, found none to read ({type(error).__name__}); make them "
-            "with cxr-hvd evaluate RUN --across-sites"
+            "with cxr-hvd evaluate RUN --pooled"
         ) from error
     scores = RunScores(origin, truth, probabilities)
     if with_tensors:
@@ -193,7 +193,7 @@ def _check_tensors(path: Path, scores: RunScores) -> None:
     if scores.truth.keys() != wanted_places or scores.probabilities.keys() != judged_places:
         raise CheckpointError(
             f"{path}: expected scores of {', '.join(origin.networks)} on {' and '.join(SPLITS)} studies of "
-            f"{', '.join(institutions)}, found others; make them again with cxr-hvd evaluate RUN --across-sites"
+            f"{', '.join(institutions)}, found others; make them again with cxr-hvd evaluate RUN --pooled"
         )
     for place, known in scores.truth.items():
         types = [values.dtype for values in vars(known).values()]
@@ -208,5 +208,5 @@ def _check_tensors(path: Path, scores: RunScores) -> None:
         if truth is None or not probabilities_NL.shape == truth.targets_NL.shape == truth.known_NL.shape == wanted:
             raise CheckpointError(
                 f"{path}: scores of {network} on {site}'s {split} studies have shape {probabilities_NL.shape}, "
-                f"expected {wanted}; make them again with cxr-hvd evaluate RUN --across-sites"
+                f"expected {wanted}; make them again with cxr-hvd evaluate RUN --pooled"
             )

@@ -1,7 +1,7 @@
-"""Every network of a run on every site's studies: `cxr-hvd evaluate RUN --across-sites`.
+"""Every network of a run on every site's studies, in one place: `cxr-hvd evaluate RUN --pooled`.
 
-For comparisons, where one place may read all sites' files. The ranks share the batches out; each writes its part
-beside the scores, and one puts them together: no score enters a collective.
+For comparisons, where one place may read all sites' files; where none may, `across` is the way. The ranks share
+the batches out; each writes its part beside the scores, and one puts them together: no score enters a collective.
 """
 
 import re
@@ -63,7 +63,7 @@ class OpenRun:
     studies: Mapping[tuple[str, Split], StudySet]
 
 
-def score_across_sites(
+def score_pooled(
     run: Path,
     comm: Communicator,
     settings: Sequence[str] = (),
@@ -135,8 +135,9 @@ def open_whole(run: Path, settings: tuple[str, ...], outside: Mapping[str, Path]
     missing = [name for name in first.sites if name not in names]
     if missing:
         raise CheckpointError(
-            f"{run}: expected a folder of every site, found none of {', '.join(missing)}; across sites a run is "
-            "judged where all can be read; each site judges its own with cxr-hvd evaluate RUN"
+            f"{run}: expected a folder of every site, found none of {', '.join(missing)}; --pooled "
+            "judges where all can be read; where each site has its own: mpirun -np N cxr-hvd evaluate RUN... "
+            "--across-sites"
         )
     for name, config in configs.items():
         if config.shared_part() != first.shared_part():
@@ -197,7 +198,7 @@ def put_together(whole: OpenRun, steps: Mapping[str, int], which: str, path: Pat
         parts = [load_file(folder_beside(path) / f"{rank}.safetensors") for rank in range(num_ranks)]
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
-            f"{path}: a rank's part cannot be read ({type(error).__name__}); across sites all ranks need one disk"
+            f"{path}: a rank's part cannot be read ({type(error).__name__}); for --pooled all ranks need one disk"
         ) from error
     probabilities: dict[Place, NDArray[np.float32]] = {}
     truth = {}

@@ -53,7 +53,7 @@ def list_commands(run: ScoredRun) -> RunCommands:
     common = run.path.parent / "config.yaml"
     config = common if common.is_file() else run.path / run.scores.origin.sites[0] / "config.yaml"
     train = ["cxr-hvd", "train", str(config), "--run", str(run.path), "--set", f"seed={run.seed}"]
-    score = ["cxr-hvd", "evaluate", str(run.path), "--across-sites"]
+    score = ["cxr-hvd", "evaluate", str(run.path), "--pooled"]
     return RunCommands(seed=run.seed, train=shlex.join(train), score=shlex.join(score))
 
 

@@ -98,6 +98,26 @@ TRAFFIC: dict[str, Traffic] = {
         "probabilities of validation studies", "at every validation", TEXT, calls_per_step=1, is_site_only=True
     ),
     "results": Traffic("metrics of `evaluate` for each label, no study's score", "once at the end", TEXT, 2),
+    "answers": Traffic(
+        "probabilities of the studies that a network is judged on",
+        "when runs are judged across sites",
+        TEXT,
+        is_site_only=True,
+    ),
+    "network": Traffic(
+        "private tensors of a trained network, to be judged at other sites: only where all sites have set "
+        "sharing.evaluate_private",
+        "once for each run that is judged across sites",
+        1 << 32,
+    ),
+    "summary": Traffic(
+        "of all networks that were judged on its test studies: their AUROCs, accuracies and Brier scores, and how "
+        "these move together over its patients; numbers of test studies; histograms; nothing of fewer than 10 "
+        "patients, no study's score",
+        "once for each release of results across sites",
+        1 << 25,
+        2,
+    ),
     "leaving": Traffic("a zero, when all leave together after an error", "once at the end", NUMBER, 1),
     "head": Traffic("last hash of the rank's ledger", "when ledgers are witnessed", HASH),
 }

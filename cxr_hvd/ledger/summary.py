@@ -199,6 +199,11 @@ def _describe_private(account: Account, stayed: Sequence[SummaryRow]) -> str:
         return "The plan keeps no block private."
     blocks = ", ".join(account.private_blocks)
     promise = f"Private by plan: {blocks} ({account.num_private_elements:,} numbers). "
+    if num_times := sum(row.calls for row in account.rows if row.purpose == "network"):
+        return promise + (
+            f"Private tensors left the site {num_times:,} time(s), to be judged at other sites "
+            "(sharing.evaluate_private)."
+        )
     if not account.is_whole or any(
         row.reach == "all" and row.name in account.private_blocks for row in account.rows
     ):

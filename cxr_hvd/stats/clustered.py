@@ -1,8 +1,8 @@
 """What K networks are worth on one test set and how chance moves them together, in closed form, over patients.
 
-From values (K,) and their covariance (K, K) follow differences, means over seeds and over sites, and the interval of
-each, paired and clustered by patient, without a draw and without a score. So a hospital can say what networks are
-worth on its patients and keep every score at home. Patients are the units (Obuchowski, Biometrics 1997).
+From values (K,) and their covariance (K, K) follow differences, means over seeds and over sites, and the interval
+of each, paired and clustered by patient, without a draw and without a score. So a hospital can say what networks
+are worth on its patients and keep every score at home. Patients are the units (Obuchowski, Biometrics 1997).
 """
 
 from collections.abc import Sequence

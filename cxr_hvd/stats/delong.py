@@ -97,12 +97,22 @@ def delong_difference(
     scores_a_SN, scores_b_SN = np.atleast_2d(scores_a_SN), np.atleast_2d(scores_b_SN)
     if scores_a_SN.shape != scores_b_SN.shape:
         raise UsageError(f"expected scores of one shape, found {scores_a_SN.shape} and {scores_b_SN.shape}")
-    num_seeds = len(scores_a_SN)
     scores_KN = np.concatenate([scores_a_SN, scores_b_SN])
     note = _why_undefined(scores_KN, targets_N)
     if note:
         return Difference(None, None, None, None, None, (), 0, note)
     aurocs_K, covariance_KK = auroc_covariance(scores_KN, targets_N, patients_N)
+    return contrast_difference(aurocs_K, covariance_KK)
+
+
+def contrast_difference(aurocs_K: Floats, covariance_KK: Floats) -> Difference:
+    """Return how much the mean of the first half of AUROCs is above that of the second, over patients alone.
+
+    Args:
+        aurocs_K: (2 S,), a's seeds and then b's in the same order.
+        covariance_KK: of these over patients.
+    """
+    num_seeds = len(aurocs_K) // 2
     contrast_K = np.repeat([1 / num_seeds, -1 / num_seeds], num_seeds)
     value, variance = float(contrast_K @ aurocs_K), float(contrast_K @ covariance_KK @ contrast_K)
     per_seed = tuple((aurocs_K[:num_seeds] - aurocs_K[num_seeds:]).tolist())

@@ -15,7 +15,7 @@ from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.schema import Config
 from cxr_hvd.data.studies import TrainingData
-from cxr_hvd.ledger.writer import head_name, ledger_name, opening
+from cxr_hvd.ledger.writer import Ledger, head_name, ledger_name, opening
 from cxr_hvd.partial.plan import SharingPlan
 from cxr_hvd.partial.record import plan_record
 from cxr_hvd.record import Record
@@ -153,8 +153,12 @@ def _write_row(file: TextIO, row: Record) -> None:
         file.flush()
 
 
-def open_ledger(folder: RunFolder, job: Job, first_step: int) -> None:
-    """Write what leaves this rank to its run folder from now on. Collective: every rank."""
+def open_ledger(folder: RunFolder, job: Job, first_step: int, ledger: Ledger | None = None) -> None:
+    """Write what leaves this rank to its run folder from now on. Collective: every rank.
+
+    Args:
+        ledger: the job's where left out.
+    """
     with job.together("opening its ledger"):
         rank_in_site = job.topology.rank_in_site
         first_event = opening(
@@ -166,19 +170,26 @@ def open_ledger(folder: RunFolder, job: Job, first_step: int) -> None:
             folder.path / "plan.json",
             first_step,
         )
-        job.ledger.open(folder.path / ledger_name(rank_in_site), first_event)
+        (ledger or job.ledger).open(folder.path / ledger_name(rank_in_site), first_event)
 
 
-def witness_ledgers(job: Job) -> None:
-    """Write the end of every rank's ledger into each, and close them. Collective: every rank."""
-    head = torch.frombuffer(bytearray.fromhex(job.ledger.head()), dtype=torch.uint8)
+def witness_ledgers(job: Job, ledgers: Sequence[Ledger] = ()) -> None:
+    """Write the end of every rank's ledger into each, and close them. Collective: every rank.
+
+    Args:
+        ledgers: of this rank, one for each run that takes part; the job's where left out.
+    """
+    for ledger in ledgers or [job.ledger]:
+        _witness(ledger, job)
+    job.ledger.close()
+
+
+def _witness(ledger: Ledger, job: Job) -> None:
+    head = torch.frombuffer(bytearray.fromhex(ledger.head()), dtype=torch.uint8)
     heads, topology = job.allgather(head, "head.ledger"), job.topology
     names = [
         head_name(topology.site_names[site], topology.ranks_at(site).index(rank))
         for rank, site in enumerate(topology.site_of_rank)
     ]
     with job.together("closing its ledger"):
-        job.ledger.record_heads(
-            {name: bytes(head.tolist()).hex() for name, head in zip(names, heads, strict=True)}
-        )
-    job.ledger.close()
+        ledger.record_heads({name: bytes(head.tolist()).hex() for name, head in zip(names, heads, strict=True)})

@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "checkpoints.keep",
     "loader.threads",
     "loader.prefetch",
+    "sharing.evaluate_private",
 )
 """What a run may change when it goes on; all else would make it another run (decision 0015)."""
 

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
@@ -139,7 +140,12 @@ def share_of(num_images_N: NDArray[np.uint8], batch_size: int, rank: int, num_ra
 
 
 def predict_at_site(
-    model: nn.Module, studies: StudySet, batching: Batching, job: Job, step: int | None = None
+    model: nn.Module,
+    studies: StudySet,
+    batching: Batching,
+    job: Job,
+    step: int | None = None,
+    purpose: Literal["scores", "answers"] = "scores",
 ) -> NDArray[np.float32]:
     """Return probabilities (N, L) of all studies of a site's set, its batches shared out among the site's ranks.
 
@@ -147,6 +153,7 @@ def predict_at_site(
 
     Args:
         step: the step that training is in, for the watchdog; None where nothing is trained.
+        purpose: what the site's ranks hand to each other, as the traffic table knows it.
     """
     num_ranks = job.num_ranks_of_site
     share = share_of(studies.num_images, batching.batch_size, job.topology.rank_in_site, num_ranks)
@@ -158,7 +165,7 @@ def predict_at_site(
         for start in range(0, len(studies), ROWS_AT_ONCE):
             rows = torch.from_numpy(probabilities_NL[start : start + ROWS_AT_ONCE])
             # Each row comes from one rank, and zeros from the others: the sum is exact.
-            job.comm.begin_allreduce({f"rows from {start}": rows}, "scores", "site")()
+            job.comm.begin_allreduce({f"rows from {start}": rows}, purpose, "site")()
     return probabilities_NL
 
 

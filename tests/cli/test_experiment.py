@@ -51,7 +51,7 @@ def test_scores_and_results_are_the_same_bit_for_bit_whatever_the_number_of_rank
     config = write_sites(tmp_path, south_ranks=2)
     folder = tmp_path / "run"
     ok(launch(3, [PROGRAM, "train", str(config), "--run", str(folder)]))
-    across = [PROGRAM, "evaluate", str(folder), "--across-sites", "--outside", f"east={tmp_path / 'east.h5'}"]
+    across = [PROGRAM, "evaluate", str(folder), "--pooled", "--outside", f"east={tmp_path / 'east.h5'}"]
     ok(run(across))
     alone = (folder / NAME).read_bytes()
     ok(launch(3, across))

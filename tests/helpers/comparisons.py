@@ -242,7 +242,7 @@ def _experiment(name: str, num_seeds: int, chance: random.Random) -> dict[str, A
             {
                 "seed": seed,
                 "train": f"cxr-hvd train runs/{name}/config.yaml --run runs/{name}/seed-{seed} --set seed={seed}",
-                "score": f"cxr-hvd evaluate runs/{name}/seed-{seed} --across-sites",
+                "score": f"cxr-hvd evaluate runs/{name}/seed-{seed} --pooled",
             }
             for seed in range(1, num_seeds + 1)
         ],
