@@ -191,9 +191,12 @@ def report(
 ) -> None:
     """Compare runs: a page of tables and figures with intervals and paired differences; comparison.json beside it.
 
-    Works on what is there: also before an experiment is over.
+    Works on what is there: also before an experiment is over. Of runs that were judged across sites it shows
+    tables of what the sites sent.
     """
     from cxr_hvd.experiment.compare import compare
+    from cxr_hvd.experiment.compare_across import find_across
+    from cxr_hvd.experiment.scored_runs import find_folders
     from cxr_hvd.files import write_text
     from cxr_hvd.launch.job_console import console_for
     from cxr_hvd.report.page import COMPARISON, check_folder, write_report
@@ -203,6 +206,10 @@ def report(
     folder = out or runs[0]
     if not as_json:
         check_folder(folder, overwrite)
+    across = find_across(runs) if not any(map(find_folders, runs)) else None
+    if across is not None:
+        _report_across(across, folder, as_json)
+        return
     comparison = compare(runs, resamples)
     if as_json:
         print(comparison.as_json())
@@ -212,4 +219,20 @@ def report(
         write_text(folder / COMPARISON, comparison.as_json() + "\n")
     console = console_for(1)
     console.print(console_table(comparison))
+    console.print(f"{page}", highlight=False)
+
+
+def _report_across(path: Path, folder: Path, as_json: bool) -> None:
+    """Show what results across sites say, where no run has scores."""
+    from cxr_hvd.experiment.compare_across import compare_across
+    from cxr_hvd.launch.job_console import console_for
+    from cxr_hvd.report.across_page import across_console_tables, write_across_page
+
+    comparison = compare_across(path)
+    if as_json:
+        print(comparison.model_dump_json())
+        return
+    page, console = write_across_page(comparison, folder), console_for(1)
+    for table in across_console_tables(comparison):
+        console.print(table)
     console.print(f"{page}", highlight=False)

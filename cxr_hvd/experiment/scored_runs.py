@@ -92,7 +92,7 @@ def load_runs(paths: Sequence[Path]) -> ScoredRuns:
     if not folders:
         raise CheckpointError(
             f"{', '.join(map(str, paths))}: expected runs with {NAME}, found none; make them with "
-            "cxr-hvd experiment, or cxr-hvd evaluate RUN --pooled"
+            "cxr-hvd experiment or cxr-hvd evaluate RUN --pooled, or judge RUN... --across-sites"
         )
     of_name: dict[str, list[ScoredRun]] = {}
     for folder in folders:

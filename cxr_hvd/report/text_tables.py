@@ -39,19 +39,20 @@ def markdown(comparison: Comparison) -> str:
 
 def console_table(comparison: Comparison) -> Table:
     """Lay out the overview for a terminal."""
-    overview = overview_rows(comparison)
     resamples = as_count(comparison.num_resamples)
-    table = Table(
-        title="Mean over seeds [95% interval]",
-        title_justify="left",
-        caption=f"{resamples} resamples of patients and seeds",
-        caption_justify="left",
-    )
-    num_columns = 7
-    for number, column in enumerate(overview.columns[:num_columns]):
-        table.add_column(column, justify="left" if number < overview.num_texts else "right")
+    caption = f"{resamples} resamples of patients and seeds"
+    return as_terminal_table(overview_rows(comparison), "Mean over seeds [95% interval]", caption, 7)
+
+
+def as_terminal_table(
+    rows: ReportTable, title: str = "", caption: str = "", num_columns: int | None = None
+) -> Table:
+    """Lay out a table whose rows are grouped by their first column, or its first columns, for a terminal."""
+    table = Table(title=title or rows.title, title_justify="left", caption=caption or None, caption_justify="left")
+    for number, column in enumerate(rows.columns[:num_columns]):
+        table.add_column(column, justify="left" if number < rows.num_texts else "right")
     site = None
-    for row in overview.rows:
+    for row in rows.rows:
         if site not in (None, row[0].text):
             table.add_section()
         first = "" if row[0].text == site else row[0].text

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -76,9 +76,9 @@ def make_home(comm: HorovodComm, folder: Path) -> Path:
     return folder
 
 
-def judge(comm: HorovodComm, runs: list[Path]) -> Across:
+def judge(comm: HorovodComm, runs: list[Path], settings: Sequence[str] = ()) -> Across:
     as_new(comm)
-    return evaluate_across_sites(runs, comm)
+    return evaluate_across_sites(runs, comm, settings)
 
 
 def pool(folder: Path, runs: list[Path]) -> list[Path]:
@@ -176,6 +176,9 @@ def is_close(one: float | None, other: float | None) -> None:
 def private_tensors_travel_only_where_all_allow_it(comm: HorovodComm, folder: Path) -> None:
     folder = make_home(comm, folder / "private")
     runs = train_runs(comm, folder, {"D": [1]}, evaluate_private=True)
+    not_here = ["sharing.evaluate_private=false"] if comm.rank == 0 else []
+    text = "the sites differ on evaluate_private of D seed 1: 'False' at site site0"
+    fails_with(ContractError, text, lambda: judge(comm, runs, not_here))
     runs += train_again(comm, folder)
     across = judge(comm, runs)
     of_setup = {one.setup for one in across.networks}
