@@ -69,9 +69,12 @@ HERE = (
     "cxr-hvd experiment A B C D --seeds 5 --config jobs/configs/paper.yaml --out runs/paper --time-limit 12:00:00",
 )
 IMAGE, SLURM, EXAMPLES = "lab/test_image.py", "lab/test_slurm.py", "examples/test_examples.py"
+ACROSS = "cli/test_across.py"
 HOSTS, LOOKS = "lab/test_two_hosts.py", "cli/test_operating.py"
 BY_MPIRUN = "mpirun --bind-to none --mca pml ob1 --mca btl tcp,self --mca btl_tcp_if_include wg0 --mca oob_tcp_if_include wg0"
 ELSEWHERE = {
+    "mpirun --bind-to none -np 2 cxr-hvd evaluate runs/C runs/D --across-sites": f"{ACROSS}::test_hospitals_judge_a_run_and_see_the_same",
+    "cxr-hvd report runs/C runs/D": f"{ACROSS}::test_hospitals_judge_a_run_and_see_the_same",
     "horovodrun -np 2 python examples/plain_pytorch.py a.h5 b.h5": f"{EXAMPLES}::test_an_own_loop_shares_the_middle_of_its_network",
     "horovodrun -np 2 python examples/digits_two_sites.py": f"{EXAMPLES}::test_two_sites_read_more_digits_together_than_alone",
     "make demo": f"{IMAGE}::test_the_demo_trains_on_two_ranks_inside",
