@@ -5,13 +5,14 @@ Every rank makes the same of what all sites send, so that every site has the sam
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from cxr_hvd.config.schema import ExperimentName
 from cxr_hvd.config.sections import SiteName
 from cxr_hvd.errors import CheckpointError
+from cxr_hvd.experiment.scores import COMMON
 from cxr_hvd.record import Count, Finite, Name, Record, first_problem, read_record
 from cxr_hvd.stats.clustered import NUM_BINS
 
@@ -106,6 +107,25 @@ class Across(Record):
     label_names: tuple[Name, ...]
     networks: tuple[NetworkName, ...]
     sites: tuple[SiteSummary, ...]
+
+    @model_validator(mode="after")
+    def _check_places(self) -> Self:
+        for site in self.sites:
+            if any(place >= len(self.networks) for place in site.networks):
+                raise ValueError("expected places in the list of networks")
+            names = {str(self.networks[place]) for place in site.networks}
+            for one in self.networks:
+                if names.isdisjoint(f"{one.setup} seed {one.seed} {owner}" for owner in (site.site, COMMON)):
+                    raise ValueError("expected for each set-up and seed the network that the site uses")
+            if tuple(label.label for label in site.labels) != self.label_names:
+                raise ValueError("expected every label in order")
+            estimates = (site.macro_auroc, site.mean_accuracy, site.mean_brier)
+            for numbers in (*estimates, *(label.auroc for label in site.labels)):
+                if numbers and {len(numbers.values), *map(len, numbers.covariance)} != {len(site.networks)}:
+                    raise ValueError("expected one number of each network, and their covariance")
+                if numbers and len(numbers.covariance) != len(site.networks):
+                    raise ValueError("expected a square covariance")
+        return self
 
 
 def read_across(path: Path) -> Across:
