@@ -56,6 +56,17 @@ class AcrossDifference(Record):
     labels: tuple[LabelDifference, ...]
 
 
+class AcrossHistogram(Record):
+    """Probabilities of one network at the site that uses it; see `across_record.Histogram`."""
+
+    experiment: str
+    seed: int
+    site: str
+    label: str
+    present: tuple[int, ...]
+    absent: tuple[int, ...]
+
+
 class AcrossComparison(Record):
     """All that results across sites say of their set-ups."""
 
@@ -67,3 +78,4 @@ class AcrossComparison(Record):
     results: tuple[AcrossResult, ...]
     differences: tuple[AcrossDifference, ...]
     matrix: tuple[JudgedNetwork, ...]
+    histograms: tuple[AcrossHistogram, ...]

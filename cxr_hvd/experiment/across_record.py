@@ -111,7 +111,8 @@ class Across(Record):
     @model_validator(mode="after")
     def _check_places(self) -> Self:
         for site in self.sites:
-            if any(place >= len(self.networks) for place in site.networks):
+            drawn = (histogram.network for histogram in site.histograms)
+            if any(place >= len(self.networks) for place in (*site.networks, *drawn)):
                 raise ValueError("expected places in the list of networks")
             names = {str(self.networks[place]) for place in site.networks}
             for one in self.networks:

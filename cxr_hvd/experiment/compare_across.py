@@ -15,6 +15,7 @@ from cxr_hvd.errors import CheckpointError
 from cxr_hvd.experiment.across_comparison import (
     AcrossComparison,
     AcrossDifference,
+    AcrossHistogram,
     AcrossLabel,
     AcrossResult,
     AcrossSetUp,
@@ -77,6 +78,19 @@ def compare_across(path: Path) -> AcrossComparison:
         results=tuple(result for name in names for result in _judge(across, name)),
         differences=tuple(row for a, b in choose_pairs(names) for row in _differ(across, a, b)),
         matrix=tuple(_list_networks(across, names)),
+        histograms=tuple(
+            AcrossHistogram(
+                experiment=network.setup,
+                seed=network.seed,
+                site=site.site,
+                label=one.label,
+                present=one.present,
+                absent=one.absent,
+            )
+            for site in across.sites
+            for one in site.histograms
+            for network in [across.networks[one.network]]
+        ),
     )
 
 

@@ -1,7 +1,7 @@
 """The report of results across sites: a plain page of tables, and the overview for a terminal.
 
-There are no figures, and nothing of how runs were trained: a site sees its own run folders alone. All that comes
-from a comparison is escaped.
+There are no curves, which need scores, and nothing of how runs were trained: a site sees its own run folders
+alone. All that comes from a comparison is escaped.
 """
 
 from pathlib import Path
@@ -13,6 +13,7 @@ from rich.table import Table
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.experiment.across_comparison import AcrossComparison
 from cxr_hvd.files import write_text
+from cxr_hvd.report.across_histograms import draw_histograms
 from cxr_hvd.report.across_tables import difference_rows, list_tables, overview_rows
 from cxr_hvd.report.format import ReportTable, as_named
 from cxr_hvd.report.page import PAGE
@@ -47,6 +48,7 @@ def write_across_page(comparison: AcrossComparison, folder: Path) -> Path:
         explanation=EXPLANATION,
         comparison=comparison,
         tables=list_tables(comparison),
+        histograms=draw_histograms(comparison),
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)

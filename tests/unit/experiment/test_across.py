@@ -134,6 +134,7 @@ def test_a_page_escapes_what_others_sent(tmp_path: Path) -> None:
     (tmp_path / ACROSS).write_text(evil.model_copy(update={"sites": sites}).model_dump_json())
     page = write_across_page(compare_across(tmp_path / ACROSS), tmp_path).read_text()
     assert "<script>x" not in page and "&lt;script&gt;x" in page and "fewer than 10 patients" in page
+    assert page.count("<svg") == 4  # of each site and set-up one, of the label that enough patients have
 
 
 def test_results_of_two_releases_are_not_mixed(tmp_path: Path) -> None:
