@@ -48,22 +48,28 @@ def as_new(comm: HorovodComm) -> None:
 
 
 def train_runs(comm: HorovodComm, folder: Path, setups: dict[str, list[int]], **sharing: Any) -> list[Path]:
-    """Train set-ups with seeds; each site has a folder of its own, and no path to the other's data."""
-    home = folder / f"home{comm.rank}"
-    write_study_file(home / "own.h5", 240, comm.rank, SPLITS, per_patient=2, site=SITES[comm.rank])
-    runs = []
+    """Train set-ups with seeds; each site has a folder of its own, and no path to the other's data.
+
+    The second site has all ranks but the first.
+    """
+    index = min(comm.rank, 1)
+    home, site = folder / f"home{index}", SITES[index]
+    if comm.rank < 2:
+        write_study_file(home / "own.h5", 240, index, SPLITS, per_patient=2, site=site)
+    is_equal_everywhere(comm, "files are written")
+    runs, ranks_of_site = [], {SITES[0]: 1, SITES[1]: comm.num_ranks - 1}
     for name, seeds in setups.items():
         for seed in seeds:
             tree = {
                 "experiment": name,
                 "seed": seed,
-                "sites": {site: {"data": "nowhere.h5"} for site in SITES},
+                "sites": {one: {"data": "nowhere.h5", "ranks": ranks} for one, ranks in ranks_of_site.items()},
                 "model": {"name": NETWORK, "image_size": 32},
                 "sharing": sharing,
                 "training": {"max_steps": 3, "batch_size": 4, "precision": "fp32", "learning_rate": 0.01},
                 "validation": {"every_epochs": 0},
             }
-            tree["sites"][SITES[comm.rank]]["data"] = str(home / "own.h5")  # type: ignore[index]
+            tree["sites"][site]["data"] = str(home / "own.h5")  # type: ignore[index]
             as_new(comm)
             runs.append(home / "runs" / name / f"seed-{seed}")
             train(parse_config(tree, "laws"), runs[-1], comm)
@@ -72,7 +78,8 @@ def train_runs(comm: HorovodComm, folder: Path, setups: dict[str, list[int]], **
 
 def make_home(comm: HorovodComm, folder: Path) -> Path:
     folder = common_folder(comm, folder)
-    (folder / f"home{comm.rank}").mkdir()
+    if comm.rank < 2:
+        (folder / f"home{comm.rank}").mkdir()
     return folder
 
 
@@ -214,6 +221,28 @@ def compare_all(folder: Path, comm: HorovodComm) -> tuple[JudgedNetwork, ...]:
     own = find_across([folder / f"home{comm.rank}" / "runs"])
     assert own is not None
     return compare_across(own).matrix
+
+
+@law(day="mpirun-3", night="gloo-3")
+def ranks_of_one_site_share_its_studies_out(comm: HorovodComm, folder: Path) -> None:
+    """With 3 ranks: sites of 1 and 2. Answers go between the two alone; results are those of one rank a site."""
+    folder = make_home(comm, folder / "ranks")
+    runs = train_runs(comm, folder, {"D": [1]})
+    across = judge(comm, runs)
+    own = runs[0] / SITES[min(comm.rank, 1)]
+    is_equal_everywhere(comm, "judged")
+    name = "ledger-rank1.jsonl" if comm.rank == 2 else "ledger.jsonl"
+    entries = [e for line in (own / name).read_text().splitlines() for e in json.loads(line).get("entries", [])]
+    answers = [(e["group"], e["group_size"]) for e in entries if e["purpose"] == "answers"]
+    assert answers == ([] if comm.rank == 0 else [("site", 2)])
+    found = audit(load_folders(runs[0]))
+    assert not found.faults, found.faults[:3]
+    if comm.rank == 1:
+        pooled = compare(pool(folder, runs), 100)
+        for site, same in zip(across.sites, pooled.results, strict=True):
+            assert site.macro_auroc
+            is_close(site.macro_auroc.values[0], same.frequent.macro_auroc.value)
+    is_equal_everywhere(comm, "pooled")
 
 
 @law(day="mpirun-2", night="gloo-2")
