@@ -120,7 +120,7 @@ def _evaluate_at_home(
 def _evaluate_across_sites(
     runs: list[Path], comm: "Communicator", settings: list[str], checkpoint: CheckpointWord, as_json: bool
 ) -> None:
-    from cxr_hvd.experiment.across import evaluate_across_sites
+    from cxr_hvd.experiment.across.evaluate import evaluate_across_sites
 
     across = evaluate_across_sites(runs, comm, settings, checkpoint.value)
     if comm.rank == 0 and as_json:
@@ -194,8 +194,8 @@ def report(
     Works on what is there: also before an experiment is over. Of runs that were judged across sites it shows
     tables of what the sites sent.
     """
+    from cxr_hvd.experiment.across.compare import find_across
     from cxr_hvd.experiment.compare import compare
-    from cxr_hvd.experiment.compare_across import find_across
     from cxr_hvd.experiment.scored_runs import find_folders
     from cxr_hvd.files import write_text
     from cxr_hvd.launch.job_console import console_for
@@ -224,9 +224,9 @@ def report(
 
 def _report_across(path: Path, folder: Path, as_json: bool) -> None:
     """Show what results across sites say, where no run has scores."""
-    from cxr_hvd.experiment.compare_across import compare_across
+    from cxr_hvd.experiment.across.compare import compare_across
     from cxr_hvd.launch.job_console import console_for
-    from cxr_hvd.report.across_page import across_console_tables, write_across_page
+    from cxr_hvd.report.across.page import across_console_tables, write_across_page
 
     comparison = compare_across(path)
     if as_json:

@@ -15,14 +15,14 @@ from cxr_hvd.comm.horovod import HorovodComm
 from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.config.file import parse_config
 from cxr_hvd.errors import ContractError, DataError, PeerError
-from cxr_hvd.experiment.across import evaluate_across_sites
-from cxr_hvd.experiment.across_comparison import AcrossComparison
-from cxr_hvd.experiment.across_numbers import Layout
-from cxr_hvd.experiment.across_record import ACROSS, Across, SiteSummary
+from cxr_hvd.experiment.across.compare import compare_across, find_across
+from cxr_hvd.experiment.across.comparison import AcrossComparison
+from cxr_hvd.experiment.across.evaluate import evaluate_across_sites
+from cxr_hvd.experiment.across.numbers import Layout
+from cxr_hvd.experiment.across.record import ACROSS, Across, SiteSummary
+from cxr_hvd.experiment.across.releases import RELEASES
 from cxr_hvd.experiment.compare import compare
-from cxr_hvd.experiment.compare_across import compare_across, find_across
 from cxr_hvd.experiment.comparison import Comparison, JudgedNetwork
-from cxr_hvd.experiment.releases import RELEASES
 from cxr_hvd.experiment.scored_runs import ScoredRuns, load_runs
 from cxr_hvd.experiment.scoring import score_pooled
 from cxr_hvd.ledger.audit import audit

@@ -8,11 +8,11 @@ import pytest
 
 from cxr_hvd.config.schema import ExperimentName
 from cxr_hvd.errors import CheckpointError, DataError
-from cxr_hvd.experiment.across_numbers import Layout
-from cxr_hvd.experiment.across_record import ACROSS, Across, JointNumbers, NetworkName, SiteSummary, read_across
-from cxr_hvd.experiment.across_summary import summarise
-from cxr_hvd.experiment.compare_across import compare_across, find_across
-from cxr_hvd.report.across_page import write_across_page
+from cxr_hvd.experiment.across.compare import compare_across, find_across
+from cxr_hvd.experiment.across.numbers import Layout
+from cxr_hvd.experiment.across.record import ACROSS, Across, JointNumbers, NetworkName, SiteSummary, read_across
+from cxr_hvd.experiment.across.summary import summarise
+from cxr_hvd.report.across.page import write_across_page
 from cxr_hvd.stats.intervals import covariance_difference
 from cxr_hvd.stats.sample import Sample
 

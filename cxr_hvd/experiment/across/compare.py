@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr_hvd.errors import CheckpointError
-from cxr_hvd.experiment.across_comparison import (
+from cxr_hvd.experiment.across.comparison import (
     AcrossComparison,
     AcrossDifference,
     AcrossHistogram,
@@ -20,7 +20,7 @@ from cxr_hvd.experiment.across_comparison import (
     AcrossResult,
     AcrossSetUp,
 )
-from cxr_hvd.experiment.across_record import ACROSS, Across, JointNumbers, SiteSummary, read_across
+from cxr_hvd.experiment.across.record import ACROSS, Across, JointNumbers, SiteSummary, read_across
 from cxr_hvd.experiment.comparison import Estimate, JudgedNetwork, LabelDifference, PairedEstimate, SeedMean
 from cxr_hvd.experiment.differences import MEAN_OF_SITES, choose_pairs
 from cxr_hvd.experiment.scores import COMMON

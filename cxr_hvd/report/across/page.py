@@ -11,15 +11,15 @@ from markupsafe import Markup
 from rich.table import Table
 
 from cxr_hvd.errors import CheckpointError
-from cxr_hvd.experiment.across_comparison import AcrossComparison
+from cxr_hvd.experiment.across.comparison import AcrossComparison
 from cxr_hvd.files import write_text
-from cxr_hvd.report.across_histograms import draw_histograms
-from cxr_hvd.report.across_tables import difference_rows, list_tables, overview_rows
+from cxr_hvd.report.across.histograms import draw_histograms
+from cxr_hvd.report.across.tables import difference_rows, list_tables, overview_rows
 from cxr_hvd.report.format import ReportTable, as_named
 from cxr_hvd.report.page import PAGE
 from cxr_hvd.report.text_tables import as_terminal_table
 
-_HERE = Path(__file__).with_name("templates")
+_HERE = Path(__file__).parents[1] / "templates"
 
 EXPLANATION = (
     "Each site judged the networks on its own test patients and sent what they are worth and how chance moves "

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from cxr_hvd.errors import DataError
-from cxr_hvd.experiment.across_networks import SiteRun, judged_at
-from cxr_hvd.experiment.across_numbers import Layout, joint_numbers
-from cxr_hvd.experiment.across_record import Histogram, LabelSummary, NetworkName, SiteSummary
+from cxr_hvd.experiment.across.networks import SiteRun, judged_at
+from cxr_hvd.experiment.across.numbers import Layout, joint_numbers
+from cxr_hvd.experiment.across.record import Histogram, LabelSummary, NetworkName, SiteSummary
 from cxr_hvd.experiment.scores import COMMON
 from cxr_hvd.stats.clustered import (
     NUM_BINS,

@@ -17,7 +17,7 @@ from cxr_hvd.comm.contract import flat_items
 from cxr_hvd.comm.job import Job
 from cxr_hvd.config.schema import Config, config_digest
 from cxr_hvd.errors import UsageError
-from cxr_hvd.experiment.across_record import NetworkName
+from cxr_hvd.experiment.across.record import NetworkName
 from cxr_hvd.experiment.scored_runs import name_of
 from cxr_hvd.experiment.scores import COMMON
 from cxr_hvd.models.build import build_model

@@ -1,7 +1,7 @@
 """The record of results across sites, `across.json`: what each site tells of all networks, in sums over patients.
 
 Every rank makes the same of what all sites send, so that every site has the same file. Tables are made of it
-(`across_comparison`); from it follow differences of any two networks with intervals over patients.
+(`comparison`); from it follow differences of any two networks with intervals over patients.
 """
 
 from pathlib import Path

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from cxr_hvd.experiment.across_comparison import AcrossComparison, AcrossHistogram
+from cxr_hvd.experiment.across.comparison import AcrossComparison, AcrossHistogram
 
 WIDTH, HEIGHT = 200, 80
 COLORS = ("#b35900", "#3a6ea5")

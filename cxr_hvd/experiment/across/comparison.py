@@ -57,7 +57,7 @@ class AcrossDifference(Record):
 
 
 class AcrossHistogram(Record):
-    """Probabilities of one network at the site that uses it; see `across_record.Histogram`."""
+    """Probabilities of one network at the site that uses it; see `record.Histogram`."""
 
     experiment: str
     seed: int

@@ -24,23 +24,23 @@ from cxr_hvd.comm.sites import bind
 from cxr_hvd.data.loader import batching_of_run
 from cxr_hvd.data.studies import StudySet
 from cxr_hvd.errors import StudyFileError, UsageError
-from cxr_hvd.experiment.across_networks import (
+from cxr_hvd.experiment.across.networks import (
     SiteRun,
     agreed_items,
     list_networks,
     load_networks,
     open_site_runs,
 )
-from cxr_hvd.experiment.across_numbers import Layout
-from cxr_hvd.experiment.across_record import ACROSS, Across, SiteSummary
-from cxr_hvd.experiment.across_summary import lay_out, summarise
-from cxr_hvd.experiment.releases import (
+from cxr_hvd.experiment.across.numbers import Layout
+from cxr_hvd.experiment.across.record import ACROSS, Across, SiteSummary
+from cxr_hvd.experiment.across.releases import (
     Patients,
     check_releases,
     describe_patients,
     networks_digest,
     note_release,
 )
+from cxr_hvd.experiment.across.summary import lay_out, summarise
 from cxr_hvd.files import write_text
 from cxr_hvd.ledger.of_runs import LedgerOfRuns
 from cxr_hvd.ledger.writer import Ledger

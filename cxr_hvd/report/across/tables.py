@@ -1,6 +1,6 @@
 """The tables of a comparison from results across sites. Pure."""
 
-from cxr_hvd.experiment.across_comparison import AcrossComparison
+from cxr_hvd.experiment.across.comparison import AcrossComparison
 from cxr_hvd.experiment.differences import MEAN_OF_SITES
 from cxr_hvd.report.format import (
     Cell,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cxr_hvd.experiment.across_record import Histogram, JointNumbers, LabelSummary, SiteSummary
+from cxr_hvd.experiment.across.record import Histogram, JointNumbers, LabelSummary, SiteSummary
 from cxr_hvd.record import MAX_COUNT
 from cxr_hvd.stats.clustered import NUM_BINS
 from cxr_hvd.stats.metrics import MIN_OF_CLASS

@@ -1,0 +1,1 @@
+"""Results across sites, as tables, drawings and a page."""
