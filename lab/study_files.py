@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.layout import Split, StudyFileHeader, StudyRow, View
+from cxr_hvd.study.layout import Sex, Split, StudyFileHeader, StudyRow, View
 from cxr_hvd.study.study_writer import StudyFileWriter
 
 SIZE = 64
@@ -38,6 +38,8 @@ def write_study_file(
 ) -> Path:
     """Write studies of 1 to 4 noisy images with random labels; patients are dealt out to the splits given.
 
+    Sexes and ages go round; one patient in three has no known sex.
+
     Args:
         unknown: labels that no study says anything of.
         per_patient: studies of each patient.
@@ -50,6 +52,8 @@ def write_study_file(
             study_id=f"study{index}",
             patient_id=f"patient{index // per_patient}",
             split=splits[index // per_patient % len(splits)],
+            sex=Sex(index // per_patient % 3),
+            age=7 * (index // per_patient) % 100,
             views=(View.PA,) * int(rng.integers(1, 5)),
             labels=tuple(
                 np.nan if label in unknown else value

@@ -12,8 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SCHEMA = 1
+from cxr_hvd.study.flow import Flow
+
+SCHEMA = 2
+READABLE = (1, 2)  # 1 knows neither sex, age nor flow
 MAX_IMAGES = 20
+MAX_AGE = 90
+"""Years; who is older is as old, for higher ages may name a patient (45 CFR 164.514(b)(2)(i)(C))."""
+
+UNKNOWN_AGE = 255
 
 
 class View(IntEnum):
@@ -24,6 +31,15 @@ class View(IntEnum):
     AP = 2
     LATERAL = 3
     OTHER = 4
+
+
+class Sex(IntEnum):
+    """A patient's sex (DICOM PatientSex: F, M, O; CheXpert Sex)."""
+
+    UNKNOWN = 0
+    FEMALE = 1
+    MALE = 2
+    OTHER = 3
 
 
 class Split(IntEnum):
@@ -48,6 +64,7 @@ class StudyFileHeader:
         source_sha256: digest of the source's tables, in hexadecimal.
         created: time of writing in UTC, ISO 8601.
         tool: name and version of the writer.
+        flow: what was left out on the way from the source; None where the writer does not say.
     """
 
     site: str
@@ -59,17 +76,27 @@ class StudyFileHeader:
     source_sha256: str
     created: str
     tool: str
+    flow: Flow | None = None
 
 
 @dataclass(frozen=True)
 class StudyRow:
-    """One study without its pixels: (L,) labels of 1, 0, -1 or NaN, one view for each image, hashed ids."""
+    """One study without its pixels.
+
+    Attributes:
+        study_id, patient_id: keyed hashes.
+        views: one for each image.
+        labels: (L,) of 1, 0, -1 or NaN.
+        age: in whole years, at the time of the study.
+    """
 
     study_id: str
     patient_id: str
     split: Split
     views: tuple[View, ...]
     labels: tuple[float, ...]
+    sex: Sex = Sex.UNKNOWN
+    age: int = UNKNOWN_AGE
 
 
 @dataclass(frozen=True)
@@ -83,6 +110,8 @@ class StudyTables:
         study_id, patient_id: (N,) str, keyed hashes.
         split: (N,) uint8 of `Split`.
         digests: (images, 32) uint8, SHA-256 of each image, study by study.
+        sex: (N,) uint8 of `Sex`; None where it is known of no study.
+        age: (N,) uint8 years, 0 to `MAX_AGE` or `UNKNOWN_AGE`; None where it is known of no study.
     """
 
     num_images: NDArray[np.uint8]
@@ -92,10 +121,12 @@ class StudyTables:
     patient_id: NDArray[np.object_]
     split: NDArray[np.uint8]
     digests: NDArray[np.uint8]
+    sex: NDArray[np.uint8] | None = None
+    age: NDArray[np.uint8] | None = None
 
     def by_name(self) -> dict[str, NDArray[Any]]:
-        """Return the tables by the names of their datasets, in order."""
-        return vars(self)
+        """Return the tables that there are by the names of their datasets, in order."""
+        return {name: table for name, table in vars(self).items() if table is not None}
 
 
 def image_digest(image_HW: NDArray[np.uint8]) -> bytes:
@@ -106,9 +137,12 @@ def image_digest(image_HW: NDArray[np.uint8]) -> bytes:
 def content_digest(header: StudyFileHeader, tables: StudyTables) -> str:
     """SHA-256 over header and tables, in hexadecimal; `digests` stands for the pixels.
 
-    The time of writing and the writer's version are left out: equal studies give equal digests.
+    The time of writing and the writer's version are left out: equal studies give equal digests. So is what a file
+    does not have: a file of schema 1 has the digest that it had.
     """
-    content = {name: value for name, value in vars(header).items() if name not in ("created", "tool")}
+    content = {name: value for name, value in vars(header).items() if name not in ("created", "tool", "flow")}
+    if header.flow is not None:
+        content["flow"] = header.flow.model_dump()
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name, table in tables.by_name().items():
         is_text = table.dtype == object

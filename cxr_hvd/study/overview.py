@@ -10,6 +10,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
+from cxr_hvd.study.groups import group_studies
 from cxr_hvd.study.labels import PRESENT
 from cxr_hvd.study.layout import Split, StudyFileHeader, StudyTables
 from cxr_hvd.terminal import shown
@@ -34,7 +35,7 @@ def overview_line(name: str, header: StudyFileHeader, tables: StudyTables) -> st
 
 
 def overview_html(name: str, header: StudyFileHeader, tables: StudyTables) -> str:
-    """Return counts by split as an HTML table: patients, studies, images, and present ones of each label.
+    """Return counts by split as an HTML table: patients, studies, images, sexes, ages and present labels.
 
     Args:
         name: of the file, without its folder.
@@ -45,6 +46,7 @@ def overview_html(name: str, header: StudyFileHeader, tables: StudyTables) -> st
         ("studies", [int(is_member.sum()) for is_member in members]),
         ("images", [int(tables.num_images[is_member].sum(dtype=np.int64)) for is_member in members]),
     ]
+    rows += _count_groups(tables, members)
     for column, label in enumerate(header.label_names):
         rows.append((f"{label}: present", _count_present(tables.labels[:, column], members)))
     heads = "".join(f"<th>{head}</th>" for head in ("", *(split.name for split in Split), "all"))
@@ -56,6 +58,16 @@ def overview_html(name: str, header: StudyFileHeader, tables: StudyTables) -> st
     return (
         f"<table><caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>"
     )
+
+
+def _count_groups(tables: StudyTables, members: Sequence[NDArray[np.bool_]]) -> list[tuple[str, list[int]]]:
+    """Count the studies of each group of sex and age that there is."""
+    groups = group_studies(tables).members()
+    return [
+        (f"{kind}: {name}", [int((is_in_N & is_member).sum()) for is_member in members])
+        for kind in ("sex", "age")
+        for name, is_in_N in groups.get(kind, {}).items()
+    ]
 
 
 def _count_present(labels_N: NDArray[np.float32], members: Sequence[NDArray[np.bool_]]) -> list[int]:

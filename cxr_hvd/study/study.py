@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cxr_hvd.study.labels import ABSENT, PRESENT, UNCERTAIN
-from cxr_hvd.study.layout import Split, View
+from cxr_hvd.study.layout import Sex, Split, View
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -19,12 +19,16 @@ class Study:
         labels: 1 present, 0 absent, -1 uncertain, NaN not mentioned, by name.
         views: from which side each image was taken.
         split: what the study is for.
+        sex: of the patient.
+        age: of the patient at the time of the study, in whole years; 90 is 90 or more, None unknown.
     """
 
     images: NDArray[np.uint8]
     labels: Mapping[str, float]
     views: tuple[View, ...]
     split: Split
+    sex: Sex = Sex.UNKNOWN
+    age: int | None = None
 
     def __repr__(self) -> str:
         """Show counts only: a saved notebook keeps what it prints, and findings belong to a patient."""

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from cxr_hvd.errors import StudyFileError
 from cxr_hvd.files import open_plain
-from cxr_hvd.study.layout import SCHEMA, Split, View, image_digest
+from cxr_hvd.study.groups import StudyGroups, group_studies
+from cxr_hvd.study.layout import SCHEMA, UNKNOWN_AGE, Sex, Split, View, image_digest
 from cxr_hvd.study.overview import overview_html, overview_line
 from cxr_hvd.study.study import Study
 from cxr_hvd.study.table_reader import TableReader
@@ -47,11 +48,12 @@ class StudyFile:
         views: (N, 20) uint8 of `View`.
         splits: (N,) uint8 of `Split`.
         study_ids, patient_ids: (N,) str, keyed hashes.
+        sexes, ages: (N,) uint8 of `Sex`, and in years; 90 is 90 or more, 255 unknown.
         digests: (images, 32) uint8, SHA-256 of each image, study by study.
         digest: SHA-256 over header, tables and, through the image digests, pixels, in hexadecimal.
 
     Raises:
-        StudyFileError: the file is missing, unfinished, damaged, or not of this schema.
+        StudyFileError: the file is missing, unfinished, damaged, or not of a schema that is read.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -76,9 +78,8 @@ class StudyFile:
             self._file = h5py.File(self.path, "r", rdcc_nbytes=0, locking=False)
         # Of what others wrote h5py makes errors of many kinds, here and below.
         except Exception as error:
-            raise StudyFileError(
-                f"{path}: not a readable HDF5 file; write it again with cxr-preprocess"
-            ) from error
+            again = "write it again with cxr-preprocess"
+            raise StudyFileError(f"{path}: not a readable HDF5 file; {again}") from error
         try:
             reader = TableReader(self.path, self._file)
             self.header = reader.header()
@@ -92,13 +93,15 @@ class StudyFile:
             if isinstance(error, StudyFileError):
                 raise
             raise StudyFileError(
-                f"{path}: not a study file of schema {SCHEMA} ({type(error).__name__}: {str(error)[:200]}); "
+                f"{path}: not a study file of schema 1 to {SCHEMA} ({type(error).__name__}: {str(error)[:200]}); "
                 "write it again with cxr-preprocess"
             ) from error
         self._tables = tables
         self.num_images, self.views, self.labels = tables.num_images, tables.views, tables.labels
-        self.splits, self.digests = tables.split, tables.digests
-        self.study_ids, self.patient_ids = tables.study_id, tables.patient_id
+        self.study_ids, self.patient_ids, self.splits = tables.study_id, tables.patient_id, tables.split
+        self.digests = tables.digests
+        self.sexes = np.zeros_like(tables.split) if tables.sex is None else tables.sex
+        self.ages = np.full_like(tables.split, UNKNOWN_AGE) if tables.age is None else tables.age
         self._first_image = np.concatenate([[0], np.cumsum(self.num_images, dtype=np.int64)])
         self._offsets: NDArray[np.int64] | None = None
 
@@ -120,6 +123,8 @@ class StudyFile:
             labels=dict(zip(self.header.label_names, self.labels[index].tolist(), strict=True)),
             views=tuple(View(view) for view in self.views[index, : len(images_NHW)].tolist()),
             split=Split(self.splits[index]),
+            sex=Sex(self.sexes[index]),
+            age=None if self.ages[index] == UNKNOWN_AGE else int(self.ages[index]),
         )
 
     def __iter__(self) -> Iterator[Study]:
@@ -215,6 +220,10 @@ class StudyFile:
     def indices(self, split: Split) -> NDArray[np.int64]:
         """Return the positions of a split's studies, ascending."""
         return np.flatnonzero(self.splits == split)
+
+    def groups(self, split: Split) -> StudyGroups:
+        """Return the groups of a split's studies by view, sex and age, in the order of `indices`."""
+        return group_studies(self._tables).rows(self.indices(split))
 
     def close(self) -> None:
         self._descriptor = -1

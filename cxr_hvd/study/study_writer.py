@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ from numpy.typing import NDArray
 
 from cxr_hvd.errors import StudyFileError
 from cxr_hvd.files import create_private, sync
+from cxr_hvd.study.flow import Flow
 from cxr_hvd.study.layout import (
+    MAX_AGE,
     MAX_IMAGES,
     SCHEMA,
+    UNKNOWN_AGE,
+    Sex,
     Split,
     StudyFileHeader,
     StudyRow,
@@ -47,6 +52,8 @@ class StudyFileWriter:
         self._views = np.zeros((max_studies, MAX_IMAGES), dtype=np.uint8)
         self._labels = np.zeros((max_studies, len(header.label_names)), dtype=np.float32)
         self._splits = np.zeros(max_studies, dtype=np.uint8)
+        self._sexes = np.zeros(max_studies, dtype=np.uint8)
+        self._ages = np.full(max_studies, UNKNOWN_AGE, dtype=np.uint8)
         self._study_ids: list[str] = []
         self._patient_ids: list[str] = []
         self._digests = bytearray()
@@ -73,19 +80,26 @@ class StudyFileWriter:
         self._views[index, :num] = row.views
         self._labels[index] = row.labels
         self._splits[index] = row.split
+        self._sexes[index] = row.sex
+        self._ages[index] = row.age if row.age == UNKNOWN_AGE else min(row.age, MAX_AGE)
         self._study_ids.append(row.study_id)
         self._patient_ids.append(row.patient_id)
         self._digests += b"".join(digests)
         self._count += 1
 
-    def close(self) -> str:
-        """Write tables, attributes and `complete`, wait for the disk, and return the digest of the content."""
+    def close(self, flow: Flow | None = None) -> str:
+        """Write tables, attributes and `complete`, wait for the disk, and return the digest of the content.
+
+        Args:
+            flow: what was left out on the way from the source, where the caller knows it.
+        """
         num = self._count
         if num == 0:
             raise StudyFileError(f"{self._file.filename}: a study file holds 1 or more studies")
         if num < len(self._num_images):
             self._images.resize(num, axis=0)
         study_ids, patient_ids = (np.array(ids, dtype=object) for ids in (self._study_ids, self._patient_ids))
+        sexes, ages = self._sexes[:num], self._ages[:num]
         tables = StudyTables(
             num_images=self._num_images[:num],
             views=self._views[:num],
@@ -94,8 +108,10 @@ class StudyFileWriter:
             patient_id=patient_ids,
             split=self._splits[:num],
             digests=np.frombuffer(self._digests, dtype=np.uint8).reshape(-1, 32),
+            sex=sexes if sexes.any() else None,
+            age=ages if (ages != UNKNOWN_AGE).any() else None,
         )
-        return _complete(self._file, self._header, tables)
+        return _complete(self._file, replace(self._header, flow=flow), tables)
 
     def abandon(self) -> None:
         """Let go of the unfinished file, whatever state it and the disk are in."""
@@ -109,6 +125,8 @@ def _complete(file: h5py.File, header: StudyFileHeader, tables: StudyTables) -> 
         file.create_dataset(name, data=_stored(name, table))
     attributes: dict[str, Any] = {"schema": SCHEMA, "max_images": MAX_IMAGES, **vars(header)}
     attributes["label_names"] = list(header.label_names)
+    if (flow := attributes.pop("flow")) is not None:
+        attributes["flow"] = flow.model_dump_json()
     digest = content_digest(header, tables)
     attributes["content_sha256"] = digest
     for name, value in attributes.items():
@@ -123,7 +141,7 @@ def _complete(file: h5py.File, header: StudyFileHeader, tables: StudyTables) -> 
 
 def _stored(name: str, table: NDArray[Any]) -> NDArray[Any]:
     """Give a table the type that it has on disk: named values for enums, fixed-length UTF-8 for text."""
-    enums: dict[str, type[IntEnum]] = {"views": View, "split": Split}
+    enums: dict[str, type[IntEnum]] = {"views": View, "split": Split, "sex": Sex}
     if name in enums:
         members = {member.name: int(member) for member in enums[name]}
         return table.astype(h5py.enum_dtype(members, basetype=np.uint8))

@@ -10,11 +10,17 @@ from typing import Any, NoReturn
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from cxr_hvd.errors import StudyFileError
+from cxr_hvd.study.flow import Flow
 from cxr_hvd.study.layout import (
+    MAX_AGE,
     MAX_IMAGES,
+    READABLE,
     SCHEMA,
+    UNKNOWN_AGE,
+    Sex,
     Split,
     StudyFileHeader,
     StudyTables,
@@ -40,13 +46,15 @@ class TableReader:
     def __init__(self, path: Path, file: h5py.File) -> None:
         self._path = path
         self._file = file
+        self._schema = SCHEMA
 
     def header(self) -> StudyFileHeader:
-        """Read the attributes, once the file is complete and of this schema."""
+        """Read the attributes, once the file is complete and of a schema that is read."""
         if "complete" not in self._file.attrs or self._attribute("complete", int) != 1:
             self._refuse("attribute complete = 1", "none: its writer was interrupted")
-        if (schema := self._attribute("schema", int)) != SCHEMA:
-            self._refuse(f"schema {SCHEMA}", f"schema {schema}")
+        self._schema = self._attribute("schema", int)
+        if self._schema not in READABLE:
+            self._refuse(f"schema 1 to {SCHEMA}", f"schema {self._schema}")
         (num_labels,) = self._file.attrs.get_id("label_names").shape
         if num_labels > MAX_LABELS:
             self._refuse(f"up to {MAX_LABELS} label names", f"{num_labels:,}")
@@ -54,6 +62,7 @@ class TableReader:
             label_names=tuple(str(name) for name in self._file.attrs["label_names"]),
             image_size=self._attribute("image_size", int),
             seed=self._attribute("seed", int),
+            flow=self._flow(),
             **{
                 name: self._attribute(name, str)
                 for name in ("site", "source", "pixels", "source_sha256", "created", "tool")
@@ -88,6 +97,8 @@ class TableReader:
             study_id=self._table("study_id", (num_studies,), str),
             patient_id=self._table("patient_id", (num_studies,), str),
             digests=self._table("digests", (int(num_images.sum(dtype=np.int64)), 32), np.uint8),
+            sex=self._optional("sex", num_studies),
+            age=self._optional("age", num_studies),
         )
         if num_studies == 0 or tables.num_images.min() < 1 or tables.num_images.max() > MAX_IMAGES:
             self._refuse(f"studies of 1 to {MAX_IMAGES} images", "others")
@@ -95,6 +106,10 @@ class TableReader:
             self._refuse("labels of 1, 0, -1 and NaN", "others")
         if tables.split.max() > max(Split) or tables.views.max() > max(View):
             self._refuse("known splits and views", "others")
+        if tables.sex is not None and tables.sex.max() > max(Sex):
+            self._refuse("known sexes", "others")
+        if tables.age is not None and not ((tables.age <= MAX_AGE) | (tables.age == UNKNOWN_AGE)).all():
+            self._refuse(f"ages of 0 to {MAX_AGE} years, or {UNKNOWN_AGE} for unknown", "others")
         patients_in_splits = set(zip(tables.patient_id, tables.split.tolist(), strict=True))
         if len(patients_in_splits) != len(set(tables.patient_id)):
             self._refuse("splits disjoint by patient", "a patient in two")
@@ -108,6 +123,20 @@ class TableReader:
         if self._file.userblock_size:
             self._refuse("no user block", "one")
         return digest
+
+    def _flow(self) -> Flow | None:
+        if self._schema < 2 or "flow" not in self._file.attrs:
+            return None
+        try:
+            return Flow.model_validate_json(self._attribute("flow", str))
+        except ValidationError:
+            self._refuse("attribute flow of numbers and reasons", "another")
+
+    def _optional(self, name: str, num_studies: int) -> NDArray[np.uint8] | None:
+        """Read a table of one number a study that a file may lack."""
+        if self._schema < 2 or self._file.get(name, getlink=True) is None:
+            return None
+        return self._table(name, (num_studies,), np.uint8)
 
     def _attribute(self, name: str, kind: type) -> Any:
         """Read an attribute that is one number or one text."""

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cxr_hvd.errors import StudyFileError
+from cxr_hvd.study.flow import Flow, StudyCounts
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.layout import MAX_IMAGES, Split, StudyRow, View
+from cxr_hvd.study.layout import MAX_IMAGES, UNKNOWN_AGE, Sex, Split, StudyRow, View
 from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.study.study_writer import StudyFileWriter
 from lab.study_files import header, write_study_file
@@ -37,6 +38,8 @@ def test_written_then_read_is_the_same(
             split=Split(index // 2 % 3),
             views=tuple(View(view) for view in rng.integers(0, 5, num)),
             labels=tuple(rng.choice([1.0, 0.0, -1.0, np.nan], len(LABELS)).tolist()),
+            sex=Sex(int(rng.integers(0, 4))),
+            age=int(rng.choice([0, 17, 89, 90, UNKNOWN_AGE])),
         )
         for index, num in enumerate(num_images)
     ]
@@ -55,6 +58,80 @@ def test_written_then_read_is_the_same(
         assert list(file.study_ids) == [row.study_id for row in rows]
         assert list(file.patient_ids) == [row.patient_id for row in rows]
         assert list(file.splits) == [row.split for row in rows]
+        assert list(file.sexes) == [row.sex for row in rows]
+        assert list(file.ages) == [row.age for row in rows]
+
+
+def test_a_file_of_schema_1_opens_and_knows_neither_sex_nor_age(tmp_path: Path) -> None:
+    """Its digest is over its own tables, whatever a later schema may hold beside them."""
+    writer = StudyFileWriter(tmp_path / "a.h5", header(), 1)
+    writer.append(StudyRow("s", "p", Split.TRAIN, (View.PA,), (0.0,) * 14), np.zeros((1, 64, 64), np.uint8))
+    digest = writer.close()
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        assert not {"sex", "age"} & set(file)  # nothing is written where nothing is known
+        file.attrs["schema"] = 1
+    with StudyFile(tmp_path / "a.h5") as read:
+        assert (read.digest, list(read.sexes), list(read.ages)) == (digest, [Sex.UNKNOWN], [UNKNOWN_AGE])
+        assert (read[0].sex, read[0].age, read.header.flow) == (Sex.UNKNOWN, None, None)
+
+
+def test_ages_of_90_and_more_are_one(tmp_path: Path) -> None:
+    path = write_study_file(tmp_path / "a.h5")
+    with StudyFile(path) as file, h5py.File(path, locking=False) as plain:
+        assert file.ages.max() == 90 and file.ages[13] == 90 and 7 * 13 > 90
+        assert plain["sex"].dtype.metadata["enum"] == {"UNKNOWN": 0, "FEMALE": 1, "MALE": 2, "OTHER": 3}
+
+
+def test_what_was_left_out_stands_in_the_file_and_in_its_digest(tmp_path: Path) -> None:
+    counts = StudyCounts(patients=2, studies=3, images=4)
+    digests = []
+    for unusable in (1, 2):
+        flow = Flow(
+            unlabelled_studies=1,
+            labelled=counts,
+            drawn=counts,
+            unusable_images={"one that is damaged": unusable},
+            emptied_studies=0,
+        )
+        writer = StudyFileWriter(tmp_path / f"{unusable}.h5", header(), 1)
+        writer.append(StudyRow("s", "p", Split.TRAIN, (View.PA,), (0.0,) * 14), np.zeros((1, 64, 64), np.uint8))
+        writer.close(flow)
+        with StudyFile(tmp_path / f"{unusable}.h5") as file:
+            assert file.header.flow == flow
+            digests.append(file.digest)
+    assert digests[0] != digests[1]
+
+
+def test_studies_are_grouped_by_their_views_sex_and_age(tmp_path: Path) -> None:
+    views = [
+        (View.PA, View.LATERAL),
+        (View.AP,),
+        (View.AP, View.PA),
+        (View.LATERAL,),
+        (View.UNKNOWN, View.LATERAL),
+    ]
+    ages = [17, 18, 64, 65, UNKNOWN_AGE]
+    writer = StudyFileWriter(tmp_path / "a.h5", header(), len(views))
+    for index, (of_study, age) in enumerate(zip(views, ages, strict=True)):
+        row = StudyRow(f"s{index}", f"p{index}", Split.TEST, of_study, (0.0,) * 14, Sex(index % 4), age)
+        writer.append(row, np.zeros((len(of_study), 64, 64), np.uint8))
+    writer.close()
+    with StudyFile(tmp_path / "a.h5") as file:
+        members = file.groups(Split.TEST).members()
+        assert not file.groups(Split.TRAIN).members()
+    assert {
+        kind: {name: np.flatnonzero(is_in).tolist() for name, is_in in of_kind.items()}
+        for kind, of_kind in members.items()
+    } == {
+        "view": {
+            "frontal, PA": [0],
+            "frontal, AP": [1],
+            "frontal, PA and AP": [2],
+            "lateral alone": [3],
+        },
+        "sex": {"female": [1], "male": [2], "other": [3]},
+        "age": {"0 to 17 years": [0], "18 to 39 years": [1], "40 to 64 years": [2], "65 years and more": [3]},
+    }
 
 
 def test_any_reader_sees_zero_padded_images(tmp_path: Path) -> None:
@@ -138,6 +215,18 @@ def _wide_type(file: h5py.File) -> None:
     file["labels"] = labels.astype(np.float64)
 
 
+def _other_sex(file: h5py.File) -> None:
+    file["sex"][0] = 9
+
+
+def _older_than_90(file: h5py.File) -> None:
+    file["age"][0] = 91
+
+
+def _other_flow(file: h5py.File) -> None:
+    file.attrs["flow"] = '{"unlabelled_studies": "many"}'
+
+
 def _crossing_patient(file: h5py.File) -> None:
     file["patient_id"][1] = file["patient_id"][0]
 
@@ -181,7 +270,7 @@ def _scalar(file: h5py.File) -> None:
 
 BROKEN: dict[Callable[[h5py.File], None], str] = {
     _drop_complete: "expected attribute complete = 1, found none: its writer was interrupted",
-    _other_schema: "expected schema 1, found schema 99",
+    _other_schema: "expected schema 1 to 2, found schema 99",
     _other_label: "damaged",
     _impossible_label: "expected labels of 1, 0, -1 and NaN",
     _soft_link: "expected dataset labels inside this file",
@@ -194,12 +283,15 @@ BROKEN: dict[Callable[[h5py.File], None], str] = {
     _text_of_any_length: "expected study_id of type fixed-length text",
     _huge_images: "expected images of 1 to 4096 px",
     _many_labels: "expected up to 1000 label names",
-    _scalar: "not a study file of schema 1",
+    _scalar: "not a study file of schema 1 to 2",
     _filtered: "expected images without a filter",
     _other_chunks: "expected images with chunks",
     _too_many_images: "num_images|studies of 1 to 20|digests of shape",
     _no_images: "studies of 1 to 20|digests of shape",
     _wide_type: "expected labels of type float32, found float64",
+    _other_sex: "expected known sexes",
+    _older_than_90: "expected ages of 0 to 90 years, or 255 for unknown",
+    _other_flow: "expected attribute flow of numbers and reasons",
     _crossing_patient: "expected splits disjoint by patient",
 }
 
