@@ -8,12 +8,14 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cxr_hvd import __version__
 from cxr_hvd.errors import DataError, UsageError
+from cxr_hvd.study.flow import Flow, StudyCounts
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import Split, StudyFileHeader
 from preprocess.balance import Balance, label_balance
@@ -21,8 +23,8 @@ from preprocess.drawn import repeat_drawn
 from preprocess.identifiers import HashId
 from preprocess.parallel.blocks import plan_blocks
 from preprocess.pixels.pipelines import RASTER
-from preprocess.quarantine import BadImage
-from preprocess.records import ImageName, SourceOptions
+from preprocess.quarantine import BadImage, count_reasons
+from preprocess.records import ImageName, SourceOptions, StudyRecord
 from preprocess.selection import Selection, select
 from preprocess.sources import SOURCES
 
@@ -77,8 +79,23 @@ class ConversionPlan:
     num_unlabelled: int
     num_duplicates: int
     notes: tuple[str, ...]
+    labelled: StudyCounts
     names: tuple[ImageName, ...] = ()
     set_aside: tuple[BadImage, ...] = ()
+
+    def flow(self, bad: Sequence[BadImage], num_left_out: int) -> Flow:
+        """Return what was left out on the way to the file.
+
+        Args:
+            bad: images that could not be used. num_left_out: studies without any other.
+        """
+        return Flow(
+            unlabelled_studies=self.num_unlabelled,
+            labelled=self.labelled,
+            drawn=_count(self.selection.studies),
+            unusable_images=count_reasons(bad),
+            emptied_studies=num_left_out,
+        )
 
 
 def plan_conversion(conversion: Conversion, hash_id: HashId) -> ConversionPlan:
@@ -120,6 +137,7 @@ def plan_conversion(conversion: Conversion, hash_id: HashId) -> ConversionPlan:
         notes=listing.notes,
         names=listing.names,
         set_aside=listing.set_aside,
+        labelled=_count(listing.studies),
     )
 
 
@@ -145,6 +163,14 @@ def created_now() -> str:
     return now.isoformat(timespec="seconds")
 
 
+def _count(studies: Sequence[StudyRecord]) -> StudyCounts:
+    return StudyCounts(
+        patients=len({study.patient_id for study in studies}),
+        studies=len(studies),
+        images=sum(len(study.images) for study in studies),
+    )
+
+
 def _digest(conversion: Conversion, header: StudyFileHeader, selection: Selection) -> str:
     """SHA-256 over folder, header, studies and splits, in hexadecimal.
 
@@ -155,7 +181,9 @@ def _digest(conversion: Conversion, header: StudyFileHeader, selection: Selectio
     inputs |= {"root": str(conversion.root.resolve()), "options": repr(conversion.options)}
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode())
     for study, split in zip(selection.studies, selection.splits, strict=True):
+        of_patient = tuple(map(int, study.demographics))
         digest.update(f"{study.patient_id}\n{study.study_id}\n{int(split)}\n{study.labels}\n".encode())
+        digest.update(f"{of_patient}\n".encode())
         for image in study.images:
             digest.update(f"{image.where}\n{int(image.view)}\n".encode())
     return digest.hexdigest()

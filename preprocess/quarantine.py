@@ -4,11 +4,14 @@ A row of `NAME.quarantine.csv` is the table and row that name the image, and the
 """
 
 import csv
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from cxr_hvd.errors import DataError, UsageError
 from cxr_hvd.files import replaced_file
+from cxr_hvd.study.flow import MAX_REASONS, OTHER_REASONS
 
 COLUMNS = ("where", "reason")
 
@@ -30,6 +33,20 @@ def write_quarantine(out: Path, bad: Sequence[BadImage]) -> None:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(COLUMNS)
         rows.writerows(bad)
+
+
+def count_reasons(bad: Sequence[BadImage]) -> dict[str, int]:
+    """Return how many images were bad for each reason, without its numbers; the most frequent first."""
+    kinds = Counter(_kind(reason) for _, reason in bad)
+    ordered = sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0]))
+    counts, others = dict(ordered[: MAX_REASONS - 1]), ordered[MAX_REASONS - 1 :]
+    return {**counts, OTHER_REASONS: sum(num for _, num in others)} if others else counts
+
+
+def _kind(reason: str) -> str:
+    """Return what a reason says was found instead of an image, each number as N."""
+    finding = reason.partition(", found ")[2].partition(";")[0] or reason
+    return re.sub(r"\d+(\.\d+)?", "N", finding)[:200]
 
 
 def check_bad(out: Path, bad: Sequence[BadImage], num_images: int, max_bad: float) -> None:

@@ -7,10 +7,10 @@ An image that cannot be used is a `BadImageError`: the job sets it aside and goe
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cxr_hvd.errors import DataError
-from cxr_hvd.study.layout import Split, View
+from cxr_hvd.study.layout import UNKNOWN_AGE, Sex, Split, View
 
 MAX_UNLABELLED = 0.1
 
@@ -42,6 +42,16 @@ class ImageRecord:
         return Path(self.file)
 
 
+class Demographics(NamedTuple):
+    """A patient's sex, and age in whole years at the time of a study."""
+
+    sex: Sex = Sex.UNKNOWN
+    age: int = UNKNOWN_AGE
+
+
+UNKNOWN_DEMOGRAPHICS = Demographics()
+
+
 @dataclass(frozen=True, slots=True)
 class StudyRecord:
     """One exam of one patient.
@@ -51,6 +61,7 @@ class StudyRecord:
         split: the split that the source publishes, or None.
         labels: 1, 0, -1 (uncertain) or NaN (not mentioned), in the order of `cxr_hvd.study.labels.LABELS`.
         images: 1 to 20, in a fixed order.
+        demographics: as far as the source names them.
     """
 
     patient_id: str
@@ -58,6 +69,7 @@ class StudyRecord:
     split: Split | None
     labels: tuple[float, ...]
     images: tuple[ImageRecord, ...]
+    demographics: Demographics = UNKNOWN_DEMOGRAPHICS
 
 
 @dataclass(frozen=True, slots=True)

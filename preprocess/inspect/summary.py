@@ -3,10 +3,12 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cxr_hvd.study.groups import AGE_GROUPS, SEX_GROUPS
 from cxr_hvd.study.layout import Split, View, image_digest
 from cxr_hvd.study.study_file import StudyFile
 
@@ -56,6 +58,8 @@ class FileSummary:
         bytes: size of the file.
         digest: of the content. one_shade: images of a single shade, which show nothing.
         splits, views, labels: by name, in the order of the file. images_per_study: number of images to studies.
+        sexes, ages: by split, the number of studies of each group; empty where the file says neither.
+        flow: what was left out on the way from the source; None where the file does not say.
     """
 
     file: str
@@ -76,6 +80,9 @@ class FileSummary:
     images_per_study: dict[str, int]
     views: dict[str, int]
     labels: dict[str, LabelTally]
+    sexes: dict[str, dict[str, int]]
+    ages: dict[str, dict[str, int]]
+    flow: dict[str, Any] | None
 
 
 def summarize(path: Path) -> FileSummary:
@@ -90,11 +97,12 @@ def summarize(path: Path) -> FileSummary:
         used = np.arange(file.views.shape[1]) < num_images[:, None]
         views = Counter(file.views[used].tolist())
         one_shade = one_shade_digests(header.image_size)
+        groups = {split.name.lower(): file.groups(split) for split in Split}
         num_one_shade = sum(image.tobytes() in one_shade for image in file.digests)
     return FileSummary(
         file=str(path),
         bytes=path.stat().st_size,
-        **{name: value for name, value in vars(header).items() if name != "label_names"},
+        **{name: value for name, value in vars(header).items() if name not in ("label_names", "flow")},
         digest=digest,
         studies=len(num_images),
         images=int(num_images.sum(dtype=np.int64)),
@@ -110,6 +118,9 @@ def summarize(path: Path) -> FileSummary:
         images_per_study={str(num): count for num, count in sorted(Counter(num_images.tolist()).items())},
         views={view.name: views[view] for view in View if views[view]},
         labels={name: _count_label(labels_NL[:, column]) for column, name in enumerate(header.label_names)},
+        sexes=_count_groups({split: of_split.sexes_N for split, of_split in groups.items()}, SEX_GROUPS),
+        ages=_count_groups({split: of_split.ages_N for split, of_split in groups.items()}, AGE_GROUPS),
+        flow=None if header.flow is None else header.flow.model_dump(),
     )
 
 
@@ -132,6 +143,17 @@ def shade_statistics(shades_S: NDArray[np.float64]) -> ShadeStatistics:
         black=round(float(shares[0]), 4),
         white=round(float(shares[-1]), 4),
     )
+
+
+def _count_groups(codes: dict[str, NDArray[np.uint8]], names: tuple[str, ...]) -> dict[str, dict[str, int]]:
+    """Count studies by split and group, the unknown ones last; nothing where all are unknown."""
+    if not any(codes_N.any() for codes_N in codes.values()):
+        return {}
+    ordered = [*names[1:], names[0]]
+    return {
+        split: {name: int((codes_N == names.index(name)).sum()) for name in ordered}
+        for split, codes_N in codes.items()
+    }
 
 
 def _count_label(labels_N: NDArray[np.float32]) -> LabelTally:

@@ -41,6 +41,14 @@ def print_summary(summary: FileSummary, shades: ShadeStatistics | None = None) -
     console.print(splits)
     console.print("images per study: " + ", ".join(f"{n}: {c:,}" for n, c in summary.images_per_study.items()))
     console.print("views: " + ", ".join(f"{view} {count:,}" for view, count in summary.views.items()))
+    for heading, groups in (("sex", summary.sexes), ("age", summary.ages)):
+        if groups:
+            table = Table(heading, *[_right(split) for split in groups])
+            for name in next(iter(groups.values())):
+                table.add_row(name, *[f"{counts[name]:,}" for counts in groups.values()])
+            console.print(table)
+    if not summary.sexes and not summary.ages:
+        console.print("sex and age: the file does not say")
     labels = Table("label", *[_right(name) for name in (*STATES, "present of assessed")])
     for name, counts in summary.labels.items():
         numbers = (counts.present, counts.absent, counts.uncertain, counts.blank)

@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 
 from cxr_hvd.errors import DataError, StudyFileError
+from cxr_hvd.study.flow import Flow
 from cxr_hvd.study.layout import Split, StudyFileHeader, StudyRow
 from cxr_hvd.study.study_writer import StudyFileWriter
 from preprocess.identifiers import HashId
@@ -85,6 +86,8 @@ class Merger:
                 split=split,
                 views=tuple(study.images[position].view for position in kept),
                 labels=study.labels,
+                sex=study.demographics.sex,
+                age=study.demographics.age,
             )
             last = first + len(kept)
             self._file.append(
@@ -96,8 +99,11 @@ class Merger:
         self.num_images += len(pages)
         self.bad += [(where, reason) for where, reason in trailer.bad]
 
-    def complete(self) -> str:
+    def complete(self, flow: Flow | None = None) -> str:
         """Write the tables and what makes the file complete; return the digest of its content.
+
+        Args:
+            flow: what was left out on the way, for the file's header.
 
         Raises:
             DataError: the disk refuses, or no study of a split is left.
@@ -108,7 +114,7 @@ class Merger:
                 "repair the images or draw more studies"
             )
         try:
-            return self._file.close()
+            return self._file.close(flow)
         except (OSError, RuntimeError) as error:  # HDF5 tells of a full disk by either.
             raised = error if isinstance(error, OSError) else OSError(str(error))
             raise disk_error(self._folder.out, raised) from error

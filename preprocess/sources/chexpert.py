@@ -14,9 +14,10 @@ from pathlib import Path
 
 from cxr_hvd.errors import DataError
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.layout import Split, View
-from preprocess.records import ImageRecord, SourceOptions, StudyListing
+from cxr_hvd.study.layout import UNKNOWN_AGE, Sex, Split, View
+from preprocess.records import Demographics, ImageRecord, SourceOptions, StudyListing
 from preprocess.sources.collector import StudyCollector
+from preprocess.sources.demographics import parse_age, parse_sex
 from preprocess.sources.folder import ImageFolder
 from preprocess.sources.tables import Row, parse_labels, read_rows
 from preprocess.sources.text import tables_sha256
@@ -27,6 +28,7 @@ _BATCH = re.compile(r"CheXpert-v1\.0.* batch .*")
 _PATH = re.compile(r"(?:CheXpert-v1\.0[^/]*/)?(train|valid|test)/(patient[^/]+)/([^/]*study[^/]*)/[^/]+")
 TABLES = {"train.csv": Split.TRAIN, "valid.csv": Split.VALIDATE, "test.csv": Split.TEST}
 COLUMNS = ("Path", "Frontal/Lateral", "AP/PA", *LABELS)
+SEX, AGE = "Sex", "Age"
 
 _VIEWS = {
     ("Frontal", "PA"): View.PA,
@@ -56,10 +58,21 @@ def read_studies(root: Path, options: SourceOptions) -> StudyListing:
     tables = [data / name for name in TABLES if name in ("train.csv", "valid.csv") or (data / name).exists()]
     collector = StudyCollector()
     for table in tables:
-        for row in read_rows(table, COLUMNS):
+        for row in read_rows(table, COLUMNS, optional=(SEX, AGE)):
             patient, study, image = _read(row, folder, batches)
-            collector.add(patient, f"{patient}/{study}", TABLES[table.name], parse_labels(row), image)
+            split, demographics = TABLES[table.name], _demographics(row, collector)
+            collector.add(patient, f"{patient}/{study}", split, parse_labels(row), image, demographics)
     return collector.listing(tables_sha256(tables))
+
+
+def _demographics(row: Row, collector: StudyCollector) -> Demographics:
+    """Return the sex and age that a row names; what is not understood is unknown, and noted."""
+    sex, age = parse_sex(row.cells.get(SEX, "")), parse_age(row.cells.get(AGE, ""))
+    table = row.where.split()[0]
+    for column, value in ((SEX, sex), (AGE, age)):
+        if value is None:
+            collector.add_note(f"{table} has cells in the column '{column}' that are none: taken for unknown")
+    return Demographics(Sex.UNKNOWN if sex is None else sex, UNKNOWN_AGE if age is None else age)
 
 
 def _data_folder(root: Path) -> Path:

@@ -11,8 +11,15 @@ from dataclasses import dataclass, field
 
 from cxr_hvd.errors import DataError
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.layout import MAX_IMAGES, Split
-from preprocess.records import MAX_UNLABELLED, ImageRecord, StudyListing, StudyRecord
+from cxr_hvd.study.layout import MAX_IMAGES, UNKNOWN_AGE, Sex, Split
+from preprocess.records import (
+    MAX_UNLABELLED,
+    UNKNOWN_DEMOGRAPHICS,
+    Demographics,
+    ImageRecord,
+    StudyListing,
+    StudyRecord,
+)
 
 Labels = tuple[float, ...]
 
@@ -23,7 +30,28 @@ class _Study:
     split: Split | None
     labels: Labels
     where: str
+    demographics: Demographics = UNKNOWN_DEMOGRAPHICS
+    has_two_sexes: bool = False
+    has_two_ages: bool = False
     images: list[ImageRecord] = field(default_factory=list)
+
+    def note(self, row: Demographics) -> None:
+        """Take in what a row says of the patient: two sexes or two ages of one study leave it unknown."""
+        sex, age = self.demographics
+        if sex is Sex.UNKNOWN:
+            sex = row.sex
+        elif row.sex not in (Sex.UNKNOWN, sex):
+            self.has_two_sexes = True
+        if age == UNKNOWN_AGE:
+            age = row.age
+        elif row.age not in (UNKNOWN_AGE, age):
+            self.has_two_ages = True
+        self.demographics = Demographics(sex, age)
+
+    def agreed(self) -> Demographics:
+        """Return what all rows agree on."""
+        sex, age = self.demographics
+        return Demographics(Sex.UNKNOWN if self.has_two_sexes else sex, UNKNOWN_AGE if self.has_two_ages else age)
 
 
 class StudyCollector:
@@ -42,7 +70,15 @@ class StudyCollector:
         self._num_duplicates = 0
         self._notes: set[str] = set()
 
-    def add(self, patient_id: str, study_id: str, split: Split | None, labels: Labels, image: ImageRecord) -> None:
+    def add(
+        self,
+        patient_id: str,
+        study_id: str,
+        split: Split | None,
+        labels: Labels,
+        image: ImageRecord,
+        demographics: Demographics = UNKNOWN_DEMOGRAPHICS,
+    ) -> None:
         """Take in one row: an image, and what its row says about its study.
 
         Args:
@@ -50,6 +86,7 @@ class StudyCollector:
             split: the one that the source publishes, or None.
             labels: in the order of `LABELS`.
             image: with the row's name for messages.
+            demographics: of the patient at the time of the study.
 
         Raises:
             DataError: the row contradicts an earlier one, or lacks a patient or a study.
@@ -63,6 +100,7 @@ class StudyCollector:
             labels = self._labels.setdefault(repr(labels), labels)
             study = self._studies[study_id] = _Study(patient_id, split, labels, where)
         _check_same(study, patient_id, split, labels, where)
+        study.note(demographics)
         path = str(image.file)
         known = next((earlier for earlier in study.images if earlier.file == path), None)
         if known is None and self._study_of_image.setdefault(path, study_id) == study_id:
@@ -111,6 +149,7 @@ class StudyCollector:
             DataError: too many studies have no labels, or there is none at all.
         """
         self._check_unlabelled()
+        self._note_contradictions()
         ordered = sorted(self._studies.items(), key=lambda item: (item[1].patient_id, item[0]))
         return StudyListing(
             studies=tuple(
@@ -120,6 +159,7 @@ class StudyCollector:
                     split=study.split,
                     labels=study.labels,
                     images=tuple(sorted(study.images, key=lambda image: str(image.file))),
+                    demographics=study.agreed(),
                 )
                 for study_id, study in ordered
             ),
@@ -128,6 +168,11 @@ class StudyCollector:
             num_duplicates=self._num_duplicates,
             notes=tuple(sorted(self._notes)),
         )
+
+    def _note_contradictions(self) -> None:
+        num = sum(study.has_two_sexes or study.has_two_ages for study in self._studies.values())
+        if num:
+            self.add_note(f"{num:,} studies have rows of two sexes or two ages: there it is taken for unknown")
 
     def _check_unlabelled(self) -> None:
         num_unlabelled, num_studies = len(self._unlabelled), len(self._unlabelled.keys() | self._studies.keys())

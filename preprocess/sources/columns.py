@@ -40,11 +40,16 @@ def _list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _column(value: object) -> object:
+    return {"column": value} if isinstance(value, str | list) else value
+
+
 Label = Annotated[str, AfterValidator(_label)]
 Column = Annotated[str, Field(min_length=1)]
 OneOrMore = Annotated[list[Column], BeforeValidator(_list), Field(min_length=1)]
 SplitName = Literal["train", "validate", "test"]
 ViewName = Literal["PA", "AP", "LATERAL", "OTHER", "UNKNOWN"]
+SexName = Literal["FEMALE", "MALE", "OTHER", "UNKNOWN"]
 Meaning = Literal["present", "absent", "uncertain", "blank"]
 
 STANDARD: dict[str, Meaning] = {
@@ -74,6 +79,23 @@ class Views(ColumnsSection):
     column: Column
     values: dict[str, ViewName]
     otherwise: ViewName | None = None
+
+
+class Sexes(ColumnsSection):
+    """The patient's sex: the first of `column` that the table has, and what its values mean.
+
+    Without `values`: F, M, O, female, male, other, unknown and blank cells, in letters of any size.
+    """
+
+    column: OneOrMore
+    values: dict[str, SexName] = {}
+    otherwise: SexName | None = None
+
+
+class Ages(ColumnsSection):
+    """The patient's age: the first of `column` that the table has, in years or as DICOM writes it (034Y, 018M)."""
+
+    column: OneOrMore
 
 
 class Negatives(ColumnsSection):
@@ -155,6 +177,8 @@ class Columns(ColumnsSection):
     study: OneOrMore
     images: Images
     view: Views | None = None
+    sex: Annotated[Sexes, BeforeValidator(_column)] | None = None
+    age: Annotated[Ages, BeforeValidator(_column)] | None = None
     negative: Negatives | None = None
     split: Splits | None = None
     labels: LabelColumns | None = None
@@ -215,6 +239,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "join": Join,
     "images": Images,
     "view": Views,
+    "sex": Sexes,
+    "age": Ages,
     "negative": Negatives,
     "split": Splits,
     "labels": LabelColumns,

@@ -39,6 +39,8 @@ _ROLES = {
     "file": ("path", "file", "image.?(index|id|name)", "dicom.?id", "sop.?instance", "image", "dicom"),
     "view": ("view", "projection", "position"),
     "split": ("split", "^set$", "fold", "partition"),
+    "sex": ("(?<![a-z])sex", "gender"),
+    "age": ("patient.?age", "(?<![a-z])age(?![a-z])"),
     "negative": ("photometric",),
     "findings": ("finding.?labels", "^labels$", "findings", "problems", "diagnos"),
 }
@@ -90,6 +92,7 @@ def build_draft(table: Path, name: str) -> str:
         f"  file: {_quoted('{' + (role['file'] or MISSING) + '}')}        # a path below TABLE's folder",
         *_view(role["view"]),
         *_split(role["split"]),
+        *(f"{person}: {_quoted(column)}" for person in ("sex", "age") if (column := role[person])),
         *(
             [f"negative: {{column: {_quoted(role['negative'])}, values: [MONOCHROME1]}}"]
             if role["negative"]

@@ -17,6 +17,7 @@ from preprocess.sources.collector import StudyCollector, differing_label, forms_
 from preprocess.sources.columns import Columns, Table, find_columns, load_columns
 from preprocess.sources.folder import ImageFolder
 from preprocess.sources.readings import Reading, merge_by_majority
+from preprocess.sources.row_demographics import DemographicsReader
 from preprocess.sources.row_labels import build_label_reader, label_columns, unknown_value
 from preprocess.sources.tables import Row, read_rows
 from preprocess.sources.text import open_lines, tables_sha256
@@ -42,7 +43,8 @@ def read_studies(table: Path, options: SourceOptions) -> StudyListing:
     for path, about in tables.items():
         readings = reader.rows(path, about)
         for reading in merge_by_majority(readings, collector) if about.readers else readings:
-            collector.add(reading.patient, reading.study, reading.split, reading.labels, reading.image)
+            about_study = reading.split, reading.labels, reading.image, reading.demographics
+            collector.add(reading.patient, reading.study, *about_study)
     return collector.listing(tables_sha256([*tables, *reader.other_files, source]))
 
 
@@ -68,6 +70,7 @@ class _Reader:
         self._collector = collector
         self._find_image = _finder(root, columns.images.folders)
         self._read_labels = build_label_reader(columns)
+        self._demographics = DemographicsReader(columns, collector)
         self._joined: dict[str, Row] = {}
         self._listed: dict[str, str] = {}
         self.other_files: list[Path] = []
@@ -117,7 +120,7 @@ class _Reader:
         columns = self._columns
         wanted = [*self._wanted, *([about.reader] if about.reader else [])]
         negative = columns.negative.column if columns.negative else ""
-        optional = [negative] if negative else []
+        optional = [*([negative] if negative else []), *self._demographics.columns]
         for row in read_rows(path, list(dict.fromkeys(wanted)), columns.delimiter, self._yaml, optional):
             file = _filled(columns.images.file, row.cells)
             ids = [[row.cells[name] for name in names] for names in (columns.patient, columns.study)]
@@ -141,7 +144,8 @@ class _Reader:
             split = Split[about.split.upper()] if about.split else self._split(row, file)
             image = ImageRecord(self._find_image(file, row.where), self._view(row), row.where, is_negative)
             reader = row.cells[about.reader] if about.reader else ""
-            yield Reading(patient, study, split, self._read_labels(labelled), image, reader)
+            labels, demographics = self._read_labels(labelled), self._demographics.read(row)
+            yield Reading(patient, study, split, labels, image, reader, demographics)
 
     def _leave_out(self, study: str, row: Row, on: str) -> None:
         differing = forms_differ(row.cells[on], next(iter(self._joined), row.cells[on]))

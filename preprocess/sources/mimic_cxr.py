@@ -8,27 +8,48 @@ and counted.
 
 The DICOM download holds no labels and no splits: the tables of MIMIC-CXR-JPG are copied beside its `files/`.
 Without its metadata table the images are those of the split table, and their views are read from the files.
+
+Neither download names sex or age: they come from MIMIC-IV's `patients.csv[.gz]` where it lies beside the tables.
 """
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from cxr_hvd.errors import DataError
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.study.layout import Split, View
+from cxr_hvd.study.layout import UNKNOWN_AGE, Sex, Split, View
 from preprocess.pixels import dicom
-from preprocess.records import ImageRecord, SourceOptions, StudyListing
+from preprocess.records import UNKNOWN_DEMOGRAPHICS, Demographics, ImageRecord, SourceOptions, StudyListing
 from preprocess.sources.collector import Labels, StudyCollector, differing_label, forms_differ
+from preprocess.sources.demographics import parse_age, parse_sex
 from preprocess.sources.folder import ImageFolder
 from preprocess.sources.tables import Row, parse_labels, read_rows
 from preprocess.sources.text import tables_sha256
 
 _SPLITS = {"train": Split.TRAIN, "validate": Split.VALIDATE, "test": Split.TEST}
 _VIEWS = {"": View.UNKNOWN, "PA": View.PA, "AP": View.AP, "LATERAL": View.LATERAL, "LL": View.LATERAL}
-_IDS = ("dicom_id", "subject_id", "study_id")
+_IDS, _DATE = ("dicom_id", "subject_id", "study_id"), "StudyDate"
 # What programs that take ids for numbers make of 50000001.
 _DECIMAL = re.compile(r"\d+(\.\d*)?([eE]\+?\d+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class _Patient:
+    """A row of MIMIC-IV's patients table: how old a patient is in some year of the shifted calendar."""
+
+    sex: Sex
+    age: str
+    year: str
+
+    def at(self, date: str) -> Demographics:
+        """Return sex and age in the year of a study's date, YYYYMMDD."""
+        if not (self.age.isdigit() and self.year.isdigit() and date[:4].isdigit()):
+            return Demographics(self.sex)
+        years = int(self.age) + int(date[:4]) - int(self.year)
+        age = parse_age(str(years)) if years >= 0 else UNKNOWN_AGE
+        return Demographics(self.sex, UNKNOWN_AGE if age is None else age)
 
 
 def read_studies(root: Path, options: SourceOptions) -> StudyListing:
@@ -59,7 +80,8 @@ def _listing(root: Path, options: SourceOptions, suffix: str, has_metadata: bool
     labels = _labels(tables[options.labels], collector)
     splits = _splits(tables["split"])
     images = tables["metadata" if has_metadata else "split"]
-    for row in read_rows(images, (*_IDS, "ViewPosition") if has_metadata else _IDS):
+    patients, other_tables = _patients(root)
+    for row in read_rows(images, (*_IDS, "ViewPosition") if has_metadata else _IDS, optional=(_DATE,)):
         name, (patient, study) = row.cells["dicom_id"], _ids(row)
         path = folder.path(f"files/p{patient[:2]}/p{patient}/s{study}/{name}.{suffix}", row.where)
         *ids, split = splits.get(name, (None, None, Split.TRAIN))
@@ -75,8 +97,10 @@ def _listing(root: Path, options: SourceOptions, suffix: str, has_metadata: bool
         # A pipe in a file's place would be waited for.
         view = row.cells["ViewPosition"] if has_metadata else dicom.view_position(path) if path.is_file() else ""
         record = ImageRecord(path, _VIEWS.get(view, View.OTHER), row.where)
-        collector.add(patient, study, split, labels[patient, study], record)
-    return collector.listing(tables_sha256(list(tables.values())))
+        known = patients.get(patient)
+        demographics = known.at(row.cells.get(_DATE, "")) if known else UNKNOWN_DEMOGRAPHICS
+        collector.add(patient, study, split, labels[patient, study], record, demographics)
+    return collector.listing(tables_sha256([*tables.values(), *other_tables]))
 
 
 def _ids(row: Row) -> tuple[str, str]:
@@ -119,6 +143,18 @@ def _table(root: Path, kind: str) -> Path:
             + ("remove all but one" if tables else "ROOT is the folder that holds files/ and the tables")
         )
     return tables[0]
+
+
+def _patients(root: Path) -> tuple[dict[str, _Patient], list[Path]]:
+    """Return MIMIC-IV's patients by subject_id, and the table where it lies beside the others."""
+    tables = [path for path in (root / "patients.csv", root / "patients.csv.gz") if path.is_file()][:1]
+    columns = ("subject_id", "gender", "anchor_age", "anchor_year")
+    patients = {}
+    for table in tables:
+        for row in read_rows(table, columns):
+            patient, gender, age, year = (row.cells[column] for column in columns)
+            patients[patient] = _Patient(parse_sex(gender) or Sex.UNKNOWN, age, year)
+    return patients, tables
 
 
 def _labels(table: Path, collector: StudyCollector) -> dict[tuple[str, str], Labels]:

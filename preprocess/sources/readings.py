@@ -8,7 +8,7 @@ from pathlib import Path
 from cxr_hvd.errors import DataError
 from cxr_hvd.study.labels import ABSENT, BLANK, LABELS, PRESENT, UNCERTAIN
 from cxr_hvd.study.layout import Split
-from preprocess.records import ImageRecord
+from preprocess.records import UNKNOWN_DEMOGRAPHICS, Demographics, ImageRecord
 from preprocess.sources.collector import Labels, StudyCollector, differing_label
 
 
@@ -22,6 +22,7 @@ class Reading:
     labels: Labels
     image: ImageRecord
     reader: str = ""
+    demographics: Demographics = UNKNOWN_DEMOGRAPHICS
 
 
 def merge_by_majority(rows: Iterator[Reading], collector: StudyCollector) -> Iterator[Reading]:

@@ -43,3 +43,5 @@ def test_a_draft_knows_nih_columns(tmp_path: Path, name: str) -> None:
         columns.images.file == "{Image Index}" and columns.findings and columns.findings.column == "Finding Labels"
     )
     assert columns.view and columns.view.column == "View Position"
+    assert columns.age and columns.age.column == ["Patient Age"]
+    assert columns.sex and columns.sex.column == [NIH_HEADERS[name].split(",")[5]]
