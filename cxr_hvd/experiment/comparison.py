@@ -10,31 +10,20 @@ from typing import Final, Literal
 
 from pydantic import Field
 
+from cxr_hvd.experiment.clinical_record import (
+    JudgedSubgroup,
+    JudgedThreshold,
+    PrecisionCurve,
+)
+from cxr_hvd.experiment.estimates import Estimate as Estimate
+from cxr_hvd.experiment.estimates import PairedEstimate as PairedEstimate
+from cxr_hvd.experiment.estimates import RocCurve as RocCurve
+from cxr_hvd.experiment.estimates import SeedMean as SeedMean
 from cxr_hvd.record import Record
+from cxr_hvd.study.flow import Flow
 
-SCHEMA: Final = 2
-
-
-class SeedMean(Record):
-    """The mean of a number over seeds."""
-
-    value: float | None
-    by_seed: tuple[float | None, ...]
-    note: str | None
-
-
-class Estimate(SeedMean):
-    """The same with its 95% interval over patients and seeds."""
-
-    low: float | None
-    high: float | None
-    standard_error: float | None = None
-
-
-class PairedEstimate(Estimate):
-    """The estimate of a difference, with the two-sided p-value of no difference."""
-
-    p_value: float | None
+SCHEMA: Final = 3
+READABLE: Final = (2, 3)  # 2 has no operating points, recalibration, precision curves, subgroups and flow
 
 
 class BlockScope(Record):
@@ -104,6 +93,8 @@ class SiteDescription(Record):
         note: why nothing else is known, or that the institution took no part.
         num_studies, num_patients, num_images: by split.
         images_per_study: number of studies, by number of images.
+        groups: number of studies by kind (`view`, `sex`, `age`), group and split.
+        flow: what was left out on the way from the source; None where the file does not say.
     """
 
     name: str
@@ -117,15 +108,8 @@ class SiteDescription(Record):
     num_images: dict[str, int] = Field(default_factory=dict)
     images_per_study: dict[str, int] = Field(default_factory=dict)
     labels: tuple[LabelCounts, ...] = ()
-
-
-class RocCurve(Record):
-    """A ROC curve, averaged over seeds at each false positive rate, and the seeds' range."""
-
-    false_positive: tuple[float, ...]
-    true_positive: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    groups: dict[str, dict[str, dict[str, int]]] = Field(default_factory=dict)
+    flow: Flow | None = None
 
 
 class JudgedLabel(Record):
@@ -133,6 +117,7 @@ class JudgedLabel(Record):
 
     Attributes:
         calibration: mean probability, share present and number of studies of each bin that holds one.
+        at_threshold, precision, calibration_intercept, calibration_slope: earlier files have none.
     """
 
     label: str
@@ -149,6 +134,10 @@ class JudgedLabel(Record):
     expected_calibration_error: SeedMean
     roc: RocCurve | None
     calibration: tuple[tuple[float, float, int], ...]
+    at_threshold: JudgedThreshold | None = None
+    precision: PrecisionCurve | None = None
+    calibration_intercept: Estimate | None = None
+    calibration_slope: Estimate | None = None
 
 
 class MeanEstimates(Record):
@@ -174,6 +163,7 @@ class JudgedSetUp(MeanEstimates):
     num_patients: int
     frequent: MeanEstimates
     labels: tuple[JudgedLabel, ...]
+    subgroups: tuple[JudgedSubgroup, ...] = ()
 
 
 class JudgedNetwork(Record):
@@ -250,7 +240,7 @@ class Comparison(Record):
         notes: what a reader has to know first.
     """
 
-    schema_number: Literal[2] = Field(alias="schema")
+    schema_number: Literal[2, 3] = Field(alias="schema")
     tool: str
     command: str | None
     num_resamples: int

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cxr_hvd.errors import CheckpointError
-from cxr_hvd.experiment.comparison import SCHEMA, Comparison
+from cxr_hvd.experiment.comparison import READABLE, Comparison
 from cxr_hvd.terminal import shown
 
 _AGAIN = "make the comparison again with this version of cxr-hvd"
@@ -25,9 +25,9 @@ def parse_comparison(text: str | bytes) -> Comparison:
         raise CheckpointError(f"comparison: expected an object, found no JSON; {_AGAIN}") from error
     if not isinstance(tree, Mapping):
         raise CheckpointError(f"comparison: expected an object, found {_kind(tree)}; {_AGAIN}")
-    if tree.get("schema") != SCHEMA:
-        number = repr(tree.get("schema"))[:40]
-        raise CheckpointError(f"comparison: expected schema {SCHEMA}, found {number}; {_AGAIN}")
+    if tree.get("schema") not in READABLE:
+        readable, number = " or ".join(map(str, READABLE)), repr(tree.get("schema"))[:40]
+        raise CheckpointError(f"comparison: expected schema {readable}, found {number}; {_AGAIN}")
     try:
         return Comparison.model_validate_json(text)
     except ValidationError as error:

@@ -11,7 +11,7 @@ from cxr_hvd.experiment.scored_runs import ScoredRuns
 from cxr_hvd.experiment.variants import EXPERIMENTS
 from cxr_hvd.stats.bootstrap import Draws, difference, resampled
 from cxr_hvd.stats.delong import delong_difference
-from cxr_hvd.stats.intervals import components_difference
+from cxr_hvd.stats.intervals import MIN_SEEDS, components_difference
 from cxr_hvd.stats.metrics import MIN_OF_CLASS, why_no_interval
 from cxr_hvd.stats.sample import Difference, Floats, Sample, Scores
 from cxr_hvd.stats.weighted import Accuracy, Auroc, Metric, macro_auroc, mean_accuracy
@@ -185,12 +185,13 @@ def _why_undefined(metric: Metric, scores: Sequence[Scores]) -> str | None:
 
 
 def _paired_estimate(of_pair: Difference) -> PairedEstimate:
+    """Return the record of a difference, without a p-value where there are too few seeds for one."""
     return PairedEstimate(
         value=of_pair.value,
         low=of_pair.low,
         high=of_pair.high,
         standard_error=of_pair.standard_error,
-        p_value=of_pair.p_value,
+        p_value=of_pair.p_value if len(of_pair.per_seed) >= MIN_SEEDS else None,
         by_seed=of_pair.per_seed,
         note=of_pair.note,
     )

@@ -7,6 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
+from cxr_hvd.experiment.clinical import (
+    average_precision_curve,
+    judge_calibration,
+    judge_subgroups,
+    judge_threshold,
+)
 from cxr_hvd.experiment.comparison import Estimate, JudgedLabel, JudgedSetUp, MeanEstimates, RocCurve, SeedMean
 from cxr_hvd.experiment.scored_runs import ScoredRuns
 from cxr_hvd.stats.bootstrap import Draws, interval_of, resampled
@@ -38,7 +44,7 @@ def judge(runs: ScoredRuns, name: str, site: str, draws: Draws) -> JudgedSetUp:
         for scores_NL, chosen in zip(scores_SNL, thresholds, strict=True)
     ]
     means = estimate_means(sample, metrics, thresholds, scores_SNL, draws)
-    frequent = means
+    frequent, groups = means, runs.groups(site)
     if metrics[0].frequent.mean_over != means.mean_over:
         rows = [of_seed.frequent for of_seed in metrics]
         frequent = estimate_means(sample, rows, thresholds, scores_SNL, draws, MIN_OF_CLASS)
@@ -54,6 +60,7 @@ def judge(runs: ScoredRuns, name: str, site: str, draws: Draws) -> JudgedSetUp:
             judge_label(column, metrics, sample, scores_SNL, draws)
             for column in range(len(runs.origin.label_names))
         ),
+        subgroups=judge_subgroups(groups, sample, scores_SNL, runs.origin.label_names) if groups else (),
     )
 
 
@@ -104,6 +111,10 @@ def judge_label(
     has_curve = len(targets_N) > 0 and is_finite
     curve = calibration_curve(scores_SN.ravel(), np.tile(targets_N, len(scores_SN))) if has_curve else []
 
+    has_area = labels[0].auroc is not None and is_finite
+    patients_N = sample.patients_N[known_N]
+    intercept, slope = judge_calibration(scores_SN, targets_N, patients_N)
+
     def over_seeds(value_of: Callable[[LabelMetrics], float | None]) -> SeedMean:
         return average([value_of(label) for label in labels], [label.note for label in labels])
 
@@ -120,8 +131,12 @@ def judge_label(
         brier=over_seeds(lambda label: label.brier),
         sensitivity=over_seeds(lambda label: label.sensitivity_at_specificity),
         expected_calibration_error=over_seeds(lambda label: label.expected_calibration_error),
-        roc=average_roc(scores_SN, targets_N) if labels[0].auroc is not None and is_finite else None,
+        roc=average_roc(scores_SN, targets_N) if has_area else None,
         calibration=tuple(curve),
+        at_threshold=judge_threshold(scores_SN, targets_N, patients_N, [label.threshold for label in labels]),
+        precision=average_precision_curve(scores_SN, targets_N) if has_area else None,
+        calibration_intercept=intercept,
+        calibration_slope=slope,
     )
 
 

@@ -13,6 +13,7 @@ from cxr_hvd.experiment.scores import NAME, Origin, RunScores, Truth, read_score
 from cxr_hvd.experiment.variants import EXPERIMENTS
 from cxr_hvd.stats.bootstrap import Draws, draw
 from cxr_hvd.stats.sample import Sample
+from cxr_hvd.study.groups import StudyGroups
 
 SEED_FOLDER = re.compile(r"seed-[0-9]+")
 
@@ -60,6 +61,11 @@ class ScoredRuns:
     def institutions(self) -> tuple[str, ...]:
         """The sites, and those that took no part."""
         return (*self.origin.sites, *self.origin.outside)
+
+    def groups(self, site: str) -> StudyGroups | None:
+        """Return the groups of an institution's TEST studies; None where no run's scores tell."""
+        runs = (run for of_setup in self.of_name.values() for run in of_setup)
+        return next((groups for run in runs if (groups := run.scores.groups.get(site)) is not None), None)
 
     def networks(self, name: str) -> tuple[str, ...]:
         """Return the names of the networks that a set-up's runs have."""

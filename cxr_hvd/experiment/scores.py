@@ -1,12 +1,13 @@
 """Scores: what the networks of a run say of every site's studies, in one file, from which all judgement follows.
 
-`RUN/scores.safetensors` holds probabilities, targets and which patient a study is of, as a running number: no id,
-no image. Scores of single studies are as private as the studies: the file has mode 0600, and nothing here travels.
+`RUN/scores.safetensors` holds probabilities, targets, groups by view, sex and age, and which patient a study is
+of, as a running number: no id, no age, no image. Scores of single studies are as private as the studies: the file
+has mode 0600, and nothing here travels.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -22,10 +23,12 @@ from cxr_hvd.config.sections import SiteName
 from cxr_hvd.errors import CheckpointError
 from cxr_hvd.files import open_plain, replaced_file
 from cxr_hvd.record import Count, Name, Record, first_problem
+from cxr_hvd.study.groups import StudyGroups
+from cxr_hvd.terminal import shown
 from cxr_hvd.training.run_folder import disk_errors
 
-SCHEMA = 2
-READABLE = (1, 2)  # 1 does not know the pixel pipelines
+SCHEMA = 3
+READABLE = (1, 2, 3)  # 1 does not know the pixel pipelines, and neither 1 nor 2 the groups of studies
 NAME = "scores.safetensors"
 SPLITS = ("test", "validate")
 COMMON = "common"
@@ -111,11 +114,13 @@ class RunScores:
         origin: where they come from.
         truth: by institution and split (`test`, `validate`); a split without studies is there, too, and empty.
         probabilities: (N, L) float32, 0 to 1, by network, institution and split.
+        groups: of the TEST studies by view, sex and age, by institution; none in scores of schema 1 and 2.
     """
 
     origin: Origin
     truth: Mapping[tuple[str, str], Truth]
     probabilities: Mapping[tuple[str, str, str], NDArray[np.float32]]
+    groups: Mapping[str, StudyGroups] = field(default_factory=dict)
 
 
 def write_scores(path: Path, scores: RunScores) -> None:
@@ -124,6 +129,9 @@ def write_scores(path: Path, scores: RunScores) -> None:
     for (site, split), truth in scores.truth.items():
         for name, values in vars(truth).items():
             tensors[f"{name}/{site}/{split}"] = np.ascontiguousarray(values)
+    for site, groups in scores.groups.items():
+        for name, codes_N in vars(groups).items():
+            tensors[f"{name}/{site}/test"] = np.ascontiguousarray(codes_N)
     for place, probabilities_NL in scores.probabilities.items():
         tensors["/".join(["probabilities", *place])] = np.ascontiguousarray(probabilities_NL)
     header = {"schema": SCHEMA, "tool": f"cxr-hvd {__version__}", **scores.origin.model_dump(mode="json")}
@@ -164,6 +172,13 @@ def _read(path: Path, with_tensors: bool) -> RunScores:
                 for kind, site, split in (place for place in places if len(place) == 3)
                 if kind == "patients_N"
             }
+            groups = {
+                site: StudyGroups(
+                    *(file.get_tensor(f"{name}/{site}/test") for name in StudyGroups.__dataclass_fields__)
+                )
+                for kind, site, _ in (place for place in places if len(place) == 3)
+                if kind == "sexes_N"
+            }
             probabilities = {
                 (network, site, split): file.get_tensor(f"probabilities/{network}/{site}/{split}")
                 for _, network, site, split in (place for place in places if len(place) == 4)
@@ -178,7 +193,7 @@ def _read(path: Path, with_tensors: bool) -> RunScores:
             f"{path}: expected scores of schema {SCHEMA}, found none to read ({type(error).__name__}); make them "
             "with cxr-hvd evaluate RUN --pooled"
         ) from error
-    scores = RunScores(origin, truth, probabilities)
+    scores = RunScores(origin, truth, probabilities, groups)
     if with_tensors:
         _check_tensors(path, scores)
     return scores
@@ -199,6 +214,10 @@ def _check_tensors(path: Path, scores: RunScores) -> None:
         types = [values.dtype for values in vars(known).values()]
         if types != [np.float32, np.bool_, np.int64] or not np.isin(known.targets_NL, (0, 1)).all():
             raise CheckpointError(f"{path}: what is known of {' '.join(place)} studies has not its form")
+    for site, groups in scores.groups.items():
+        wanted_form = ((len(scores.truth[site, "test"]),), np.uint8) if site in institutions else None
+        if any((codes_N.shape, codes_N.dtype) != wanted_form for codes_N in vars(groups).values()):
+            raise CheckpointError(f"{path}: the groups of {shown(site)}'s test studies have not their form")
     for values in scores.probabilities.values():
         if values.dtype != np.float32 or (values < 0).any() or (values > 1).any():
             raise CheckpointError(f"{path}: expected probabilities, found other numbers")

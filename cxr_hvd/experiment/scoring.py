@@ -228,4 +228,5 @@ def put_together(whole: OpenRun, steps: Mapping[str, int], which: str, path: Pat
         data_sha256={name: file.digest for name, file in whole.files.items()},
         pixels={name: file.header.pixels for name, file in whole.files.items()},
     )
-    return RunScores(origin, truth, probabilities)
+    groups = {name: file.groups(Split.TEST) for name, file in whole.files.items()}
+    return RunScores(origin, truth, probabilities, groups)

@@ -40,6 +40,16 @@ def _describe(run: Path, site: str, digest: str) -> SiteDescription:
     return SiteDescription(name=site, data_sha256=digest, note=note)
 
 
+def _count_groups(file: StudyFile) -> dict[str, dict[str, dict[str, int]]]:
+    """Count the studies of each group by view, sex and age that is known, by split."""
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for split in Split:
+        for kind, groups in file.groups(split).members().items():
+            for name, is_member_N in groups.items():
+                counts.setdefault(kind, {}).setdefault(name, {})[split.name.lower()] = int(is_member_N.sum())
+    return counts
+
+
 def _describe_file(file: StudyFile, site: str) -> SiteDescription:
     rows = {split.name.lower(): file.indices(split) for split in Split}
     num_images = sorted(Counter(file.num_images.tolist()).items())
@@ -58,6 +68,8 @@ def _describe_file(file: StudyFile, site: str) -> SiteDescription:
         num_patients={split: len(set(file.patient_ids[indices])) for split, indices in rows.items()},
         num_images={split: int(file.num_images[indices].sum(dtype=np.int64)) for split, indices in rows.items()},
         images_per_study={str(num): count for num, count in num_images},
+        groups=_count_groups(file),
+        flow=file.header.flow,
         labels=tuple(
             LabelCounts(
                 label=label,

@@ -7,6 +7,7 @@ import numpy as np
 from cxr_hvd.experiment.scored_runs import ScoredRun, ScoredRuns, check_alike
 from cxr_hvd.experiment.scores import Origin, RunScores, Truth
 from cxr_hvd.stats.sample import Sample
+from cxr_hvd.study.groups import StudyGroups
 from cxr_hvd.study.labels import LABELS
 
 SITES = ("north", "south")
@@ -19,6 +20,14 @@ def truth_of(num_studies: int, seed: int) -> Truth:
     targets_NL = (rng.random(known_NL.shape) < 0.3).astype(np.float32) * known_NL
     targets_NL[:, 7] = 0  # never present
     return Truth(targets_NL, known_NL, np.arange(num_studies) // 2)
+
+
+def groups_of(num_studies: int) -> StudyGroups:
+    """Two views, two sexes and three ages, one of two studies alone; one study in five has no known sex."""
+    numbers = np.arange(num_studies)
+    sexes_N = np.where(numbers % 5, 1 + numbers // 2 % 2, 0)
+    ages_N = np.where(numbers < 2, 1, 2 + numbers % 2)
+    return StudyGroups(*((codes_N).astype(np.uint8) for codes_N in (1 + numbers % 2, sexes_N, ages_N)))
 
 
 def scores_of(
@@ -50,7 +59,7 @@ def scores_of(
         config_sha256="1" * 64,
         data_sha256=digests,
     )
-    return RunScores(origin, truth, probabilities)
+    return RunScores(origin, truth, probabilities, {name: groups_of(num_test) for name in names})
 
 
 def runs_of(**scores: list[RunScores]) -> ScoredRuns:

@@ -73,8 +73,9 @@ def test_a_set_up_is_judged_with_words_where_nothing_is_defined() -> None:
 
 def test_labels_with_few_studies_of_a_class_have_counts_and_no_interval() -> None:
     """Neither do their differences, which have no p-value; means are said with and without them."""
-    runs = runs_of(C=[scores_of(seed, 0.1) for seed in (1, 2)], D=[scores_of(seed, 0.25) for seed in (1, 2)])
-    result = judge(runs, "D", "north", runs.draw("north", 2, NUM_RESAMPLES))
+    seeds = (1, 2, 3)
+    runs = runs_of(C=[scores_of(seed, 0.1) for seed in seeds], D=[scores_of(seed, 0.25) for seed in seeds])
+    result = judge(runs, "D", "north", runs.draw("north", 3, NUM_RESAMPLES))
     pair, *_, across = differences_between(runs, "D", "C")
     enough, both = [], []
     for label, row in zip(result.labels, pair.labels, strict=True):

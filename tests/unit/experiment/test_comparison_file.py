@@ -23,8 +23,8 @@ def test_a_comparison_is_read_back_as_it_was_written() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": 1}, "expected schema 2, found 1"),
-        ({"schema": None}, "expected schema 2, found None"),
+        ({"schema": 1}, "expected schema 2 or 3, found 1"),
+        ({"schema": None}, "expected schema 2 or 3, found None"),
         ({"results": {}}, "comparison.results: expected a list, found a dict"),
         ({"sites": [None]}, "comparison.sites[0]: expected an object, found nothing"),
         ({"num_resamples": "many"}, "comparison.num_resamples: Input should be a valid integer"),

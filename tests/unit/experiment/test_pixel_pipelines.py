@@ -71,7 +71,7 @@ def test_the_page_says_which_pipelines_are_mixed(tmp_path: Path) -> None:
 def test_scores_of_before_are_read_and_know_no_pipeline(tmp_path: Path) -> None:
     write_scores(tmp_path / NAME, scores_of(1, 0.25))
     whole = (tmp_path / NAME).read_bytes()
-    old = whole.replace(b'\\"schema\\": 2', b'\\"schema\\": 1').replace(b', \\"pixels\\": {}', b"")
+    old = whole.replace(b'\\"schema\\": 3', b'\\"schema\\": 1').replace(b', \\"pixels\\": {}', b"")
     length = int.from_bytes(whole[:8], "little") - (len(whole) - len(old))
     (tmp_path / NAME).write_bytes(length.to_bytes(8, "little") + old[8:])
     assert read_scores(tmp_path / NAME).origin.pixels == {}

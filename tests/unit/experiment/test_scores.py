@@ -29,6 +29,10 @@ def test_scores_are_read_back_as_they_were(tmp_path: Path) -> None:
         pairs = zip(vars(truth).values(), vars(found.truth[place]).values(), strict=True)
         assert all(np.array_equal(one, other) for one, other in pairs)
     assert all(np.array_equal(found.probabilities[place], each) for place, each in scores.probabilities.items())
+    assert found.groups.keys() == scores.groups.keys() == {*SITES, "east"}
+    for site, groups in scores.groups.items():
+        pairs = zip(vars(groups).values(), vars(found.groups[site]).values(), strict=True)
+        assert all(np.array_equal(one, other) for one, other in pairs)
     assert (tmp_path / NAME).stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
 
@@ -45,10 +49,10 @@ def test_damaged_scores_are_refused_in_one_line(tmp_path: Path) -> None:
         whole.replace(b'"schema', b'"schemb'),
     ):
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="expected scores of schema 2"):
+        with pytest.raises(CheckpointError, match="expected scores of schema 3"):
             read_scores(path)
-    path.write_bytes(whole.replace(b'schema\\": 2', b'schema\\": 3'))
-    with pytest.raises(CheckpointError, match="expected scores of schema 2"):
+    path.write_bytes(whole.replace(b'schema\\": 3', b'schema\\": 4'))
+    with pytest.raises(CheckpointError, match="expected scores of schema 3"):
         read_scores(path)
     with pytest.raises(CheckpointError, match="found none"):
         load_runs([tmp_path / "nowhere"])
@@ -80,6 +84,9 @@ FORGERIES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"all": "[" * 100_000}, {}),
     ({"all": "null"}, {}),
     ({}, {"patients_N/east/test": None}),
+    ({}, {"views_N/east/test": None}),
+    ({}, {"ages_N/east/test": np.zeros(3, np.uint8)}),
+    ({}, {"ages_N/east/test": np.zeros(40, np.float32)}),
     ({}, {"probabilities/averaged/east/test": None}),
     ({}, {"targets_NL/east/test": np.full((40, len(LABELS)), 7, np.float32)}),
     ({}, {"patients_N/east/test": np.zeros(40, np.float32)}),
@@ -97,6 +104,12 @@ def test_scores_of_strange_content_are_refused_in_one_line(
         load_runs([tmp_path])
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+def test_scores_of_schema_2_are_read_and_know_no_groups(tmp_path: Path) -> None:
+    kinds = [f"{kind}_N/{site}/test" for kind in ("views", "sexes", "ages") for site in (*SITES, "east")]
+    path = forged(tmp_path / NAME, {"schema": 2}, **dict.fromkeys(kinds))
+    assert read_scores(path).groups == {} and load_runs([tmp_path]).groups("north") is None
 
 
 def test_runs_of_other_studies_labels_or_seeds_are_not_compared() -> None:
