@@ -57,7 +57,7 @@ def label_difference_rows(comparison: Comparison, site: str) -> ReportTable:
         for row in pair.labels
     ]
     title = f"Differences of AUROC on the test studies of {shown(site)}"
-    return ReportTable(title, ("difference", "label", "AUROC", "p"), tuple(rows), 2, True)
+    return ReportTable(title, ("difference", "label", "AUROC", "p, uncorrected"), tuple(rows), 2, True)
 
 
 def sharing_rows(comparison: Comparison) -> ReportTable:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cxr_hvd.experiment.comparison import Estimate, PairedEstimate, SeedMean
+from cxr_hvd.stats.intervals import MIN_SEEDS
 from cxr_hvd.terminal import shown as shown
 
 UNDEFINED = "undefined"
@@ -70,9 +71,18 @@ def as_points(value: float) -> str:
     return _signed(100 * value, 1)
 
 
+def as_signed(value: float) -> str:
+    """Write a coefficient: 0.94, −0.31."""
+    return f"{value:.2f}".replace("-", "−")
+
+
 def as_p(value: float) -> str:
-    """Write a p-value: 0.034, or < 0.001."""
-    return f"{value:.3f}" if value >= 0.0005 else "< 0.001"
+    """Write a p-value: p = 0.83, p = 0.034, p < 0.001 or p > 0.99."""
+    if value < 0.001:
+        return "p < 0.001"
+    if value > 0.99:
+        return "p > 0.99"
+    return f"p = {value:.2f}" if value >= 0.1 else f"p = {value:.3f}"
 
 
 def as_bytes(value: float | None) -> str:
@@ -118,6 +128,7 @@ def estimate(mean: SeedMean | None, write: Callable[[float], str], note: str | N
         return Cell("", shown(mean.note or note or UNDEFINED))
     why = shown(mean.note) if mean.note else ""
     seeds = "\u00a0· ".join(UNDEFINED if value is None else write(value) for value in mean.by_seed)
+    seeds = seeds if len(mean.by_seed) > 1 else ""
     if not isinstance(mean, Estimate):
         return Cell(write(mean.value), why, seeds)
     if mean.low is None or mean.high is None:
@@ -126,8 +137,15 @@ def estimate(mean: SeedMean | None, write: Callable[[float], str], note: str | N
 
 
 def p_value(difference: PairedEstimate) -> Cell:
-    """Return the p-value of a difference, or why there is none."""
+    """Return the p-value of a difference, or why there is none: earlier files have some of two seeds."""
+    if difference.value is not None and not has_p(difference):
+        return Cell("", f"fewer than {MIN_SEEDS} seeds")
     return number(difference.p_value, as_p, shown(difference.note or UNDEFINED))
+
+
+def has_p(difference: PairedEstimate) -> bool:
+    """Return whether there are enough seeds for a p-value."""
+    return len(difference.by_seed) >= MIN_SEEDS
 
 
 def _signed(value: float, num_digits: int) -> str:

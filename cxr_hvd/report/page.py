@@ -15,7 +15,7 @@ from markupsafe import Markup
 from cxr_hvd.errors import CheckpointError, UsageError
 from cxr_hvd.experiment.comparison import Comparison, SiteDescription
 from cxr_hvd.files import begin_folder, check_output, finish_folder, write_text
-from cxr_hvd.report import details, tables
+from cxr_hvd.report import clinical, details, tables
 from cxr_hvd.report.figures.pages import Drawn, render_figures
 from cxr_hvd.report.format import as_count, as_named, shown
 
@@ -88,11 +88,16 @@ def build_page(comparison: Comparison, drawn: Mapping[str, Drawn]) -> str:
         comparison=comparison,
         tables=tables,
         details=details,
+        clinical=clinical,
+        has_thresholds=clinical.has_thresholds(comparison),
+        has_subgroups=any(result.subgroups for result in comparison.results),
+        is_alone=len(comparison.experiments) == 1,
+        has_seeds=any(len(setup.seeds) > 1 for setup in comparison.experiments),
         sites=sites,
         chosen=tables.choose_setups(comparison),
         results={site: [result for result in comparison.results if result.site == site] for site in sites},
         figures={name: Markup(inline(figure.svg, name)) for name, figure in drawn.items()},
-        roc={site: f"roc-{number}" for number, site in enumerate(sites, start=1)},
+        place={site: number for number, site in enumerate(sites, start=1)},
     )
 
 
@@ -103,25 +108,29 @@ def summary(comparison: Comparison) -> list[str]:
     outside = [shown(site.name) for site in comparison.sites if site.name not in judged]
     seeds = sorted({seed for setup in setups for seed in setup.seeds})
     steps = sorted({setup.num_steps for setup in setups})
+    is_alone = len(setups) == 1
+    subject = "One network was" if is_alone else f"{as_named(len(setups), 'set-up')} of one network were"
     sentences = [
-        f"{as_named(len(setups), 'set-up')} of one network {'was' if len(setups) == 1 else 'were'} trained on the "
-        f"studies of {as_named(len(sites), 'site')}: {_listed(list(map(_describe_site, sites)))}."
+        f"{subject} trained on the studies of {as_named(len(sites), 'site')}: "
+        f"{_listed(list(map(_describe_site, sites)))}."
     ]
     if seeds:
         names = f"{'seeds' if len(seeds) > 1 else 'seed'} {_listed(list(map(str, seeds)))}"
         are_alike = len({tuple(sorted(setup.seeds)) for setup in setups}) == 1
-        trained = f"Each was trained with {names}"
+        trained = f"{'It' if is_alone else 'Each'} was trained with {names}"
         if not are_alike:
             trained = f"They were trained with {names}, not each with all"
         ends = " to ".join(dict.fromkeys((as_count(steps[0]), as_count(steps[-1]))))
         sentences.append(f"{trained}, for {ends} steps.")
-    sentences.append("All were judged on the same test studies of every site.")
+    judged_on = "the test studies of every site" if len(sites) > 1 else "the site's test studies"
+    sentences.append(f"{'It was' if is_alone else 'All were'} judged on {judged_on}.")
     if outside:
         institutions = _listed(outside)
         sentences.append(f"Networks were also tried on studies of {institutions}, which took no part in training.")
     resamples = as_count(comparison.num_resamples)
     sentences.append(
-        f"Intervals are of 95%, from {resamples} resamples of patients and seeds unless said otherwise."
+        f"Intervals are of 95%, from {resamples} resamples of patients{' and seeds' if len(seeds) > 1 else ''} "
+        "unless said otherwise."
     )
     return sentences
 
@@ -164,6 +173,8 @@ def _write_figures(folder: Path, drawn: Mapping[str, Drawn]) -> None:
 
 def _title(comparison: Comparison) -> str:
     sites = list(map(shown, comparison.site_names))
+    if len(comparison.experiments) == 1:
+        return f"{shown(comparison.experiments[0].name)} at {_listed(sites) or 'no site'}"
     return f"{as_named(len(comparison.experiments), 'set-up')} compared at {_listed(sites) or 'no site'}"
 
 

@@ -29,6 +29,7 @@ from cxr_hvd.terminal import MAX_SHOWN
 
 MAIN = ("A", "B", "C", "D")
 BOTH = "with both classes"
+P_AUROC, P_ACCURACY = "AUROC, p uncorrected", "accuracy, p uncorrected"
 
 M = TypeVar("M", MeanEstimates, PairedMeans)
 
@@ -107,7 +108,7 @@ def difference_rows(comparison: Comparison, is_whole: bool = False) -> ReportTab
         if (pair.site, pair.split) == place
         for labels, means in label_sets(pair, pair.frequent)
     ]
-    columns = ("studies", "difference", "mean over", "macro AUROC", "p, AUROC", "accuracy, points", "p, accuracy")
+    columns = ("studies", "difference", "mean over", "macro AUROC", P_AUROC, "accuracy, points", P_ACCURACY)
     return ReportTable("Paired differences between set-ups", columns, tuple(rows), 3, True)
 
 

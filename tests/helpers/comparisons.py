@@ -30,6 +30,8 @@ PRIVATE = {
     "D-norms": (),
 }
 STEPS = 60
+SUBGROUPS = (("view", "frontal, AP"), ("sex", "female"), ("sex", "male"), ("age", "65 years and more"))
+RATES = ("sensitivity", "specificity", "positive_predictive_value", "negative_predictive_value")
 
 
 def make_comparison(
@@ -70,7 +72,7 @@ def make_tree(
     pairs = [(a, b) for a, b in (("C", "A"), ("D", "A"), ("D", "C"), ("D", "B")) if a in names and b in names]
     places = [*sites, "mean of sites"]
     return {
-        "schema": 2,
+        "schema": 3,
         "tool": "cxr-hvd 0.1.0",
         "command": "cxr-hvd experiment --config real.yaml --seeds 3",
         "num_resamples": 2000,
@@ -201,6 +203,14 @@ def _site(name: str) -> dict[str, Any]:
             }
             for number, label in enumerate(LABELS)
         ],
+        "groups": {"sex": {"female": {"train": 150, "test": 60}, "male": {"train": 160}}},
+        "flow": {
+            "unlabelled_studies": 3,
+            "labelled": {"patients": 500, "studies": 600, "images": 900},
+            "drawn": {"patients": 470, "studies": 476, "images": 575},
+            "unusable_images": {"one that is damaged": 7, "<b>": 1},
+            "emptied_studies": 2,
+        },
         "note": None,
     }
 
@@ -270,6 +280,23 @@ def _result(
         **means,
         "frequent": frequent,
         "labels": labels,
+        "subgroups": [_subgroup(kind, group, defined, num_seeds) for kind, group in SUBGROUPS],
+    }
+
+
+def _subgroup(kind: str, name: str, defined: Sequence[str], num_seeds: int) -> dict[str, Any]:
+    value, note = (0.77, None) if defined else (None, "no label with 10 patients with it and 10 without")
+    return {
+        "kind": kind,
+        "name": name,
+        "num_studies": 60,
+        "num_patients": 55,
+        "macro_auroc": interval_of(value, num_seeds, note),
+        "all_studies_auroc": value,
+        "labels": [
+            {"label": label, "num_studies": 60, "num_present": 12, "auroc": interval_of(0.77, num_seeds)}
+            for label in defined[:2]
+        ],
     }
 
 
@@ -314,6 +341,18 @@ def _label(label: str, num_seeds: int, chance: random.Random, base: float) -> di
             [(number + 0.5) / 10, min(1, max(0, (number + 0.5) / 10 + chance.gauss(0, 0.1))), 300 // (number + 1)]
             for number in range(10)
         ],
+        "at_threshold": {
+            "thresholds": [0.31 + 0.01 * number for number in range(num_seeds)],
+            **dict.fromkeys(RATES, interval_of(0.62, num_seeds)),
+        },
+        "precision": {
+            "recall": grid,
+            "precision": [1 - 0.8 * at for at in grid],
+            "low": [0.9 - 0.8 * at for at in grid],
+            "high": [1 - 0.7 * at for at in grid],
+        },
+        "calibration_intercept": interval_of(-0.31, num_seeds),
+        "calibration_slope": interval_of(0.84, num_seeds),
     }
 
 
@@ -331,4 +370,11 @@ def _undefined_label(label: str, num_seeds: int) -> dict[str, Any]:
         "all_negative_accuracy": None if note == "no study" else 1.0,
         "roc": None,
         "calibration": [],
+        "at_threshold": {
+            "thresholds": [None] * num_seeds,
+            **dict.fromkeys(RATES, interval_of(None, num_seeds, "no threshold from validation")),
+        },
+        "precision": None,
+        "calibration_intercept": interval_of(None, num_seeds, note),
+        "calibration_slope": interval_of(None, num_seeds, note),
     }

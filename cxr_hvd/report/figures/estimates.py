@@ -11,6 +11,7 @@ from cxr_hvd.experiment.comparison import Comparison, Estimate, PairedEstimate
 from cxr_hvd.monitor.curves import COLORS, FAINT, INK
 from cxr_hvd.report.figures.panels import (
     MAX_NAME,
+    NAMED_IN,
     grid,
     title,
     widen,
@@ -24,6 +25,7 @@ from cxr_hvd.report.format import (
     as_percent,
     as_points,
     as_score,
+    has_p,
     shown,
 )
 from cxr_hvd.report.tables import main_differences, pair_name, place_name
@@ -41,7 +43,7 @@ def draw_overview(comparison: Comparison) -> Figure | None:
         return None
     labels = [shown(name, MAX_NAME) for name in names]
     left = width_of(labels)
-    figure, panels = grid(len(sites), 2, ROW_IN * len(names), left=left, right=0.55, between=0.8)
+    figure, panels = grid(len(sites), 2, ROW_IN * len(names), left=left, right=0.55, between=0.8, bottom=NAMED_IN)
     for site, (aurocs, accuracies) in zip(sites, panels, strict=True):
         rows = [results.get((site, name)) for name in names]
         _draw_estimates(aurocs, labels, [row.macro_auroc if row else None for row in rows], as_score)
@@ -50,6 +52,8 @@ def draw_overview(comparison: Comparison) -> Figure | None:
         _draw_all_negative(accuracies, [row.mean_all_negative_accuracy for row in rows if row])
         title(aurocs, f"{shown(site, 28)}: macro AUROC")
         title(accuracies, "accuracy at 0.5")
+    panels[-1][0].set_xlabel("macro AUROC")
+    panels[-1][1].set_xlabel("accuracy")
     return figure
 
 
@@ -71,7 +75,7 @@ def draw_differences(comparison: Comparison) -> Figure | None:
     pairs = list(dict.fromkeys((row.a, row.b) for row in rows))
     labels = [pair_name(a, b, MAX_NAME) for a, b in pairs]
     left = width_of(labels)
-    figure, panels = grid(len(places), 2, ROW_IN * len(pairs), left=left, right=1.15, between=1.25)
+    figure, panels = grid(len(places), 2, ROW_IN * len(pairs), left=left, right=1.3, between=1.4, bottom=NAMED_IN)
     for place, (aurocs, points) in zip(places, panels, strict=True):
         of_pair = {(row.a, row.b): row for row in rows if row.site == place}
         here = [of_pair.get(pair) for pair in pairs]
@@ -83,6 +87,8 @@ def draw_differences(comparison: Comparison) -> Figure | None:
             panel.xaxis.set_major_formatter(FuncFormatter(lambda at, _, factor=factor: _signed(factor * at)))
         title(aurocs, f"{place_name(shown(place, 22), rows[0].split)}: macro AUROC")
         title(points, "accuracy, points")
+    panels[-1][0].set_xlabel("difference of macro AUROC")
+    panels[-1][1].set_xlabel("difference of accuracy, percentage points")
     return figure
 
 
@@ -112,8 +118,8 @@ def _draw_estimates(panel: Axes, names: Sequence[str], estimates: Sequence[Estim
         if len(seeds) > 1:
             below = [row + 0.3] * len(seeds)
             panel.plot(seeds, below, "o", markersize=2.6, color=COLORS[5], markeredgewidth=0, zorder=2)
-        p_value = estimate.p_value if isinstance(estimate, PairedEstimate) else None
-        p = "" if p_value is None else f"  p {as_p(p_value)}"
+        p_value = estimate.p_value if isinstance(estimate, PairedEstimate) and has_p(estimate) else None
+        p = "" if p_value is None else f"  {as_p(p_value)}"
         panel.text(1.02, row, write(estimate.value) + p, transform=beside, fontsize=7.5, va="center_baseline")
     panel.set_yticks(range(len(names)), names)
     panel.set_ylim(len(estimates) - 0.45, -0.55)

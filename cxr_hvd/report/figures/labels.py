@@ -6,11 +6,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cxr_hvd.experiment.comparison import Comparison
+from cxr_hvd.experiment.comparison import Comparison, JudgedLabel
 from cxr_hvd.monitor.curves import COLORS, FAINT
 from cxr_hvd.report.figures.panels import (
     MAX_NAME,
-    TICK_IN,
+    NAMED_IN,
     grid,
     legend,
     line_of,
@@ -29,34 +29,72 @@ NUM_BINS = 10
 
 def draw_roc(comparison: Comparison, site: str) -> Figure | None:
     """Draw the ROC curve of each label that is defined on a site's test studies, set-ups over each other."""
-    names = choose_setups(comparison)
     curves = {
-        (result.experiment, label.label): (label, label.roc)
+        place: (label, (roc.false_positive, roc.true_positive, roc.low, roc.high))
+        for place, label in _chosen_labels(comparison, site).items()
+        if (roc := label.roc)
+    }
+    axes = ("false positive rate", "true positive rate")
+    return _draw_curves(comparison, curves, f"{shown(site, 40)}: ROC curves", axes, False)
+
+
+def draw_precision(comparison: Comparison, site: str) -> Figure | None:
+    """Draw the precision-recall curve of each label that is defined on a site's test studies.
+
+    The dotted line is the share of studies with the label: what guessing gives.
+    """
+    curves = {
+        place: (label, (curve.recall, curve.precision, curve.low, curve.high))
+        for place, label in _chosen_labels(comparison, site).items()
+        if (curve := label.precision)
+    }
+    axes = ("recall (sensitivity)", "precision (PPV)")
+    return _draw_curves(comparison, curves, f"{shown(site, 40)}: precision-recall curves", axes, True)
+
+
+def _chosen_labels(comparison: Comparison, site: str) -> dict[tuple[str, str], JudgedLabel]:
+    """Return the labels of the set-ups that are shown, by set-up and label."""
+    names = choose_setups(comparison)
+    return {
+        (result.experiment, label.label): label
         for result in comparison.results
         if result.site == site and result.experiment in names
         for label in result.labels
-        if label.roc
     }
+
+
+def _draw_curves(
+    comparison: Comparison,
+    curves: dict[tuple[str, str], tuple[JudgedLabel, tuple[Sequence[float], ...]]],
+    heading: str,
+    axes: tuple[str, str],
+    is_precision: bool,
+) -> Figure | None:
+    """Draw a panel for each label: of every set-up across, the mean, the lowest and the highest seed."""
+    names = choose_setups(comparison)
     labels = {name: label for (_, name), (label, _) in reversed(curves.items())}
     if not labels:
         return None
     labels = dict(reversed(labels.items()))
     num_rows = -(-len(labels) // COLUMNS)
     figure, panels = grid(
-        num_rows, COLUMNS, 1.5, left=0.4, right=0.1, between=0.18, below=0.42, top=0.86, bottom=TICK_IN
+        num_rows, COLUMNS, 1.5, left=0.55, right=0.1, between=0.18, below=0.42, top=0.86, bottom=NAMED_IN
     )
     for number, (panel, label) in enumerate(zip(used(panels, len(labels)), labels, strict=True)):
         for index, name in enumerate(names):
             if (name, label) in curves:
-                roc, line = curves[name, label][1], line_of(index)
-                at = roc.false_positive
-                panel.fill_between(at, roc.low, roc.high, color=line["color"], alpha=0.16, linewidth=0)
-                panel.plot(at, roc.true_positive, linewidth=1.2, **line)
+                (across, mean, low, high), line = curves[name, label][1], line_of(index)
+                panel.fill_between(across, low, high, color=line["color"], alpha=0.16, linewidth=0)
+                panel.plot(across, mean, linewidth=1.2, **line)
         panel.set_title(shown(label, 27), fontsize=7.5, loc="left", pad=12)
-        present = f"{labels[label].num_present:,} of {labels[label].num_studies:,} present"
+        num_present, num_studies = labels[label].num_present, labels[label].num_studies
+        present = f"{num_present:,} of {num_studies:,} present"
         panel.text(0, 1.03, present, transform=panel.transAxes, fontsize=6.8, color=DIM)
-        unit_square(panel, number % COLUMNS == 0, number + COLUMNS >= len(labels))
-    heading = f"{shown(site, 40)}: true against false positive share"
+        share = num_present / num_studies if num_studies else 0.0
+        is_left, is_bottom = number % COLUMNS == 0, number + COLUMNS >= len(labels)
+        unit_square(panel, is_left, is_bottom, (share, share) if is_precision else (0, 1))
+        panel.set_xlabel(axes[0] if is_bottom else "", fontsize=7.5)
+        panel.set_ylabel(axes[1] if is_left else "", fontsize=7.5)
     figure.text(0.012, 1 - 0.15 / figure.get_figheight(), heading, fontsize=9, weight="bold", va="center")
     legend(figure, 0.24, [(shown(name, MAX_NAME), line_of(index)) for index, name in enumerate(names)])
     return figure

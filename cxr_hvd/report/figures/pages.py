@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from cxr_hvd.experiment.comparison import Comparison
 from cxr_hvd.monitor.curves import FAINT, INK
 from cxr_hvd.report.figures.estimates import draw_differences, draw_overview
-from cxr_hvd.report.figures.labels import draw_calibration, draw_losses, draw_roc
+from cxr_hvd.report.figures.labels import draw_calibration, draw_losses, draw_precision, draw_roc
 from cxr_hvd.report.figures.networks import draw_exchange, draw_matrix
 from cxr_hvd.report.figures.setups import draw_setups
 
@@ -62,6 +62,7 @@ def render_figures(comparison: Comparison) -> dict[str, Drawn]:
         figures = {name: make(comparison) for name, make in makers.items()}
         for number, site in enumerate(comparison.site_names, start=1):
             figures[f"roc-{number}"] = draw_roc(comparison, site)
+            figures[f"precision-{number}"] = draw_precision(comparison, site)
         return {name: render(figure) for name, figure in figures.items() if figure}
 
 

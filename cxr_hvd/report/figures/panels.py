@@ -14,6 +14,7 @@ from cxr_hvd.report.figures.setups import DIM, WIDTH_IN
 # Set-ups have other colours than sites, which have those of `curves`.
 SETUP_COLORS = (INK, "#E69F00", "#56B4E9", "#CC79A7")
 LETTER_IN, TICK_IN = 0.066, 0.25
+NAMED_IN = 0.45  # below panels whose axis has a name
 MAX_NAME = 24
 
 
@@ -73,9 +74,9 @@ def tidy(panel: Axes) -> None:
     panel.set_axisbelow(True)
 
 
-def unit_square(panel: Axes, is_left: bool, is_bottom: bool) -> None:
-    """Make a panel of shares against shares, with the diagonal."""
-    panel.plot([0, 1], [0, 1], color=FAINT, linewidth=0.7, linestyle=":", zorder=1)
+def unit_square(panel: Axes, is_left: bool, is_bottom: bool, ends: tuple[float, float] = (0, 1)) -> None:
+    """Make a panel of shares against shares, with a dotted line from one height to another: the diagonal."""
+    panel.plot([0, 1], ends, color=FAINT, linewidth=0.7, linestyle=":", zorder=1)
     panel.set_xlim(-0.02, 1.02)
     panel.set_ylim(-0.02, 1.02)
     panel.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])

@@ -109,7 +109,8 @@ def test_page_is_in_order(page: Page) -> None:
 
 
 def test_page_has_every_figure_with_its_caption(folder: Path, comparison: Comparison, page: Page) -> None:
-    names = {"set-ups", "overview", "differences", "matrix", "exchange", "calibration", "curves", "roc-1", "roc-2"}
+    names = {"set-ups", "overview", "differences", "matrix", "exchange", "calibration", "curves"}
+    names |= {"roc-1", "roc-2", "precision-1", "precision-2"}
     assert {file.name for file in (folder / "figures").iterdir()} == {
         f"{name}.{kind}" for name in names for kind in ("svg", "png")
     }
@@ -117,6 +118,20 @@ def test_page_has_every_figure_with_its_caption(folder: Path, comparison: Compar
     assert len(page.all("svg")) == len(page.all("figcaption")) == len(names)
     assert all(attributes.get("aria-label") for _, attributes in page.tags if attributes.get("role") == "img")
     assert not list(folder.glob(".*"))
+
+
+def test_axes_have_names(folder: Path) -> None:
+    for name, words in {
+        "roc-1": ("false positive rate", "true positive rate"),
+        "precision-1": ("recall (sensitivity)", "precision (PPV)"),
+        "overview": (">macro AUROC<", ">accuracy<"),
+        "differences": ("difference of macro AUROC", "percentage points"),
+        "calibration": ("predicted", "share present"),
+        "curves": ("step", "training loss"),
+        "exchange": ("hands over in a run", "macro AUROC"),
+    }.items():
+        svg = (folder / "figures" / f"{name}.svg").read_text()
+        assert all(word in svg for word in words), name
 
 
 def test_what_is_undefined_says_why_and_is_no_number(page: Page) -> None:

@@ -111,7 +111,12 @@ def test_exchange_is_in_order_of_bytes(comparison: Comparison) -> None:
 
 def test_numbers_are_written_as_they_are_read() -> None:
     assert [as_difference(value) for value in (0.0124, -0.0124, -0.0004)] == ["+0.012", "−0.012", "0.000"]
-    assert [as_p(value) for value in (0.0341, 0.00049)] == ["0.034", "< 0.001"]
+    assert [as_p(value) for value in (0.0341, 0.00049, 0.834, 0.9999)] == [
+        "p = 0.034",
+        "p < 0.001",
+        "p = 0.83",
+        "p > 0.99",
+    ]
     assert [as_bytes(value) for value in (0, 0.0, 999, 28_110_000, 4.95e9, None)] == [
         "0",
         "0",
