@@ -1,6 +1,6 @@
 """Figures of curves: ROC and calibration of the labels, and the losses of training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -65,29 +65,30 @@ def _chosen_labels(comparison: Comparison, site: str) -> dict[tuple[str, str], J
 
 def _draw_curves(
     comparison: Comparison,
-    curves: dict[tuple[str, str], tuple[JudgedLabel, tuple[Sequence[float], ...]]],
+    curves: Mapping[tuple[str, str], tuple[JudgedLabel, tuple[Sequence[float], ...]]],
     heading: str,
     axes: tuple[str, str],
     is_precision: bool,
 ) -> Figure | None:
     """Draw a panel for each label: of every set-up across, the mean, the lowest and the highest seed."""
     names = choose_setups(comparison)
-    labels = {name: label for (_, name), (label, _) in reversed(curves.items())}
+    labels: dict[str, JudgedLabel] = {}
+    for (_, name), (label, _) in curves.items():
+        labels.setdefault(name, label)
     if not labels:
         return None
-    labels = dict(reversed(labels.items()))
     num_rows = -(-len(labels) // COLUMNS)
     figure, panels = grid(
         num_rows, COLUMNS, 1.5, left=0.55, right=0.1, between=0.18, below=0.42, top=0.86, bottom=NAMED_IN
     )
-    for number, (panel, label) in enumerate(zip(used(panels, len(labels)), labels, strict=True)):
+    for number, (panel, of_label) in enumerate(zip(used(panels, len(labels)), labels, strict=True)):
         for index, name in enumerate(names):
-            if (name, label) in curves:
-                (across, mean, low, high), line = curves[name, label][1], line_of(index)
+            if (name, of_label) in curves:
+                (across, mean, low, high), line = curves[name, of_label][1], line_of(index)
                 panel.fill_between(across, low, high, color=line["color"], alpha=0.16, linewidth=0)
                 panel.plot(across, mean, linewidth=1.2, **line)
-        panel.set_title(shown(label, 27), fontsize=7.5, loc="left", pad=12)
-        num_present, num_studies = labels[label].num_present, labels[label].num_studies
+        panel.set_title(shown(of_label, 27), fontsize=7.5, loc="left", pad=12)
+        num_present, num_studies = labels[of_label].num_present, labels[of_label].num_studies
         present = f"{num_present:,} of {num_studies:,} present"
         panel.text(0, 1.03, present, transform=panel.transAxes, fontsize=6.8, color=DIM)
         share = num_present / num_studies if num_studies else 0.0
