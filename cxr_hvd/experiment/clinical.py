@@ -52,7 +52,7 @@ def judge_calibration(
 def average_precision_curve(scores_SN: Scores, targets_N: NDArray[np.floating[Any]]) -> PrecisionCurve:
     """Return the precision at the highest threshold that reaches each recall: mean and range over seeds.
 
-    These are the steps whose area is the average precision; lines between points would promise too much (Davis and
+    At recall 0 it is that of the first present study. These are the steps whose area is the average precision; lines between points would promise too much (Davis and
     Goadrich, ICML 2006).
     """
     grid = np.linspace(0, 1, CURVE_POINTS)
@@ -61,6 +61,7 @@ def average_precision_curve(scores_SN: Scores, targets_N: NDArray[np.floating[An
         precision_K, recall_K, _ = precision_recall_curve(targets_N, scores_N)
         # By ascending recall, without scikit-learn's made-up point at recall 0.
         precision_K, recall_K = precision_K[-2::-1], recall_K[-2::-1]
+        precision_K, recall_K = precision_K[recall_K > 0], recall_K[recall_K > 0]
         curves.append(precision_K[np.searchsorted(recall_K, grid - 1e-9)])
     return PrecisionCurve(
         recall=tuple(grid.tolist()),
