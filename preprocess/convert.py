@@ -178,8 +178,7 @@ class _Converter:
             write_quarantine(conversion.out, bad)
             write_image_list(conversion.out, plan.names, self._hash_id)
             check_bad(conversion.out, bad, plan.num_images + len(plan.set_aside), conversion.max_bad)
-            flow = None if plan.names else plan.flow(merger.bad, merger.num_left_out)
-            content_digest = merger.complete(flow)
+            content_digest = merger.complete(plan.flow(merger.bad, merger.num_left_out))
             write_drawn(conversion.out, plan.selection, self._hash_id)
         except OSError as error:
             raise disk_error(conversion.out, error) from error

@@ -83,12 +83,14 @@ class ConversionPlan:
     names: tuple[ImageName, ...] = ()
     set_aside: tuple[BadImage, ...] = ()
 
-    def flow(self, bad: Sequence[BadImage], num_left_out: int) -> Flow:
-        """Return what was left out on the way to the file.
+    def flow(self, bad: Sequence[BadImage], num_left_out: int) -> Flow | None:
+        """Return what was left out on the way to the file; None for images that nobody has labelled.
 
         Args:
             bad: images that could not be used. num_left_out: studies without any other.
         """
+        if self.names:
+            return None
         return Flow(
             unlabelled_studies=self.num_unlabelled,
             labelled=self.labelled,

@@ -52,8 +52,8 @@ def judge_calibration(
 def average_precision_curve(scores_SN: Scores, targets_N: NDArray[np.floating[Any]]) -> PrecisionCurve:
     """Return the precision at the highest threshold that reaches each recall: mean and range over seeds.
 
-    At recall 0 it is that of the first present study. These are the steps whose area is the average precision; lines between points would promise too much (Davis and
-    Goadrich, ICML 2006).
+    At recall 0 it is that of the first present study. These are the steps whose area is the average precision:
+    lines between points would promise too much (Davis and Goadrich, ICML 2006).
     """
     grid = np.linspace(0, 1, CURVE_POINTS)
     curves = []

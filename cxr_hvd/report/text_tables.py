@@ -40,7 +40,8 @@ def markdown(comparison: Comparison) -> str:
 def console_table(comparison: Comparison) -> Table:
     """Lay out the overview for a terminal."""
     resamples = as_count(comparison.num_resamples)
-    caption = f"{resamples} resamples of patients and seeds"
+    drawn = "patients and seeds" if any(len(setup.seeds) > 1 for setup in comparison.experiments) else "patients"
+    caption = f"{resamples} resamples of {drawn}"
     return as_terminal_table(overview_rows(comparison), "Mean over seeds [95% interval]", caption, 7)
 
 
