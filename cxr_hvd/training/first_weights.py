@@ -22,6 +22,7 @@ from cxr_hvd.training.records import RunEnvironment
 from cxr_hvd.training.run_folder import RunFolder, sites_in
 
 MAX_RECORD_BYTES = 1 << 20
+OF_RUN = "of each site's own run"
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,21 @@ class FirstWeights:
     Attributes:
         digest: SHA-256 of the tensors of `model.weights`; empty where the config names none.
         table: what became of them; None where nothing was read.
+        is_of_run: whether they are those of the site's own earlier run.
     """
 
     digest: str = ""
     table: WeightsTable | None = None
+    is_of_run: bool = False
+
+    @property
+    def compared(self) -> str:
+        """What all sites must have alike: a file's tensors, but of a run only what its sites have alike.
+
+        That the network's shared tensors are alike is compared in any case. Private ones of a run are each site's
+        own: so a site goes on from its own network, and one that was onboarded joins in from its own.
+        """
+        return OF_RUN if self.is_of_run else self.digest
 
 
 def load_first_weights(
@@ -55,10 +67,11 @@ def load_first_weights(
     if path is None:
         return FirstWeights()
     if may_resume and folder.steps():
-        return FirstWeights(_read_environment(folder).weights)
-    weights = read_run_weights(path) if path.is_dir() else read_weights(path)
-    table = fit_weights(model, weights, label_names)
-    return FirstWeights(table.digest, table)
+        record = _read_environment(folder)
+        return FirstWeights(record.weights, is_of_run=record.weights_of_run)
+    is_of_run = path.is_dir()
+    table = fit_weights(model, read_run_weights(path) if is_of_run else read_weights(path), label_names)
+    return FirstWeights(table.digest, table, is_of_run)
 
 
 def read_run_weights(path: Path) -> Weights:

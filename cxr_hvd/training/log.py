@@ -21,6 +21,7 @@ from cxr_hvd.partial.record import plan_record
 from cxr_hvd.record import Record
 from cxr_hvd.training.agreement import COMPARED_VERSIONS, version_of
 from cxr_hvd.training.engine import StepReport
+from cxr_hvd.training.first_weights import FirstWeights
 from cxr_hvd.training.records import Budget, RunEnvironment, StepRow, Verdict
 from cxr_hvd.training.run_folder import RunFolder, disk_errors
 
@@ -32,15 +33,15 @@ SHOWN_OF_STEP = ("learning_rate", "gradient_norm", "data_s", "compute_s", "avera
 
 
 def record_run(
-    folder: RunFolder, config: Config, plan: SharingPlan, data: TrainingData, budget: Budget, weights_digest: str
+    folder: RunFolder, config: Config, plan: SharingPlan, data: TrainingData, budget: Budget, weights: FirstWeights
 ) -> None:
     """Write down what this run is: resolved config, plan, environment, data, first weights."""
-    record_settings(folder, config, data, budget, weights_digest)
+    record_settings(folder, config, data, budget, weights)
     folder.write_record("plan.json", plan_record(plan).model_dump())
 
 
 def record_settings(
-    folder: RunFolder, config: Config, data: TrainingData, budget: Budget, weights_digest: str
+    folder: RunFolder, config: Config, data: TrainingData, budget: Budget, weights: FirstWeights
 ) -> None:
     """Write down what a run may change when it goes on: resolved config, environment, length."""
     resolved = config.model_dump(mode="json")
@@ -58,7 +59,8 @@ def record_settings(
         packages={name: version_of(name) for name in packages},
         data={file.header.site: file.digest for file in data.files},
         label_names=list(data.studies.label_names),
-        weights=weights_digest,
+        weights=weights.digest,
+        weights_of_run=weights.is_of_run,
         budget=budget,
     )
     folder.write_record("environment.json", environment.model_dump())

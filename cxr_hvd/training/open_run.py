@@ -1,7 +1,7 @@
 """Open a run: begin it anew in an empty folder, or go on from a checkpoint, where settings may have changed."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cxr_hvd.comm.contract import flat_items
@@ -14,6 +14,7 @@ from cxr_hvd.partial.plan import SharingPlan
 from cxr_hvd.training.agreement import check_shared_weights
 from cxr_hvd.training.checkpoint.resume import agree_on_step
 from cxr_hvd.training.checkpoint.snapshot import restore_snapshot
+from cxr_hvd.training.first_weights import FirstWeights
 from cxr_hvd.training.history import History
 from cxr_hvd.training.log import record_run, record_settings
 from cxr_hvd.training.records import Budget
@@ -48,7 +49,7 @@ class RunSetup:
     plan: SharingPlan
     data: TrainingData
     budget: Budget
-    weights_digest: str = ""
+    weights: FirstWeights = field(default_factory=FirstWeights)
 
 
 def open_run(
@@ -77,7 +78,7 @@ def open_run(
                 raise folder.nothing_to_resume()
             if job.is_site_leader:
                 folder.open_new(overwrite or resume == "auto")
-                record_run(folder, setup.config, setup.plan, setup.data, setup.budget, setup.weights_digest)
+                record_run(folder, setup.config, setup.plan, setup.data, setup.budget, setup.weights)
         return 0, History()
     return step, go_on_from(step, folder, setup, state, job, changed, console)
 
@@ -103,7 +104,7 @@ def go_on_from(
         if job.is_site_leader:
             folder.go_back_to(step)
             if changed:
-                record_settings(folder, setup.config, setup.data, setup.budget, setup.weights_digest)
+                record_settings(folder, setup.config, setup.data, setup.budget, setup.weights)
     if changed and job.is_leader:
         changes = describe_changes(changed, setup.config.training.schedule, step, setup.budget.num_steps)
         console.print(f"goes on from step {step}: {changes}", highlight=False, markup=False)

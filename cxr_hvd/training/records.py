@@ -89,6 +89,7 @@ class RunEnvironment(Record):
         data: digest of each site's study file.
         label_names: what the network's outputs are, in order.
         weights: digest of the tensors that the network started from; empty where they were fresh.
+        weights_of_run: whether they were those of the site's own earlier run.
         budget: how long all ranks train.
     """
 
@@ -100,4 +101,5 @@ class RunEnvironment(Record):
     data: dict[str, str] = Field(default_factory=dict)
     label_names: list[str] = Field(default_factory=list)
     weights: str = ""
+    weights_of_run: bool = False
     budget: Budget

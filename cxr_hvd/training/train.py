@@ -101,7 +101,7 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
             first = load_first_weights(config.model.weights, model, label_names, folder, may_resume)
         with job.together("making the sharing plan"):
             plan = plan_sharing(config, tensor_specs(model))
-        agree(contract_items(config, plan, model, data, first.digest), options.key, job)
+        agree(contract_items(config, plan, model, data, first.compared), options.key, job)
         budget = agree_on_budget(config, job, data)
         network = describe_network(config, plan, data, job)
         twins = find_twins(data.own_file, job)
@@ -122,7 +122,7 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
             loss = build_loss(config.loss, studies.label_names, studies.targets, studies.known).to(job.device)
 
         # Each site's leader keeps the run folder; every rank goes on from the same step.
-        setup = RunSetup(config, plan, data, budget, first.digest)
+        setup = RunSetup(config, plan, data, budget, first)
         first_step, history = open_run(folder, setup, state, job, options.resume, options.overwrite, console)
         open_ledger(folder, job, first_step)
         opened.enter_context(status_kept(folder, job, budget.num_steps))

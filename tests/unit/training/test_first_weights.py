@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.config.file import parse_config
@@ -16,7 +16,7 @@ from cxr_hvd.errors import CheckpointError, ConfigError, UsageError, WeightsErro
 from cxr_hvd.models.build import build_model
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import Split
-from cxr_hvd.training.first_weights import load_first_weights, read_run_weights
+from cxr_hvd.training.first_weights import OF_RUN, load_first_weights, read_run_weights
 from cxr_hvd.training.run_folder import RunFolder
 from cxr_hvd.training.train import LaunchOptions, train
 from lab.study_files import write_study_file
@@ -69,12 +69,20 @@ def test_an_earlier_run_starts_another(data: Path, earlier: Path, tmp_path: Path
     first = load_first_weights(earlier, model, LABELS, RunFolder(tmp_path, "north"), may_resume=False)
     assert first.table is not None and not first.table.fresh and not first.table.not_used
     assert all(torch.equal(tensor, weights.tensors[name]) for name, tensor in model.state_dict().items())
+    # Of a run the sites compare what they share, not each other's private blocks; of a file all of it.
+    assert first.digest == weights.digest and first.compared == OF_RUN
+    save_file(dict(weights.tensors), tmp_path / "file.safetensors")
+    of_file = load_first_weights(tmp_path / "file.safetensors", model, LABELS, RunFolder(tmp_path, "north"), False)
+    assert of_file.compared == of_file.digest == weights.digest
     # A run with so small a learning rate ends where it began.
     train(config_for(data, earlier, learning_rate=1e-12, max_steps=1), tmp_path / "next", LocalComm())
     after = tensors_of(tmp_path / "next", 1)
     weight = "classifier.weight"
     torch.testing.assert_close(after[weight], weights.tensors[weight], rtol=0, atol=1e-6)
     record = json.loads((tmp_path / "next/north/environment.json").read_text())
+    assert record["weights_of_run"] is True
+    again = load_first_weights(tmp_path / "gone", model, LABELS, RunFolder(tmp_path / "next", "north"), True)
+    assert (again.digest, again.compared) == (weights.digest, OF_RUN)
     assert record["weights"] == weights.digest and tuple(record["label_names"]) == LABELS
 
 
