@@ -77,6 +77,9 @@ ELSEWHERE = {
     "cxr-hvd report runs/C runs/D": f"{ACROSS}::test_hospitals_judge_a_run_and_see_the_same",
     "horovodrun -np 2 python examples/plain_pytorch.py a.h5 b.h5": f"{EXAMPLES}::test_an_own_loop_shares_the_middle_of_its_network",
     "horovodrun -np 2 python examples/digits_two_sites.py": f"{EXAMPLES}::test_two_sites_read_more_digits_together_than_alone",
+    "cxr-hvd onboard runs/D --data third.h5 --run runs/third --steps 200": "cli/test_onboard.py::test_it_goes_on_and_prints_the_same_as_json",
+    "mpirun --bind-to none -np 1 cxr-hvd train three.yaml --set model.weights=runs/D/chexpert : -np 1 cxr-hvd train three.yaml --set "
+    "model.weights=runs/third : -np 1 cxr-hvd train three.yaml --set model.weights=runs/D/mimic": "cli/test_onboard.py::test_it_joins_a_run_from_its_own_network",
     "make demo": f"{IMAGE}::test_the_demo_trains_on_two_ranks_inside",
     "cxr-hvd jobs submit train.sh": f"{SLURM}::test_a_job_whose_walltime_ends_queues_itself_again",
     "cxr-hvd inspect-run runs/train": f"{LOOKS}::test_a_profile_says_where_the_time_went",
