@@ -73,7 +73,8 @@ def divide(source: Source, more_private: Sequence[str] = ()) -> Division:
     }
 
     def is_trained(spec: TensorSpec) -> bool:
-        if spec.kind is Kind.STATISTIC and spec.name.rpartition(".")[0] in layers_left:
+        is_of_norm_left = spec.name.rpartition(".")[0] in layers_left
+        if spec.kind is Kind.STATISTIC and (is_of_norm_left or source.batchnorm == "shared"):
             return False  # a norm that is left as it is gives what it gave
         return spec.name in source.private | added
 
@@ -109,8 +110,7 @@ def onboarding_tree(
     record = source.start.record
     base["model"] = {"name": record.name, "norm": record.norm, "image_size": record.image_size}
     base["model"] |= {"weights": str((run / START).resolve()), "freeze": list(division.frozen)}
-    batchnorm = source.config.sharing.batchnorm if source.config else "with-block"
-    base["sharing"] = {"private": list(division.trained), "batchnorm": batchnorm}
+    base["sharing"] = {"private": list(division.trained), "batchnorm": source.batchnorm}
     base["pixel_pipelines"] = record.pixel_pipelines
     base["training"] = _length(dict(base.get("training", {})), num_studies, budget)
     base["validation"] = {"every_epochs": 1}

@@ -51,6 +51,11 @@ class Source:
         return list(dict.fromkeys([*self.networks, *self.start.record.sites]))
 
     @property
+    def batchnorm(self) -> str:
+        """Where running statistics went: `sharing.batchnorm` of their run; a file does not say it."""
+        return self.config.sharing.batchnorm if self.config else "with-block"
+
+    @property
     def labels(self) -> list[str]:
         """Labels that any of the networks was trained on."""
         networks = [*self.networks.values()] or [self.start]
