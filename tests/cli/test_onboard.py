@@ -65,9 +65,9 @@ def command(folder: Path, *more: object, out: str = "third", source: str = "D") 
     return [*words, "--steps", 8, "--batch-size", 4, "--learning-rate", 0.01, *more]
 
 
-def tensors_of(site: Path) -> dict[str, torch.Tensor]:
-    latest = site / "checkpoints" / "latest"
-    return load_file(latest / "shared.safetensors") | load_file(latest / "private.safetensors")
+def tensors_of(site: Path, name: str = "latest") -> dict[str, torch.Tensor]:
+    checkpoint = site / "checkpoints" / name
+    return load_file(checkpoint / "shared.safetensors") | load_file(checkpoint / "private.safetensors")
 
 
 def is_private(name: str) -> bool:
@@ -219,7 +219,7 @@ def test_it_joins_a_run_from_its_own_network(folder: Path) -> None:
     job = launch(1, joint, limit_s=300)
     assert job.exit_code == 0, job.output
     after = {site: tensors_of(folder / "joint" / site) for site in networks}
-    before = {"third": tensors_of(folder / "third/third"), "mimic": tensors_of(folder / "D/mimic")}
+    before = {"third": tensors_of(folder / "third/third", "best"), "mimic": tensors_of(folder / "D/mimic")}
     for name, tensor in after["third"].items():
         if not is_private(name):
             assert torch.equal(tensor, after["chexpert"][name]) and torch.equal(tensor, after["mimic"][name])
