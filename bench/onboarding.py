@@ -173,14 +173,14 @@ def _size(size: int, by_seed: dict[int, OnboardingRecord]) -> str:
 def _differences(by_seed: dict[int, OnboardingRecord], is_of_all: bool) -> Iterator[str]:
     for name in COMPARED:
         gains = [auroc(r, "onboarded", is_of_all) - auroc(r, name, is_of_all) for r in by_seed.values()]
-        if len(gains) < 2:
-            yield ", ".join(f"{gain:+.3f}" for gain in gains)
+        if len(gains) < 3:  # two seeds are no test
+            yield ", ".join(f"{gain:+.3f}" for gain in gains).replace("-", "−")
             continue
         mean, error = statistics.mean(gains), statistics.stdev(gains) / len(gains) ** 0.5
         reach = float(student.ppf(0.975, len(gains) - 1)) * error
         p_value = float(2 * student.sf(abs(mean) / error, len(gains) - 1)) if error else 1.0
         shown = f"p = {p_value:.3f}" if p_value >= 0.0005 else "p < 0.001"
-        yield f"{mean:+.3f} [{mean - reach:+.3f}, {mean + reach:+.3f}], {shown}"
+        yield f"{mean:+.3f} [{mean - reach:+.3f}, {mean + reach:+.3f}], {shown}".replace("-", "−")
 
 
 def _mean(values: Sequence[float]) -> str:
