@@ -31,7 +31,9 @@ LABEL_NAMES = "label_names"
 """Key of a safetensors file's metadata: the labels of its outputs in their order, as a JSON list."""
 
 NETWORK = "network"
-"""Key of the metadata of this program's own files: a JSON object that holds `label_names`."""
+"""Key of the metadata of this program's own files: a JSON object that holds `label_names` and `trained_labels`."""
+
+TRAINED_LABELS = "trained_labels"
 
 _OLD_DENSENET = re.compile(r"(norm|relu|conv)\.([12])(?=\.)")
 _LABEL_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -45,11 +47,13 @@ class Weights:
         source: where they are from, for people.
         tensors: by name, contiguous, on the CPU; floating-point ones are float32.
         label_names: what its outputs are, in order; None where that is not known.
+        trained_labels: those whose outputs were trained, as far as the file says so.
     """
 
     source: str
     tensors: Mapping[str, Tensor]
     label_names: tuple[str, ...] | None = None
+    trained_labels: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -68,18 +72,18 @@ def read_weights(path: Path) -> Weights:
         WeightsError: it cannot be read, is of another kind, or a number in it is not finite.
     """
     if path.suffix == ".safetensors":
-        tensors, label_names = _read_safetensors(path)
+        tensors, label_names, trained_labels = _read_safetensors(path)
     elif path.suffix in TORCH_ENDINGS:
-        tensors, label_names = read_torch_archive(path), None
+        tensors, label_names, trained_labels = read_torch_archive(path), None, None
     else:
         raise WeightsError(
             f"{path}: expected a file that ends in .safetensors, {', '.join(TORCH_ENDINGS)}, or the folder of a "
             "run, found something else; rename it if it is one of them"
         )
-    return Weights(str(path), finite(tensors, str(path)), label_names)
+    return Weights(str(path), finite(tensors, str(path)), label_names, trained_labels or ())
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | None]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | None, tuple[str, ...] | None]:
     try:
         open_plain(path, follows_links=True).close()  # a pipe would hang who opens it
         with safe_open(path, "pt") as file:
@@ -90,11 +94,17 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...] | 
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         why = getattr(error, "strerror", None) or type(error).__name__
         raise WeightsError(f"{path}: expected a file of safetensors, found {why}") from error
+    trained_labels = None
     if isinstance(network, dict):
-        label_names = network.get(LABEL_NAMES)
-    is_list = isinstance(label_names, list) and all(isinstance(name, str) for name in label_names)
+        label_names, trained_labels = network.get(LABEL_NAMES), network.get(TRAINED_LABELS)
     as_float32 = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-    return as_float32, tuple(label_names) if is_list else None
+    return as_float32, _names(label_names), _names(trained_labels)
+
+
+def _names(value: object) -> tuple[str, ...] | None:
+    """Return a list of names from a file; None where it is something else."""
+    is_list = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return tuple(value) if isinstance(value, list) and is_list else None
 
 
 def finite(tensors: Mapping[str, Tensor], source: str) -> Mapping[str, Tensor]:

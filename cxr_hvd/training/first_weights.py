@@ -16,7 +16,7 @@ from cxr_hvd.models.weights import Weights, finite, fit_weights, read_weights
 from cxr_hvd.models.weights_table import WeightsTable
 from cxr_hvd.record import first_problem
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.training.checkpoint.record import STATE_FILE
+from cxr_hvd.training.checkpoint.record import STATE_FILE, read_checkpoint_record
 from cxr_hvd.training.checkpoint.snapshot import load_judged_tensors
 from cxr_hvd.training.records import RunEnvironment
 from cxr_hvd.training.run_folder import RunFolder, sites_in
@@ -33,11 +33,13 @@ class FirstWeights:
         digest: SHA-256 of the tensors of `model.weights`; empty where the config names none.
         table: what became of them; None where nothing was read.
         is_of_run: whether they are those of the site's own earlier run.
+        trained_labels: labels whose outputs they have learnt, as far as their source says so.
     """
 
     digest: str = ""
     table: WeightsTable | None = None
     is_of_run: bool = False
+    trained_labels: tuple[str, ...] = ()
 
     @property
     def compared(self) -> str:
@@ -68,10 +70,14 @@ def load_first_weights(
         return FirstWeights()
     if may_resume and folder.steps():
         record = _read_environment(folder)
-        return FirstWeights(record.weights, is_of_run=record.weights_of_run)
+        return FirstWeights(
+            record.weights, is_of_run=record.weights_of_run, trained_labels=tuple(record.weights_trained_labels)
+        )
     is_of_run = path.is_dir()
-    table = fit_weights(model, read_run_weights(path) if is_of_run else read_weights(path), label_names)
-    return FirstWeights(table.digest, table, is_of_run)
+    weights = read_run_weights(path) if is_of_run else read_weights(path)
+    table = fit_weights(model, weights, label_names)
+    has_labels = weights.label_names == label_names  # else the head is not taken
+    return FirstWeights(table.digest, table, is_of_run, weights.trained_labels if has_labels else ())
 
 
 def read_run_weights(path: Path) -> Weights:
@@ -92,7 +98,9 @@ def read_run_weights(path: Path) -> Weights:
     step, tensors = load_judged_tensors(checkpoint)
     source = f"{checkpoint}, step {step}"
     as_float32 = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-    return Weights(source, finite(as_float32, source), _label_names(folder))
+    network = read_checkpoint_record(checkpoint).network
+    trained_labels = tuple(network.trained_labels) if network else ()
+    return Weights(source, finite(as_float32, source), _label_names(folder), trained_labels)
 
 
 def _site_folder(path: Path) -> RunFolder:

@@ -61,6 +61,7 @@ def record_settings(
         label_names=list(data.studies.label_names),
         weights=weights.digest,
         weights_of_run=weights.is_of_run,
+        weights_trained_labels=list(weights.trained_labels),
         budget=budget,
     )
     folder.write_record("environment.json", environment.model_dump())

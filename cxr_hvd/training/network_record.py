@@ -6,6 +6,7 @@ used without the config and the data of its run.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -39,7 +40,8 @@ class NetworkRecord(Record):
         experiment, site, sites: of which run and whose it is, and who trained together.
         label_names: its outputs, in order.
         known_labels: for each site the labels that its source says something of, in one training study at least.
-        trained_labels: labels whose outputs were trained: known at a site that trained this network's head.
+        trained_labels: labels whose outputs were trained: known at a site that trained this network's head, or,
+            where the head is frozen, to the network that it came from.
         pixels: the pixel pipeline of the site's study file.
         name, norm, image_size: section `model` of the config.
         blocks, private_blocks: the network's blocks, and those that stay at the site, in its order.
@@ -85,8 +87,14 @@ class NetworkRecord(Record):
         return {METADATA_KEY: self.model_dump_json(exclude=set() if is_of_site else OF_ONE_SITE)}
 
 
-def describe_network(config: Config, plan: SharingPlan, data: TrainingData, job: Job) -> NetworkRecord:
-    """Describe this rank's network. Collective: every rank. Blocking."""
+def describe_network(
+    config: Config, plan: SharingPlan, data: TrainingData, job: Job, trained_before: Sequence[str] = ()
+) -> NetworkRecord:
+    """Describe this rank's network. Collective: every rank. Blocking.
+
+    Args:
+        trained_before: labels that the head of the first weights had learnt: all that a frozen head knows.
+    """
     known_labels = gather_known_labels(data, job)
     scopes = {planned.spec.block: set[Scope]() for planned in plan.tensors}
     for planned in plan.tensors:
@@ -94,13 +102,16 @@ def describe_network(config: Config, plan: SharingPlan, data: TrainingData, job:
     is_own_head = Scope.SHARED not in scopes.get(HEAD, {Scope.SHARED}) and not config.is_merged
     trainers = [job.site] if is_own_head else list(known_labels)
     label_names = data.studies.label_names
+    trained = {label for site in trainers for label in known_labels[site]}
+    if HEAD in scopes and not scopes[HEAD] & {Scope.SHARED, Scope.PRIVATE}:
+        trained = set(trained_before)
     return NetworkRecord(
         experiment=config.experiment,
         site=job.site,
         sites=list(config.sites),
         label_names=list(label_names),
         known_labels=known_labels,
-        trained_labels=[name for name in label_names if any(name in known_labels[site] for site in trainers)],
+        trained_labels=[name for name in label_names if name in trained],
         pixels=data.own_file.header.pixels,
         name=config.model.name,
         norm=config.model.norm,

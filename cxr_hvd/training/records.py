@@ -90,6 +90,7 @@ class RunEnvironment(Record):
         label_names: what the network's outputs are, in order.
         weights: digest of the tensors that the network started from; empty where they were fresh.
         weights_of_run: whether they were those of the site's own earlier run.
+        weights_trained_labels: labels whose outputs they had learnt.
         budget: how long all ranks train.
     """
 
@@ -102,4 +103,5 @@ class RunEnvironment(Record):
     label_names: list[str] = Field(default_factory=list)
     weights: str = ""
     weights_of_run: bool = False
+    weights_trained_labels: list[str] = Field(default_factory=list)
     budget: Budget

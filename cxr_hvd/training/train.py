@@ -103,7 +103,7 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
             plan = plan_sharing(config, tensor_specs(model))
         agree(contract_items(config, plan, model, data, first.compared), options.key, job)
         budget = agree_on_budget(config, job, data)
-        network = describe_network(config, plan, data, job)
+        network = describe_network(config, plan, data, job, first.trained_labels)
         twins = find_twins(data.own_file, job)
         if job.is_leader:
             print_agreed(console, config, plan, budget, has_key=options.key is not None)

@@ -85,6 +85,9 @@ def test_a_study_file_s_words_are_shown_as_they_stand(capsys: pytest.CaptureFixt
         images_per_study={"1": 2},
         views={"PA": 2},
         labels={HOSTILE: LabelTally(1, 1, 0, 0, 0.5)},
+        sexes={"train": {HOSTILE: 2}},
+        ages={"train": {HOSTILE: 2}},
+        flow=None,
     )
     print_summary(summary)
     said = capsys.readouterr().out

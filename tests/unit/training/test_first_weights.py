@@ -12,6 +12,7 @@ from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.config.file import parse_config
 from cxr_hvd.config.schema import Config
 from cxr_hvd.config.sections import Model
+from cxr_hvd.deploy.network import load_model
 from cxr_hvd.errors import CheckpointError, ConfigError, UsageError, WeightsError
 from cxr_hvd.models.build import build_model
 from cxr_hvd.study.labels import LABELS
@@ -23,12 +24,13 @@ from lab.study_files import write_study_file
 
 STEADY = {"precision": "fp32", "schedule": "constant"}
 GO_ON = LaunchOptions(resume="auto")
+SPLITS = (Split.TRAIN, Split.TRAIN, Split.VALIDATE)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "north.h5"
-    return write_study_file(path, num_studies=18, splits=(Split.TRAIN, Split.TRAIN, Split.VALIDATE))
+    return write_study_file(path, num_studies=18, splits=SPLITS)
 
 
 def config_for(data: Path, weights: Path | None = None, max_steps: int = 4, **training: object) -> Config:
@@ -122,3 +124,17 @@ def test_what_is_refused(data: Path, earlier: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="No such file"):
         train(config_for(data, tmp_path / "gone.pt"), tmp_path / "run", LocalComm())
     assert not (tmp_path / "run").exists()
+
+
+def test_a_frozen_head_knows_what_it_had_learnt(data: Path, tmp_path: Path) -> None:
+    """Also where the run goes on and its first weights are read no more."""
+    few = write_study_file(tmp_path / "few.h5", num_studies=18, splits=SPLITS, unknown=("Fracture", "Edema"))
+    train(config_for(few), tmp_path / "first", LocalComm())
+    frozen = {"model": {"name": "tiny", "image_size": 32, "weights": str(tmp_path / "first"), "freeze": ["head"]}}
+    for max_steps in (2, 4):
+        whole = config_for(data, max_steps=max_steps).model_dump(mode="json")
+        config = parse_config({**whole, **frozen}, "test")
+        train(config, tmp_path / "run", LocalComm(), GO_ON)
+        record = load_model(tmp_path / "run").record
+        assert set(LABELS) - set(record.trained_labels) == {"Fracture", "Edema"}
+        assert record.known_labels == {"north": list(LABELS)}
