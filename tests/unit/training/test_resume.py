@@ -79,6 +79,7 @@ def test_every_other_value_may_change_and_is_told(tmp_path: Path) -> None:
         validation={"every_epochs": 2, "patience": 3, "min_delta": 0.5},
         checkpoints={"every_steps": 4, "keep": 3},
         loader={"threads": 2, "prefetch": 1},
+        sharing={"evaluate_private": True},
     )
     told = changed_settings(folder, changed)
     assert set(told) == set(MAY_CHANGE) and told["training.epochs"] == ("1", "7")
