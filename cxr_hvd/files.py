@@ -107,6 +107,30 @@ def replaced_file(path: Path, mode: int = 0o600) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """Give the path of a new, empty folder to fill; on success it takes the name `path`, else it is removed.
+
+    An earlier folder at `path` stays whole until the new one is; folders in it may be nested.
+    """
+    beside, before = part_beside(path), part_beside(path)
+    beside.mkdir(mode=0o700)
+    try:
+        yield beside
+        for entry in beside.rglob("*"):
+            sync(entry)
+        sync(beside)
+        if path.exists():
+            path.replace(before)
+        beside.replace(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        if before.exists() and not path.exists():
+            before.replace(path)
+        shutil.rmtree(before, ignore_errors=True)
+
+
 def begin_folder(path: Path) -> Path:
     """Make an empty folder to fill, beside `path` and with a name that all ranks of a site know."""
     beside = folder_beside(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cxr_hvd.errors import UsageError
-from cxr_hvd.files import create_private, part_beside, point_link, replaced_file, write_text
+from cxr_hvd.files import create_private, part_beside, point_link, replaced_file, replaced_folder, write_text
 
 
 def test_an_error_leaves_the_earlier_file_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -17,6 +17,20 @@ def test_an_error_leaves_the_earlier_file_and_nothing_beside_it(tmp_path: Path) 
         raise RuntimeError
     assert path.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_leaves_the_earlier_folder_and_nothing_beside_it(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    for content in ("earlier", "later"):
+        with replaced_folder(folder) as beside:
+            (beside / "in").mkdir()
+            (beside / "in" / "file").write_text(content)
+        assert (folder / "in" / "file").read_text() == content and folder.stat().st_mode & 0o777 == 0o700
+    with pytest.raises(RuntimeError), replaced_folder(folder) as beside:
+        (beside / "half").write_text("half")
+        raise RuntimeError
+    assert [path.name for path in folder.iterdir()] == ["in"]
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_written_file_replaces_the_earlier_one(tmp_path: Path) -> None:
