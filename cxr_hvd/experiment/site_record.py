@@ -33,7 +33,7 @@ def _describe(run: Path, site: str, digest: str) -> SiteDescription:
     try:
         with StudyFile(RunFolder(run, site).config().sites[site].data) as file:
             if file.digest == digest:
-                return _describe_file(file, site)
+                return describe_file(file, site)
             note = "the study file here is another by now"
     except CxrHvdError:
         pass
@@ -50,7 +50,8 @@ def _count_groups(file: StudyFile) -> dict[str, dict[str, dict[str, int]]]:
     return counts
 
 
-def _describe_file(file: StudyFile, site: str) -> SiteDescription:
+def describe_file(file: StudyFile, site: str) -> SiteDescription:
+    """Describe an open study file by its counts."""
     rows = {split.name.lower(): file.indices(split) for split in Split}
     num_images = sorted(Counter(file.num_images.tolist()).items())
 
