@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cxr_hvd import __version__
-from cxr_hvd.cli import deploy, evaluate, explain, ledger, monitor, onboard, plan, train
+from cxr_hvd.cli import deploy, evaluate, explain, export, ledger, monitor, onboard, plan, train
 from cxr_hvd.cli.jobs import jobs_app
 from cxr_hvd.cli.keys import key_app
 from cxr_hvd.cli.options import PROGRAM
@@ -36,6 +36,7 @@ app.command(epilog=plan.EXAMPLE)(plan.plan)
 app.command(epilog=evaluate.EVALUATE_EXAMPLE)(evaluate.evaluate)
 app.command(epilog=deploy.PREDICT_EXAMPLE)(deploy.predict)
 app.command(epilog=explain.EXAMPLE)(explain.explain)
+app.command(epilog=export.EXAMPLE)(export.export)
 app.command(epilog=onboard.ONBOARD_EXAMPLE)(onboard.onboard)
 app.command(epilog=evaluate.EXPERIMENT_EXAMPLE)(evaluate.experiment)
 app.command(epilog=evaluate.REPORT_EXAMPLE)(evaluate.report)

@@ -48,6 +48,7 @@ HERE = (
     "cxr-hvd train jobs/configs/D.yaml --run runs/D",
     "cxr-hvd evaluate runs/D",
     "cxr-hvd predict runs/D mimic.h5 --site chexpert --out answers.csv",
+    "cxr-hvd export runs/D --site chexpert --with-private --to exported/chexpert",
     "cxr-hvd explain runs/D mimic.h5 --site mimic --label Pneumonia --studies 2 --out maps",
     "cxr-hvd predict runs/D scans/ --site mimic --out folder.csv",
     "cxr-hvd predict runs/D scans/*.png --site ensemble --out films.jsonl",
