@@ -16,7 +16,7 @@ from cxr_hvd.yaml_text import dump_yaml
 def front_matter(facts: CardFacts) -> dict[str, Any]:
     """Return what the Hugging Face Hub reads at the head of a card: licence, tags, library, metrics.
 
-    The model index stands only where results do.
+    The model index stands only where results do. Its mean is over labels with ten studies of each class.
     """
     record, results = facts.record, facts.run.results
     matter: dict[str, Any] = {"license": facts.licence or "other"}
@@ -29,12 +29,12 @@ def front_matter(facts: CardFacts) -> dict[str, Any]:
     }
     if facts.checks:
         matter["tags"] += ["monai", "onnx"]
-    if results is None or results.macro_auroc is None:
+    if results is None or results.frequent.macro_auroc is None:
         return matter
     metric = {
         "type": "roc_auc",
-        "name": f"mean AUROC over {len(results.mean_over)} labels",
-        "value": round(results.macro_auroc, 4),
+        "name": f"mean AUROC over {len(results.frequent.mean_over)} labels",
+        "value": round(results.frequent.macro_auroc, 4),
     }
     entry = {
         "task": {"type": "image-classification", "name": "Findings of a chest X-ray study"},

@@ -4,8 +4,8 @@ from cxr_hvd.deploy.card_data import write_counts
 from cxr_hvd.deploy.card_section import CardTable, Section
 from cxr_hvd.deploy.run_facts import RunFacts
 from cxr_hvd.experiment.comparison import Estimate, JudgedSetUp, SetUp
-from cxr_hvd.monitor.results_file import Bounds, SiteResults
-from cxr_hvd.stats.metrics import SPECIFICITY
+from cxr_hvd.monitor.results_file import Bounds, LabelResult, SiteResults
+from cxr_hvd.stats.metrics import MIN_OF_CLASS, SPECIFICITY
 from cxr_hvd.training.network_record import NetworkRecord
 
 UNDEFINED = "undefined"
@@ -15,7 +15,7 @@ def result_sections(record: NetworkRecord, run: RunFacts, is_whole: bool) -> lis
     """Return the sections "Results" and, for a whole network, "Thresholds"."""
     paragraphs, tables = [], []
     if run.results is not None:
-        paragraphs.append(_about(run.results, record))
+        paragraphs.append(_about(run.results, record, is_whole))
         tables.append(_own_table(run.results, record))
     if run.setup is not None and run.judged:
         paragraphs.append(
@@ -29,35 +29,46 @@ def result_sections(record: NetworkRecord, run: RunFacts, is_whole: bool) -> lis
     return [*sections, _thresholds(record)] if is_whole else sections
 
 
-def _about(results: SiteResults, record: NetworkRecord) -> str:
+def _about(results: SiteResults, record: NetworkRecord, is_whole: bool) -> str:
     text = (
         f"On {results.num_studies:,} {results.split.upper()} studies of {results.site}, with 95% intervals over "
-        "patients. No interval: fewer than ten studies of a class."
+        f"patients. Labels with fewer than {MIN_OF_CLASS} studies of a class have no numbers of their own."
     )
     if results.step != record.step:
         text += f" Measured after {results.step:,} steps; the network here has {record.step:,}."
-    return text
+    return text if is_whole else f"{text} Measured with the private blocks of {results.site}, which are not here."
 
 
 def _own_table(results: SiteResults, record: NetworkRecord) -> CardTable:
-    rows = [
-        (
-            label.label,
-            write_counts(label.num_present, label.num_studies - label.num_present),
-            _with_bounds(label.auroc, results.intervals.labels.get(label.label)),
-            _score(label.average_precision),
-            _score(label.sensitivity_at_specificity),
-        )
-        if label.label in record.trained_labels
-        else (label.label, "", "never trained", "", "")
-        for label in results.labels
-    ]
-    mean = _with_bounds(results.macro_auroc, results.intervals.macro_auroc)
-    rows.append(
-        (f"mean over {len(results.mean_over)} labels", "", mean, _score(results.macro_average_precision), "")
+    rows = [_label_row(label, results, record) for label in results.labels]
+    for means, bounds in ((results.frequent, results.intervals.frequent), (results, results.intervals)):
+        mean = _with_bounds(means.macro_auroc, bounds.macro_auroc)
+        name = f"mean over {len(means.mean_over)} labels" + (" (frequent ones)" if means is not results else "")
+        rows.append((name, "", mean, _score(means.macro_average_precision), ""))
+    columns = (
+        "label",
+        "present / absent",
+        "AUROC",
+        "average precision",
+        f"sensitivity at specificity {SPECIFICITY}",
     )
-    columns = ("label", "present", "AUROC", "average precision", f"sensitivity at specificity {SPECIFICITY}")
     return CardTable(f"Results at {results.site}", columns, tuple(rows))
+
+
+def _label_row(label: LabelResult, results: SiteResults, record: NetworkRecord) -> tuple[str, ...]:
+    if label.label not in record.trained_labels:
+        return (label.label, "", "never trained", "", "")
+    num_absent = label.num_studies - label.num_present
+    counts = write_counts(label.num_present, num_absent)
+    if min(label.num_present, num_absent) < MIN_OF_CLASS:
+        return (label.label, counts, "too few studies", "", "")
+    return (
+        label.label,
+        counts,
+        _with_bounds(label.auroc, results.intervals.labels.get(label.label)),
+        _score(label.average_precision),
+        _score(label.sensitivity_at_specificity),
+    )
 
 
 def _setup_table(setup: SetUp, judged: tuple[JudgedSetUp, ...]) -> CardTable:

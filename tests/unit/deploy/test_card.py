@@ -20,7 +20,7 @@ from tests.helpers.networks import record_of
 
 
 def results_of(site: str = "north") -> SiteResults:
-    """Return results in which half of the labels have an AUROC."""
+    """Return results of all labels; Fracture is in three studies."""
     means = {
         "mean_over": ("Edema",),
         "macro_auroc": 0.8125,
@@ -32,7 +32,7 @@ def results_of(site: str = "north") -> SiteResults:
         "mean_accuracy_at_threshold": None,
         "note": None,
     }
-    label = dict.fromkeys(LabelResult.model_fields) | {"num_studies": 40, "num_present": 12}
+    label = dict.fromkeys(LabelResult.model_fields) | {"num_studies": 40}
     bounds = {"macro_auroc": (0.7, 0.9), "mean_accuracy": None}
     values = {
         **means,
@@ -43,7 +43,10 @@ def results_of(site: str = "north") -> SiteResults:
         "step": 4,
         "num_studies": 40,
         "frequent": means,
-        "labels": tuple(label | {"label": name, "auroc": 0.75 if name == "Edema" else None} for name in LABELS),
+        "labels": tuple(
+            label | {"label": name, "auroc": 0.75, "num_present": 3 if name == "Fracture" else 12}
+            for name in LABELS
+        ),
         "intervals": {**dict.fromkeys(LABELS), "Edema": (0.6, 0.85), **bounds, "frequent": bounds},
     }
     return SiteResults.model_validate(values)
@@ -62,6 +65,7 @@ def test_results_stand_with_their_intervals_in_the_card_and_for_the_hub() -> Non
     facts = card_facts(run=RunFacts(results=results_of()), licence="cc-by-4.0")
     card = markdown(facts)
     assert "| Edema | 12 / 28 | 0.750 \\[0.600, 0.850\\] |" in card
+    assert "| Fracture | under 10 / the rest | too few studies |  |" in card
     assert "| mean over 1 labels |  | 0.812 \\[0.700, 0.900\\] |" in card
     matter = parse_yaml(card.split("---\n")[1], "README.md")
     assert matter == front_matter(facts) and matter["license"] == "cc-by-4.0"
