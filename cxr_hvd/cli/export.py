@@ -44,10 +44,10 @@ def export(
     Each program is run by its own runtime beside PyTorch first. Private blocks are left out unless asked for;
     without them no program can run, and weights, metadata and card are all that is written.
     """
-    from cxr_hvd.deploy.export import export_network
-    from cxr_hvd.deploy.export_options import ExportOptions, check_folder, read_licence
+    from cxr_hvd.deploy.card.run_facts import read_run_facts
+    from cxr_hvd.deploy.export.export import export_network
+    from cxr_hvd.deploy.export.options import ExportOptions, check_folder, read_licence
     from cxr_hvd.deploy.network import load_model
-    from cxr_hvd.deploy.run_facts import read_run_facts
 
     check_folder(to, overwrite)
     options = ExportOptions(with_private, not weights_only, read_licence(license_name), check)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cxr_hvd.data.augment import fill_plain
-from cxr_hvd.deploy.bundle import RASTER
+from cxr_hvd.deploy.export.bundle import RASTER
 from cxr_hvd.deploy.network_file import write_network
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import Split

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cxr_hvd.data.augment import fill_plain
-from cxr_hvd.deploy.bundle import build_inference, build_metadata, render_scripts
+from cxr_hvd.deploy.export.bundle import build_inference, build_metadata, render_scripts
 from cxr_hvd.study.layout import View
 from preprocess.pixels.pipelines import RASTER, load_image
 from preprocess.records import ImageRecord

@@ -6,11 +6,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from cxr_hvd.deploy.card import CardFacts, build_card, known_facts
-from cxr_hvd.deploy.card_data import write_counts
-from cxr_hvd.deploy.card_pages import as_markdown, as_page, front_matter
-from cxr_hvd.deploy.checklists import CLAIM, TRIPOD_AI, fill
-from cxr_hvd.deploy.run_facts import RunFacts, read_comparison
+from cxr_hvd.deploy.card.card import CardFacts, build_card, known_facts
+from cxr_hvd.deploy.card.checklists import CLAIM, TRIPOD_AI, fill
+from cxr_hvd.deploy.card.data import write_counts
+from cxr_hvd.deploy.card.pages import as_markdown, as_page, front_matter
+from cxr_hvd.deploy.card.run_facts import RunFacts, read_comparison
 from cxr_hvd.ledger.plan_record import BufferRecord, PlanRecord
 from cxr_hvd.monitor.results_file import LabelResult, SiteResults
 from cxr_hvd.study.labels import LABELS

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cxr_hvd.deploy import onnx_file
+from cxr_hvd.deploy.card.run_facts import RunFacts
 from cxr_hvd.deploy.combine import average_networks, ensemble_networks
-from cxr_hvd.deploy.export import export_network, shared_tensors
-from cxr_hvd.deploy.export_check import (
+from cxr_hvd.deploy.export import onnx_file
+from cxr_hvd.deploy.export.check import (
     CheckStudies,
     Program,
     check_program,
@@ -20,10 +20,10 @@ from cxr_hvd.deploy.export_check import (
     studies_of_file,
     synthetic_studies,
 )
-from cxr_hvd.deploy.export_options import ExportOptions, check_folder, read_licence
+from cxr_hvd.deploy.export.export import export_network, shared_tensors
+from cxr_hvd.deploy.export.options import ExportOptions, check_folder, read_licence
 from cxr_hvd.deploy.network import load_model
 from cxr_hvd.deploy.network_file import read_network_file
-from cxr_hvd.deploy.run_facts import RunFacts
 from cxr_hvd.deploy.trained_network import TrainedNetwork
 from cxr_hvd.errors import CxrHvdError, UsageError
 from cxr_hvd.models.layout import block_of

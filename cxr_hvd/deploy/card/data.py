@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from cxr_hvd.deploy.card_section import CardTable, Section
-from cxr_hvd.deploy.run_facts import RunFacts
+from cxr_hvd.deploy.card.run_facts import RunFacts
+from cxr_hvd.deploy.card.section import CardTable, Section
 from cxr_hvd.experiment.comparison import SiteDescription
 from cxr_hvd.training.network_record import NetworkRecord
 

@@ -5,17 +5,12 @@ from pathlib import Path
 
 import torch
 
-from cxr_hvd.deploy.bundle import ONNX_PROGRAM, TORCH_PROGRAM
-from cxr_hvd.deploy.export_check import (
-    CheckStudies,
-    ProgramCheck,
-    check_program,
-    studies_of_file,
-    synthetic_studies,
-)
-from cxr_hvd.deploy.onnx_file import open_onnx, write_onnx
-from cxr_hvd.deploy.run_facts import RunFacts
-from cxr_hvd.deploy.torch_program import build_program, open_program, write_program
+from cxr_hvd.deploy.card.run_facts import RunFacts
+from cxr_hvd.deploy.export.bundle import ONNX_PROGRAM, TORCH_PROGRAM
+from cxr_hvd.deploy.export.check import CheckStudies, check_program, studies_of_file, synthetic_studies
+from cxr_hvd.deploy.export.onnx_file import open_onnx, write_onnx
+from cxr_hvd.deploy.export.torch_program import build_program, open_program, write_program
+from cxr_hvd.deploy.program_check import ProgramCheck
 from cxr_hvd.deploy.trained_network import TrainedNetwork
 from cxr_hvd.errors import CxrHvdError
 

@@ -13,16 +13,17 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor
 
-from cxr_hvd.deploy import bundle
-from cxr_hvd.deploy.card import NO_LICENCE, CardFacts, build_card
-from cxr_hvd.deploy.card_pages import as_markdown, as_page
+from cxr_hvd.deploy.card.card import NO_LICENCE, CardFacts, build_card
+from cxr_hvd.deploy.card.pages import as_markdown, as_page
+from cxr_hvd.deploy.card.run_facts import RunFacts
 from cxr_hvd.deploy.combine import AVERAGED, ENSEMBLE
-from cxr_hvd.deploy.export_check import ProgramCheck
-from cxr_hvd.deploy.export_options import ExportOptions, check_folder
-from cxr_hvd.deploy.export_programs import write_programs
+from cxr_hvd.deploy.export import bundle
+from cxr_hvd.deploy.export.onnx_file import check_extra
+from cxr_hvd.deploy.export.options import ExportOptions, check_folder
+from cxr_hvd.deploy.export.programs import write_programs
 from cxr_hvd.deploy.network_file import NETWORK_FILE, write_network
-from cxr_hvd.deploy.onnx_file import check_extra
-from cxr_hvd.deploy.run_facts import RunFacts
+from cxr_hvd.deploy.program_check import ProgramCheck
+from cxr_hvd.deploy.rendering import render
 from cxr_hvd.deploy.trained_network import TrainedNetwork
 from cxr_hvd.errors import CxrHvdError, UsageError
 from cxr_hvd.files import replaced_folder
@@ -146,7 +147,7 @@ def _write_texts(
         for name, text in scripts.items():
             (folder / name).write_text(text, encoding="utf-8")
     (folder / LICENCE).write_text(f"Licence of this network: {licence or NO_LICENCE}\n", encoding="utf-8")
-    (folder / USAGE).write_text(bundle.render("usage.md", has_programs=bool(checks)), encoding="utf-8")
+    (folder / USAGE).write_text(render("usage.md", has_programs=bool(checks)), encoding="utf-8")
     files = {name: text for name, text in _files(bool(private_of)).items() if _is_or_will_be(folder, name)}
     card_facts = CardFacts(network.record, facts, licence, private_of, checks, files)
     sections = build_card(card_facts)

@@ -1,19 +1,19 @@
 """A model card: what a network is for, what made it, how good it is, and what is not known. Its words and numbers.
 
-Owns the sections. How they become Markdown and a page is in `card_pages`; checklists are in `checklists`.
+Owns the sections. How they become Markdown and a page is in `pages`; checklists are in `checklists`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cxr_hvd import __version__
-from cxr_hvd.deploy.card_data import data_section, describe_policy
-from cxr_hvd.deploy.card_results import result_sections
-from cxr_hvd.deploy.card_section import CardTable, Section
-from cxr_hvd.deploy.checklists import CHECKLISTS, fill
+from cxr_hvd.deploy.card.checklists import CHECKLISTS, fill
+from cxr_hvd.deploy.card.data import data_section, describe_policy
+from cxr_hvd.deploy.card.results import result_sections
+from cxr_hvd.deploy.card.run_facts import RunFacts
+from cxr_hvd.deploy.card.section import CardTable, Section
 from cxr_hvd.deploy.combine import AVERAGED, ENSEMBLE
-from cxr_hvd.deploy.export_check import MAX_DIFFERENCE, ProgramCheck
-from cxr_hvd.deploy.run_facts import RunFacts
+from cxr_hvd.deploy.program_check import MAX_DIFFERENCE, ProgramCheck
 from cxr_hvd.study.layout import MAX_IMAGES
 from cxr_hvd.training.network_record import NetworkRecord
 
@@ -204,7 +204,7 @@ def _limits(facts: CardFacts) -> Section:
         "Images of another pixel pipeline, of another kind of hospital, or of children where adults were trained "
         "on (or the other way round) give answers that mean nothing, and nothing in the network says so.",
         "Labels come from reports or from one reader, with their errors.",
-        "Sex, age and origin of the patients are not known here, and neither is how well it does in subgroups.",
+        "How well it does by sex, age or origin does not stand here; cxr-hvd report shows what is known.",
         "It does not notice that an image is no chest X-ray, is a negative, or lies on its side.",
     ]
     if facts.run.results is None and not facts.run.judged:

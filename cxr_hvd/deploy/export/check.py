@@ -13,40 +13,20 @@ import torch
 from numpy.typing import NDArray
 
 from cxr_hvd.data.augment import fill_plain
+from cxr_hvd.deploy.program_check import MAX_DIFFERENCE, ProgramCheck
 from cxr_hvd.deploy.trained_network import TrainedNetwork
 from cxr_hvd.errors import CxrHvdError
 from cxr_hvd.models.forward import forward
-from cxr_hvd.record import Count, Finite, Name, Record
 from cxr_hvd.study.layout import MAX_IMAGES, Split
 from cxr_hvd.study.study_file import StudyFile
 
 NUM_STUDIES = 64
-MAX_DIFFERENCE = 1e-4
 STUDIES_AT_ONCE = 4
 SYNTHETIC_IMAGES = 11
 """Studies of 1 to 11 images are drawn: CheXpert and MIMIC-CXR have no more in nearly all of theirs."""
 
 Program = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """From images (N, 20, H, W) to probabilities (N, L)."""
-
-
-class ProgramCheck(Record):
-    """How far an exported program is from PyTorch.
-
-    Attributes:
-        file: the program.
-        runtime, version: what ran it.
-        studies: on which studies, in words.
-        num_studies: how many.
-        largest_difference: of two probabilities, over all of these studies and all trained labels.
-    """
-
-    file: Name
-    runtime: Name
-    version: Name
-    studies: Name
-    num_studies: Count
-    largest_difference: Finite
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from cxr_hvd.deploy.bundle import TEMPLATES, render
-from cxr_hvd.deploy.card import NO_LICENCE, CardFacts
-from cxr_hvd.deploy.card_section import Section
+from cxr_hvd.deploy.card.card import NO_LICENCE, CardFacts
+from cxr_hvd.deploy.card.section import Section
+from cxr_hvd.deploy.rendering import render, render_page
 from cxr_hvd.terminal import shown
 from cxr_hvd.yaml_text import dump_yaml
 
@@ -64,16 +61,7 @@ def as_markdown(facts: CardFacts, sections: Sequence[Section]) -> str:
 
 def as_page(facts: CardFacts, sections: Sequence[Section]) -> str:
     """Return card.html; all that comes from a run is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["shown"] = shown
-    style = Markup((TEMPLATES / "card.css").read_text(encoding="utf-8"))
-    return environment.get_template("card.html.jinja").render(title=facts.title, sections=sections, style=style)
+    return render_page("card.html", "card.css", title=facts.title, sections=sections)
 
 
 def _plain(text: str) -> str:

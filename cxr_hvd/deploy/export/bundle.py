@@ -8,13 +8,11 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from cxr_hvd import __version__
-from cxr_hvd.deploy.export_check import ProgramCheck
+from cxr_hvd.deploy.program_check import ProgramCheck
+from cxr_hvd.deploy.rendering import render
 from cxr_hvd.study.layout import MAX_IMAGES
 from cxr_hvd.training.network_record import NetworkRecord
 
@@ -27,8 +25,6 @@ TRIED_WITH = {"monai": "1.6.1", "pytorch-ignite": "0.5.5"}
 RASTER = "jpeg-gray8-reduced2x-area-stretch-1"
 STORED_SIZE = 256
 """The side of images in a study file, where nothing says another."""
-
-TEMPLATES = Path(__file__).with_name("templates")
 
 
 def build_metadata(
@@ -139,19 +135,6 @@ def build_inference() -> dict[str, Any]:
         },
         "run": ["$@evaluator.run()", "$@answers.write(@output)"],
     }
-
-
-def render(name: str, **values: object) -> str:
-    """Render a template of this room that is no HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    return environment.get_template(f"{name}.jinja").render(**values)
 
 
 def render_scripts(record: NetworkRecord, stored_size: int = STORED_SIZE) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """The results and thresholds in a model card, from `results.json` and the comparison of the run's experiment."""
 
-from cxr_hvd.deploy.card_data import write_counts
-from cxr_hvd.deploy.card_section import CardTable, Section
-from cxr_hvd.deploy.run_facts import RunFacts
+from cxr_hvd.deploy.card.data import write_counts
+from cxr_hvd.deploy.card.run_facts import RunFacts
+from cxr_hvd.deploy.card.section import CardTable, Section
 from cxr_hvd.experiment.comparison import Estimate, JudgedSetUp, SetUp
 from cxr_hvd.monitor.results_file import Bounds, LabelResult, SiteResults
 from cxr_hvd.stats.metrics import MIN_OF_CLASS, SPECIFICITY

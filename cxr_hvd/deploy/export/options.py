@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cxr_hvd.deploy.bundle import METADATA
+from cxr_hvd.deploy.export.bundle import METADATA
 from cxr_hvd.errors import UsageError
 
 LICENCE_PATTERN = r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}"

@@ -1,0 +1,1 @@
+"""One folder in which a trained network stands alone: weights, programs, MONAI bundle, model card."""
