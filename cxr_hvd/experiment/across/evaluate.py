@@ -5,8 +5,8 @@ these patients: sums, from which all sites make the same `across.json`. Where on
 `scoring` is the pooled way.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,24 @@ def evaluate_across_sites(
         CxrHvdError: on every rank alike.
     """
     set_threads(comm)
-    comm.ledger = LedgerOfRuns([Ledger() for _ in runs])
+    with _noted_in(LedgerOfRuns([Ledger() for _ in runs]), comm) as ledgers:
+        return _evaluate_across(runs, comm, settings, which, ledgers)
+
+
+@contextmanager
+def _noted_in(ledgers: LedgerOfRuns, comm: Communicator) -> Iterator[LedgerOfRuns]:
+    """Have a communicator note what it hands over in the ledgers of several runs."""
+    before, comm.ledger = comm.ledger, ledgers
+    try:
+        yield ledgers
+    finally:
+        ledgers.close()
+        comm.ledger = before
+
+
+def _evaluate_across(
+    runs: Sequence[Path], comm: Communicator, settings: Sequence[str], which: str, ledgers: LedgerOfRuns
+) -> Across:
     with together(comm, "reading its run folders"):
         config = RunFolder(runs[0], sites_in(runs[0])[0]).config(tuple(settings))
         ranks_per_site = {name: section.ranks for name, section in config.sites.items()}
@@ -106,7 +123,7 @@ def evaluate_across_sites(
         check_contract(job, agreed_items(site_runs, file, which))
         networks = list_networks(site_runs)
         layout = lay_out(site_runs, networks, label_names, topology.site_names)
-        for site_run, ledger in zip(site_runs, comm.ledger.ledgers, strict=True):
+        for site_run, ledger in zip(site_runs, ledgers.ledgers, strict=True):
             open_ledger(site_run.folder, job, site_run.step, ledger)
 
         # Every site judges what it has, and notes the release before a number leaves.
@@ -132,7 +149,7 @@ def evaluate_across_sites(
                 for folder in folders:
                     with disk_errors(folder.path / ACROSS):
                         write_text(folder.path / ACROSS, across.model_dump_json() + "\n")
-        witness_ledgers(job, comm.ledger.ledgers)
+        witness_ledgers(job, ledgers.ledgers)
     return across
 
 
