@@ -36,7 +36,7 @@ test-image: setup ## build the container image and train inside; as root
 	@python -m pytest -m slow -rs -s tests/lab/test_image.py
 
 test-ci: setup   ## run the slow tests that continuous integration has time for
-	@python -m pytest -m "slow and not night" -rs --durations=25 tests/laws tests/cli tests/examples tests/lab tests/unit/doctor
+	@python -m pytest -m "slow and not night" -rs --durations=25 tests/laws tests/cli tests/examples tests/lab tests/unit/doctor tests/unit/of_before
 
 test-night: setup ## run the slow tests that continuous integration leaves out
 	@python -m pytest -m night -rs --durations=25 tests

@@ -137,6 +137,7 @@ def test_a_look_at_a_run_needs_no_torch(tmp_path: Path) -> None:
         assert not {"torch", "horovod", "mpi4py", "h5py", "matplotlib.pyplot"} & {*told["modules"]}, said
 
 
+@pytest.mark.slow
 def test_a_report_needs_no_torch(config: Path, tmp_path: Path) -> None:
     """From scores to the page: it opens on a laptop at once, and where torch cannot be installed."""
     run = tmp_path / "D" / "seed-1"

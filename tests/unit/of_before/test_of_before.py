@@ -73,6 +73,7 @@ def test_inspect_run_reads_the_run(folder: Path) -> None:
     assert {site["site"] for site in shown["sites"]} == {"north", "south"}
 
 
+@pytest.mark.slow
 def test_the_checkpoint_resumes(folder: Path) -> None:
     """Two steps of the earlier version, and two of this one, come to the losses of four of the earlier one."""
     site = folder / "runs" / "alone" / "north"
