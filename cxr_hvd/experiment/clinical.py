@@ -45,8 +45,8 @@ def judge_calibration(
     scores_SN: Scores, targets_N: NDArray[np.floating[Any]], patients_N: Codes
 ) -> tuple[Estimate, Estimate]:
     """Return a label's calibration intercept and slope."""
-    found = recalibrate(scores_SN, targets_N, patients_N)
-    return closed_estimate(*found.intercept), closed_estimate(*found.slope)
+    recalibration = recalibrate(scores_SN, targets_N, patients_N)
+    return closed_estimate(*recalibration.intercept), closed_estimate(*recalibration.slope)
 
 
 def average_precision_curve(scores_SN: Scores, targets_N: NDArray[np.floating[Any]]) -> PrecisionCurve:

@@ -47,10 +47,10 @@ class TablePair:
         )
         return PairedMeans(
             mean_over=mean_over,
-            macro_auroc=_paired_estimate(auroc[0]),
-            macro_auroc_bootstrap=_paired_estimate(auroc[1]),
-            mean_accuracy=_paired_estimate(accuracy[0]),
-            mean_accuracy_bootstrap=_paired_estimate(accuracy[1]),
+            macro_auroc=paired_estimate(auroc[0]),
+            macro_auroc_bootstrap=paired_estimate(auroc[1]),
+            mean_accuracy=paired_estimate(accuracy[0]),
+            mean_accuracy_bootstrap=paired_estimate(accuracy[1]),
         )
 
 
@@ -175,7 +175,7 @@ def compare_labels(
         few = why_no_interval(len(targets_N), int(targets_N.sum()))
         if few and auroc.value is not None:
             auroc = replace(auroc, low=None, high=None, standard_error=None, p_value=None, note=few)
-        rows.append(LabelDifference(label=label, auroc=_paired_estimate(auroc)))
+        rows.append(LabelDifference(label=label, auroc=paired_estimate(auroc)))
     return tuple(rows)
 
 
@@ -184,7 +184,7 @@ def _why_undefined(metric: Metric, scores: Sequence[Scores]) -> str | None:
     return next((why for scores_SNL in scores for row in scores_SNL if (why := metric.why_undefined(row))), None)
 
 
-def _paired_estimate(of_pair: Difference) -> PairedEstimate:
+def paired_estimate(of_pair: Difference) -> PairedEstimate:
     """Return the record of a difference, without a p-value where there are too few seeds for one."""
     return PairedEstimate(
         value=of_pair.value,

@@ -22,7 +22,7 @@ from cxr_hvd.experiment.across.comparison import (
 )
 from cxr_hvd.experiment.across.record import ACROSS, Across, JointNumbers, SiteSummary, read_across
 from cxr_hvd.experiment.comparison import Estimate, JudgedNetwork, LabelDifference, PairedEstimate, SeedMean
-from cxr_hvd.experiment.differences import MEAN_OF_SITES, choose_pairs
+from cxr_hvd.experiment.differences import MEAN_OF_SITES, choose_pairs, paired_estimate
 from cxr_hvd.experiment.scores import COMMON
 from cxr_hvd.experiment.variants import EXPERIMENTS
 from cxr_hvd.stats.delong import contrast_difference
@@ -215,27 +215,11 @@ def _mean(joints: Sequence[Joint | None]) -> Joint | None:
 
 
 def _estimate(joint: Joint | None) -> Estimate:
-    found = covariance_difference(joint.values_K, joint.covariance_KK) if joint else NOTHING
-    return Estimate(
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        standard_error=found.standard_error,
-        by_seed=found.per_seed,
-        note=found.note,
-    )
+    """Return the mean over seeds with its interval; that it differs from 0 is no question."""
+    return Estimate.model_validate(_paired(joint).model_dump())
 
 
 def _paired(
     joint: Joint | None, differ: Callable[[Floats, Floats], Difference] = covariance_difference
 ) -> PairedEstimate:
-    found = differ(joint.values_K, joint.covariance_KK) if joint else NOTHING
-    return PairedEstimate(
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        standard_error=found.standard_error,
-        p_value=found.p_value,
-        by_seed=found.per_seed,
-        note=found.note,
-    )
+    return paired_estimate(differ(joint.values_K, joint.covariance_KK) if joint else NOTHING)

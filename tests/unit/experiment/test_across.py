@@ -118,7 +118,7 @@ def test_a_mean_of_sites_adds_the_covariances_of_other_patients(tmp_path: Path) 
     expected = covariance_difference(np.mean(values, axis=0), np.sum(covariances, axis=0) / 4)
     assert pair.macro_auroc.value == pytest.approx(expected.value, abs=1e-12)
     assert pair.macro_auroc.standard_error == pytest.approx(expected.standard_error, rel=1e-9)
-    assert pair.macro_auroc.p_value == pytest.approx(expected.p_value, rel=1e-9)
+    assert expected.p_value is not None and pair.macro_auroc.p_value is None  # two seeds give none
     few = [label.auroc for label in comparison.differences[0].labels if label.label == "rare"]
     assert few[0].value is None and few[0].note == "fewer than 10 patients in a class"
 
