@@ -7,21 +7,20 @@ from typing import Annotated
 
 import typer
 
-from cxr_hvd.cli.options import RunPath, stopped_on_request
+from cxr_hvd.cli.options import (
+    CheckpointOption,
+    RunPath,
+    StudyPaths,
+    TableOption,
+    WhichCheckpoint,
+    stopped_on_request,
+)
 from cxr_hvd.terminal import say
 
 PREDICT_EXAMPLE = """\
 Examples: cxr-hvd predict runs/D mimic.h5 --site chexpert --out answers.csv
 
 cxr-hvd predict runs/D scans/ film.png --site ensemble --out answers.csv"""
-
-
-class WhichCheckpoint(StrEnum):
-    """Words for --checkpoint."""
-
-    AUTO = "auto"
-    BEST = "best"
-    LATEST = "latest"
 
 
 class WhichSplit(StrEnum):
@@ -35,25 +34,16 @@ class WhichSplit(StrEnum):
 
 def predict(
     run: RunPath,
-    paths: Annotated[
-        list[Path],
-        typer.Argument(help="Study files, folders of JPEG, PNG or DICOM, and single images.", metavar="PATHS"),
-    ],
+    paths: StudyPaths,
     out: Annotated[Path, typer.Option("--out", help="Where answers go: a .csv or a .jsonl file.")],
     site: Annotated[
         str | None, typer.Option("--site", help="Whose network, where they differ: a site, ensemble or averaged.")
     ] = None,
-    checkpoint: Annotated[
-        WhichCheckpoint,
-        typer.Option("--checkpoint", help="auto: the best by validation, or the latest without any."),
-    ] = WhichCheckpoint.AUTO,
+    checkpoint: CheckpointOption = WhichCheckpoint.AUTO,
     split: Annotated[
         WhichSplit, typer.Option("--split", help="Which studies of study files; images are all answered.")
     ] = WhichSplit.ALL,
-    table: Annotated[
-        Path | None,
-        typer.Option("--table", help="CSV that says which images of a folder are a study: path, study."),
-    ] = None,
+    table: TableOption = None,
     pixels: Annotated[
         str | None,
         typer.Option("--pixels", help="Make images by another pixel pipeline than the network's; answers say so."),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cxr_hvd.cli.options import stopped_on_request
+from cxr_hvd.cli.options import StudyPaths, TableOption, stopped_on_request
 from cxr_hvd.terminal import say
 
 EXAMPLE = "Example: cxr-hvd explain runs/D mimic.h5 --site mimic --label Pneumonia --studies 2 --out maps"
@@ -24,10 +24,7 @@ def explain(
     network_path: Annotated[
         Path, typer.Argument(help="A run's folder, a site's in it, or a network file.", metavar="RUN|NETWORK")
     ],
-    paths: Annotated[
-        list[Path],
-        typer.Argument(help="Study files, folders of JPEG, PNG or DICOM, and single images.", metavar="PATHS"),
-    ],
+    paths: StudyPaths,
     out: Annotated[Path, typer.Option("--out", help="The folder of the page and its pictures.")],
     site: Annotated[
         str | None,
@@ -44,10 +41,7 @@ def explain(
         int, typer.Option("--studies", help="Without --study: the first so many of TEST.", min=1)
     ] = 4,
     method: Annotated[WhichMethod, typer.Option("--method", help="Which maps.")] = WhichMethod.BOTH,
-    table: Annotated[
-        Path | None,
-        typer.Option("--table", help="CSV that says which images of a folder are a study: path, study."),
-    ] = None,
+    table: TableOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier explanation.")] = False,
 ) -> None:
     """Show where a trained network looks: Grad-CAM and occlusion maps of studies, as one page of pictures.

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cxr_hvd.cli.deploy import WhichCheckpoint
+from cxr_hvd.cli.options import CheckpointOption, WhichCheckpoint
 from cxr_hvd.terminal import say
 
 EXAMPLE = "Example: cxr-hvd export runs/D --site chexpert --with-private --to exported/chexpert"
@@ -20,10 +20,7 @@ def export(
         str | None,
         typer.Option("--site", help="Whose network, where private blocks make them differ; averaged or ensemble."),
     ] = None,
-    checkpoint: Annotated[
-        WhichCheckpoint,
-        typer.Option("--checkpoint", help="auto: the best by validation, or the latest without any."),
-    ] = WhichCheckpoint.AUTO,
+    checkpoint: CheckpointOption = WhichCheckpoint.AUTO,
     with_private: Annotated[
         bool, typer.Option("--with-private", help="Private blocks, too: only if their site agrees.")
     ] = False,

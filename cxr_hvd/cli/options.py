@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,28 @@ TimeLimit = Annotated[
 Outside = Annotated[
     list[str] | None,
     typer.Option("--outside", help="NAME=FILE: studies of an institution that took no part. May be repeated."),
+]
+
+
+class WhichCheckpoint(StrEnum):
+    """Words for --checkpoint."""
+
+    AUTO = "auto"
+    BEST = "best"
+    LATEST = "latest"
+
+
+CheckpointOption = Annotated[
+    WhichCheckpoint,
+    typer.Option("--checkpoint", help="auto: the best by validation, or the latest without any."),
+]
+StudyPaths = Annotated[
+    list[Path],
+    typer.Argument(help="Study files, folders of JPEG, PNG or DICOM, and single images.", metavar="PATHS"),
+]
+TableOption = Annotated[
+    Path | None,
+    typer.Option("--table", help="CSV that says which images of a folder are a study: path, study."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier PNG.")]

@@ -15,13 +15,13 @@ def render(name: str, **values: object) -> str:
     return _environment(escapes=False).get_template(f"{name}.jinja").render(**values)
 
 
-def render_page(name: str, style: str, **values: object) -> str:
+def render_page(name: str, style: Path, **values: object) -> str:
     """Render a page with a style sheet in it; all values are escaped.
 
     Args:
-        style: name of the style sheet.
+        style: the style sheet.
     """
-    sheet = Markup((TEMPLATES / style).read_text(encoding="utf-8"))
+    sheet = Markup(style.read_text(encoding="utf-8"))
     return _environment(escapes=True).get_template(f"{name}.jinja").render(style=sheet, **values)
 
 

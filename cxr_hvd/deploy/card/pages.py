@@ -5,7 +5,7 @@ from typing import Any
 
 from cxr_hvd.deploy.card.card import NO_LICENCE, CardFacts
 from cxr_hvd.deploy.card.section import Section
-from cxr_hvd.deploy.rendering import render, render_page
+from cxr_hvd.deploy.rendering import TEMPLATES, render, render_page
 from cxr_hvd.terminal import shown
 from cxr_hvd.yaml_text import dump_yaml
 
@@ -61,7 +61,7 @@ def as_markdown(facts: CardFacts, sections: Sequence[Section]) -> str:
 
 def as_page(facts: CardFacts, sections: Sequence[Section]) -> str:
     """Return card.html; all that comes from a run is escaped."""
-    return render_page("card.html", "card.css", title=facts.title, sections=sections)
+    return render_page("card.html", TEMPLATES / "card.css", title=facts.title, sections=sections)
 
 
 def _plain(text: str) -> str:

@@ -3,30 +3,26 @@
 It shows images of patients: its owner alone may read it. What comes from a file is escaped, nothing is fetched.
 """
 
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from cxr_hvd.deploy.explain.explain import LabelMap, StudyMaps
 from cxr_hvd.deploy.explain.pictures import gray_png, overlay_png
 from cxr_hvd.deploy.explain.sanity import ALIKE
+from cxr_hvd.deploy.rendering import render_page
 from cxr_hvd.deploy.trained_network import TrainedNetwork
 from cxr_hvd.errors import CxrHvdError, UsageError
-from cxr_hvd.files import begin_folder, finish_folder, folder_beside, write_text
+from cxr_hvd.files import replaced_folder, write_text
 from cxr_hvd.record import Finite, Name, Record, Text
 
 PAGE, NUMBERS, PICTURES = "index.html", "maps.json", "pictures"
 WORDS = {"grad-cam": "Grad-CAM", "occlusion": "occlusion"}
 
-_HERE = Path(__file__).parent
-_REPORT = Path(__file__).parents[2] / "report" / "templates"
+REPORT_STYLE = Path(__file__).parents[2] / "report" / "templates" / "report.css"
 
 
 class MapRecord(Record):
@@ -101,38 +97,29 @@ def write_explanation(folder: Path, network: TrainedNetwork, studies: Iterator[S
     """
     shown = []
     try:
-        beside = begin_folder(folder)
-        (beside / PICTURES).mkdir(mode=0o700)
-        for number, study in enumerate(studies, start=1):
-            shown.append(_draw(study, beside, number))
-        records = [record for study in shown for record in study.maps]
-        explanation = Explanation(
-            network=str(network),
-            mean_correlation={method: _mean(records, method) for method in WORDS if _has(records, method)},
-            maps=records,
-        )
-        write_text(beside / PAGE, build_page(network, explanation, shown))
-        write_text(beside / NUMBERS, explanation.model_dump_json(indent=1) + "\n")
-        finish_folder(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_folder(folder) as beside:
+            (beside / PICTURES).mkdir(mode=0o700)
+            for number, study in enumerate(studies, start=1):
+                shown.append(_draw(study, beside, number))
+            records = [record for study in shown for record in study.maps]
+            explanation = Explanation(
+                network=str(network),
+                mean_correlation={method: _mean(records, method) for method in WORDS if _has(records, method)},
+                maps=records,
+            )
+            write_text(beside / PAGE, build_page(network, explanation, shown))
+            write_text(beside / NUMBERS, explanation.model_dump_json(indent=1) + "\n")
     except OSError as error:
         raise CxrHvdError(f"{folder}: cannot write the maps ({error.strerror or error})") from error
-    finally:
-        with suppress(OSError):
-            shutil.rmtree(folder_beside(folder))
     return explanation
 
 
 def build_page(network: TrainedNetwork, explanation: Explanation, studies: Sequence[ShownStudy]) -> str:
     """Return the page as HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(_HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("explain.html.jinja").render(
-        style=Markup((_REPORT / "report.css").read_text(encoding="utf-8")),
+    return render_page(
+        "explain.html",
+        REPORT_STYLE,
         network=network,
         explanation=explanation,
         studies=studies,
