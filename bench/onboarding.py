@@ -136,9 +136,9 @@ def auroc(record: OnboardingRecord, name: str, is_of_all: bool) -> float:
     return estimate.value
 
 
-def table(found: dict[int, dict[int, OnboardingRecord]]) -> str:
+def table(by_size: dict[int, dict[int, OnboardingRecord]]) -> str:
     """Return Markdown tables: AUROCs as mean ± standard deviation over seeds, and paired differences."""
-    first = next(record for by_seed in found.values() for record in by_seed.values())
+    first = next(record for by_seed in by_size.values() for record in by_seed.values())
     lines = [
         f"{first.num_test} TEST studies of {first.num_patients} patients. Labels of the others: "
         f"{', '.join(first.labels_of_others)}; all labels: these and "
@@ -148,18 +148,18 @@ def table(found: dict[int, dict[int, OnboardingRecord]]) -> str:
     for is_of_all, title in ((False, "labels of the others"), (True, "all labels")):
         names = ("onboarded", "from nothing", "best of the others", "ensemble", "averaged")
         lines += [f"| macro AUROC, {title} | seeds | {' | '.join(names)} |", f"|---|--:|{'--:|' * len(names)}"]
-        for size, by_seed in found.items():
+        for size, by_seed in by_size.items():
             cells = [_mean([auroc(record, name, is_of_all) for record in by_seed.values()]) for name in names]
             if by_seed:
                 lines.append(f"| {_size(size, by_seed)} training studies | {len(by_seed)} | {' | '.join(cells)} |")
         lines += ["", f"| onboarded − , {title} | seeds | {' | '.join(COMPARED)} |"]
         lines.append(f"|---|--:|{'---|' * len(COMPARED)}")
-        for size, by_seed in found.items():
+        for size, by_seed in by_size.items():
             cells = list(_differences(by_seed, is_of_all))
             if by_seed:
                 lines.append(f"| {_size(size, by_seed)} training studies | {len(by_seed)} | {' | '.join(cells)} |")
         lines.append("")
-    chosen = {seed: record.best_other for by_seed in found.values() for seed, record in by_seed.items()}
+    chosen = {seed: record.best_other for by_seed in by_size.values() for seed, record in by_seed.items()}
     lines.append(
         "Best of the others by VALIDATE: " + ", ".join(f"seed {s}: {b}" for s, b in sorted(chosen.items()))
     )

@@ -134,8 +134,8 @@ def figures_of(link: str, ways: dict[Key, Way]) -> list[Figure]:
 def spread(of: Sequence[float], to: Sequence[float]) -> list[float]:
     """Divide what was measured in different jobs: the median, and what the quartiles make of it at most."""
     low, middle, high = statistics.quantiles(of, n=4)
-    least, median, most = statistics.quantiles(to, n=4)
-    return [low / most, middle / median, high / least]
+    lower, median, upper = statistics.quantiles(to, n=4)
+    return [low / upper, middle / median, high / lower]
 
 
 if __name__ == "__main__":

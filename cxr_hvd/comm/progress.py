@@ -50,8 +50,8 @@ def agree_on_progress(job: Job, num_steps: int, progress: Progress) -> None:
     Raises:
         TrainingError: on every rank alike, where they differ.
     """
-    own = torch.tensor([num_steps, progress])
-    standings = job.allgather_numbers(own, "progress", _read)
+    standing = torch.tensor([num_steps, progress])
+    standings = job.allgather_numbers(standing, "progress", _read)
     if len(set(standings)) == 1:
         return
     first_rank = {standing: standings.index(standing) for standing in standings}

@@ -53,8 +53,8 @@ def components_difference(table_a_SB: Floats, table_b_SB: Floats, note: str | No
         return without_interval(NOT_RESAMPLED)
     if (np.ptp(resamples_SB, axis=1) <= TOLERANCE).all():
         return without_interval(ALL_EQUAL)
-    found = covariance_difference(table_SB[:, 0], np.atleast_2d(np.cov(resamples_SB)))
-    return replace(found, num_resamples=num_resamples)
+    difference = covariance_difference(table_SB[:, 0], np.atleast_2d(np.cov(resamples_SB)))
+    return replace(difference, num_resamples=num_resamples)
 
 
 def covariance_difference(values_S: Floats, covariance_SS: Floats) -> Difference:

@@ -117,7 +117,7 @@ def describe_network(
         norm=config.model.norm,
         image_size=config.model.image_size,
         blocks=list(scopes),
-        private_blocks=[block for block, found in scopes.items() if Scope.PRIVATE in found],
+        private_blocks=[block for block, of_block in scopes.items() if Scope.PRIVATE in of_block],
         config_sha256=config_digest(config),
         plan_sha256=hashlib.sha256(
             json.dumps(plan_record(plan).model_dump(), sort_keys=True).encode()

@@ -87,8 +87,8 @@ def read_run_facts(path: Path, record: NetworkRecord) -> RunFacts:
 
 def _describe(run: Path, config: Config, environment: RunEnvironment | None, site: str) -> SiteDescription:
     """Describe a site's data by its study file, or by the number of studies that the run notes."""
-    own = _read(run / site / "environment.json", RunEnvironment)
-    digest = own.data.get(site, "") if own else ""
+    of_site = _read(run / site / "environment.json", RunEnvironment)
+    digest = of_site.data.get(site, "") if of_site else ""
     note = "its study file is not here"
     if digest and site in config.sites:
         try:

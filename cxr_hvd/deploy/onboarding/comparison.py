@@ -113,7 +113,7 @@ def _estimate(table_SB: Floats, draws: Draws, has_labels: bool = True) -> AurocE
 
 
 def _difference(table_a_SB: Floats, table_b_SB: Floats) -> AurocDifference:
-    found = components_difference(table_a_SB, table_b_SB)
+    of_pair = components_difference(table_a_SB, table_b_SB)
     return AurocDifference(
-        value=found.value, low=found.low, high=found.high, p_value=found.p_value, note=found.note
+        value=of_pair.value, low=of_pair.low, high=of_pair.high, p_value=of_pair.p_value, note=of_pair.note
     )
