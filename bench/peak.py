@@ -35,7 +35,7 @@ def main() -> None:
         for number in range(NUM_STEPS):
             step()
             if number == SAVE_AT and isinstance(step, EngineStep):
-                writer.begin(take_snapshot(step.engine.state, topology, step.plan, number, NUM_STEPS, History()))
+                writer.begin(take_snapshot(step.engine.state, topology, step.plan, number, History()))
         writer.finish()
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
 

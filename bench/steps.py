@@ -5,14 +5,14 @@ cxr_hvd such as `weights C float32`; with `late ` before it, the exchange begins
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from mpi4py import MPI  # before Horovod, which then takes over an MPI that several threads may call
 from torch import Tensor, nn
 
-from cxr_hvd.comm.communicator import Communicator, Wait
+from cxr_hvd.comm.communicator import Communicator, Parts, Wait
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.comm.watchdog import Watchdog
@@ -52,14 +52,14 @@ class HeldComm:
     def form_site_groups(self, site_of_rank: Any) -> None:
         self._comm.form_site_groups(site_of_rank)
 
-    def begin_allreduce(self, tensors: Mapping[str, Tensor], purpose: str, group: Group = "all") -> Wait[None]:
-        return self._hold(lambda: self._comm.begin_allreduce(tensors, purpose, group))
+    def begin_allreduce(self, tensor: Tensor, purpose: str, parts: Parts, group: Group = "all") -> Wait[None]:
+        return self._hold(lambda: self._comm.begin_allreduce(tensor, purpose, parts, group))
 
-    def begin_allgather(self, tensor: Tensor, purpose: str) -> Wait[Tensor]:
-        return self._hold(lambda: self._comm.begin_allgather(tensor, purpose))
+    def begin_allgather(self, tensor: Tensor, purpose: str, parts: Parts | None = None) -> Wait[Tensor]:
+        return self._hold(lambda: self._comm.begin_allgather(tensor, purpose, parts))
 
-    def begin_alltoall(self, rows: Tensor, purpose: str) -> Wait[Tensor]:
-        return self._hold(lambda: self._comm.begin_alltoall(rows, purpose))
+    def begin_alltoall(self, rows: Tensor, purpose: str, parts: Parts | None = None) -> Wait[Tensor]:
+        return self._hold(lambda: self._comm.begin_alltoall(rows, purpose, parts))
 
     def start_timeline(self, path: str) -> None:
         self._comm.start_timeline(path)

@@ -27,6 +27,8 @@ EXIT_CODES = (1, 2, 75)
 
 Result = TypeVar("Result")
 Wait = Callable[[], Result]
+Parts = Mapping[str, int]
+"""What lies in a flat tensor, in order: each part's name and number of elements. The ledger notes each."""
 
 
 class Communicator(Protocol):
@@ -53,18 +55,21 @@ class Communicator(Protocol):
         """Fix the ranks of each site for the group "site". Collective: all ranks."""
         ...
 
-    def begin_allreduce(self, tensors: Mapping[str, Tensor], purpose: str, group: Group = "all") -> Wait[None]:
-        """Begin to replace each named tensor by its sum over the group. Collective: all ranks of the group.
+    def begin_allreduce(self, tensor: Tensor, purpose: str, parts: Parts, group: Group = "all") -> Wait[None]:
+        """Begin to replace a tensor by its sum over the group. Collective: all ranks of the group.
 
-        Until the returned function has been called, the tensors must not be touched.
+        Until the returned function has been called, the tensor must not be touched. An empty one is not sent.
         """
         ...
 
-    def begin_allgather(self, tensor: Tensor, purpose: str) -> Wait[Tensor]:
-        """Begin to collect (num_ranks, *shape): every rank's tensor of one shape and type. Collective: all."""
+    def begin_allgather(self, tensor: Tensor, purpose: str, parts: Parts | None = None) -> Wait[Tensor]:
+        """Begin to collect (num_ranks, *shape): every rank's tensor of one shape and type. Collective: all.
+
+        Several may be under way at once where their purposes differ.
+        """
         ...
 
-    def begin_alltoall(self, rows: Tensor, purpose: str) -> Wait[Tensor]:
+    def begin_alltoall(self, rows: Tensor, purpose: str, parts: Parts | None = None) -> Wait[Tensor]:
         """Begin to give row r of (num_ranks, k) to rank r; the result holds the row from each. Collective: all."""
         ...
 

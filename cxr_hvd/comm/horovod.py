@@ -1,14 +1,14 @@
 """The communicator of a Horovod job: the only module that imports Horovod."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cxr_hvd.comm.communicator import Wait
+from cxr_hvd.comm.communicator import Parts, Wait
 from cxr_hvd.comm.watchdog import STALL_LIMIT_S, Watchdog
 from cxr_hvd.errors import CxrHvdError, PeerError
 from cxr_hvd.launch.early import NO_HOROVOD
@@ -59,32 +59,31 @@ class HorovodComm:
             if self.rank in ranks:
                 self._ranks_of_site = ranks
 
-    def begin_allreduce(self, tensors: Mapping[str, Tensor], purpose: str, group: Group = "all") -> Wait[None]:
+    def begin_allreduce(self, tensor: Tensor, purpose: str, parts: Parts, group: Group = "all") -> Wait[None]:
         ranks = self._ranks_of_site if group == "site" else tuple(range(self.num_ranks))
-        if not tensors or len(ranks) == 1:  # Horovod fails on an empty list
+        if not tensor.numel() or len(ranks) == 1:
             return lambda: None
-        for name, tensor in tensors.items():
-            self._account_for(tensor, purpose, name, group, len(ranks), "allreduce")
+        self._account_for(tensor, purpose, parts, group, len(ranks), "allreduce")
         return self._started(
             purpose,
             lambda: self._hvd.grouped_allreduce_async_(
-                list(tensors.values()),
-                name=f"{purpose}.{group}.{next(iter(tensors))}",
+                [tensor],
+                name=f"{purpose}.{group}.{next(iter(parts))}",
                 op=self._hvd.Sum,
                 process_set=self._process_sets[ranks],
             ),
         )
 
-    def begin_allgather(self, tensor: Tensor, purpose: str) -> Wait[Tensor]:
+    def begin_allgather(self, tensor: Tensor, purpose: str, parts: Parts | None = None) -> Wait[Tensor]:
         row = tensor.unsqueeze(0).contiguous()
-        self._account_for(row, purpose, "", "all", self.num_ranks, "allgather")
+        self._account_for(row, purpose, parts, "all", self.num_ranks, "allgather")
         wait = self._started(
             purpose, lambda: self._hvd.allgather_async(_as_sent(row), name=f"{purpose}.allgather")
         )
         return lambda: self._checked(wait(), row.shape[1:], purpose).view(row.dtype)
 
-    def begin_alltoall(self, rows: Tensor, purpose: str) -> Wait[Tensor]:
-        self._account_for(rows, purpose, "", "all", self.num_ranks, "alltoall")
+    def begin_alltoall(self, rows: Tensor, purpose: str, parts: Parts | None = None) -> Wait[Tensor]:
+        self._account_for(rows, purpose, parts, "all", self.num_ranks, "alltoall")
         wait = self._started(purpose, lambda: self._hvd.alltoall_async(_as_sent(rows), name=f"{purpose}.alltoall"))
         # Beside the rows come their numbers.
         return lambda: self._checked(wait()[0], rows.shape[1:], purpose).view(rows.dtype)
@@ -102,12 +101,18 @@ class HorovodComm:
         self.watchdog.rests()
 
     def _account_for(
-        self, tensor: Tensor, purpose: str, name: str, group: Group, group_size: int, how: How
+        self, tensor: Tensor, purpose: str, parts: Parts | None, group: Group, group_size: int, how: How
     ) -> None:
-        if not name:
-            purpose, _, name = purpose.partition(".")
         dtype = str(tensor.dtype).removeprefix("torch.")
-        self.ledger.note(purpose, name, tuple(tensor.shape), dtype, tensor.nbytes, group, group_size, how)
+        purpose, _, name = purpose.partition(".")
+        if parts is None:
+            self.ledger.note(purpose, name, tuple(tensor.shape), dtype, tensor.nbytes, group, group_size, how)
+            return
+        if sum(parts.values()) != tensor.numel():
+            raise ValueError(f"{purpose}: {tensor.numel()} elements, and parts of {sum(parts.values())}: a defect")
+        for name, size in parts.items():
+            num_bytes = size * tensor.element_size()
+            self.ledger.note(purpose, name, (size,), dtype, num_bytes, group, group_size, how)
 
     def _started(self, purpose: str, start: Callable[[], Any]) -> Wait[Any]:
         # Under Gloo, Horovod does not even take an order while it waits for a rank that is frozen.

@@ -1,10 +1,10 @@
 """The communicator of one process alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from cxr_hvd.comm.communicator import Wait
+from cxr_hvd.comm.communicator import Parts, Wait
 from cxr_hvd.comm.watchdog import STALL_LIMIT_S, Watchdog
 from cxr_hvd.ledger.allowed import Group
 from cxr_hvd.ledger.writer import Ledger
@@ -25,14 +25,14 @@ class LocalComm:
     def form_site_groups(self, site_of_rank: Sequence[int]) -> None:
         pass
 
-    def begin_allreduce(self, tensors: Mapping[str, Tensor], purpose: str, group: Group = "all") -> Wait[None]:
+    def begin_allreduce(self, tensor: Tensor, purpose: str, parts: Parts, group: Group = "all") -> Wait[None]:
         return lambda: None
 
-    def begin_allgather(self, tensor: Tensor, purpose: str) -> Wait[Tensor]:
+    def begin_allgather(self, tensor: Tensor, purpose: str, parts: Parts | None = None) -> Wait[Tensor]:
         row = tensor.unsqueeze(0).clone()
         return lambda: row
 
-    def begin_alltoall(self, rows: Tensor, purpose: str) -> Wait[Tensor]:
+    def begin_alltoall(self, rows: Tensor, purpose: str, parts: Parts | None = None) -> Wait[Tensor]:
         row = rows.clone()
         return lambda: row
 

@@ -22,12 +22,14 @@ class Progress(IntEnum):
     GOES_ON = 0
     ENDS = 1
     LEAVES = 2
+    SETTLES = 3
 
 
 VERBS = {
     Progress.GOES_ON: "averages after step {}",
     Progress.ENDS: "closes its averager after step {}",
     Progress.LEAVES: "leaves the job",
+    Progress.SETTLES: "settles after step {}",
 }
 
 
@@ -64,4 +66,6 @@ def agree_on_progress(job: Job, num_steps: int, progress: Progress) -> None:
 
 def _read(answer: list[float]) -> Standing:
     num_steps, progress = answer
-    return Standing(int(check_number(num_steps, 0, MAX_STEPS)), Progress(int(check_number(progress, 0, 2))))
+    return Standing(
+        int(check_number(num_steps, 0, MAX_STEPS)), Progress(int(check_number(progress, 0, max(Progress))))
+    )

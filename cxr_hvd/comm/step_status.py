@@ -2,6 +2,8 @@
 
 Five numbers a rank. They make every decision of a step the same on all ranks without a further collective: whether
 its losses and gradients are finite, whether anybody asks to stop, and whether everybody's checkpoint is written.
+Where nothing hangs on them at once they are read some steps later, so that nobody waits for a slow line
+(decision 0034).
 """
 
 from dataclasses import astuple, dataclass
@@ -56,9 +58,14 @@ class StepStatus:
         return isfinite(self.loss) and isfinite(self.shared_norm) and self.is_private_finite
 
 
-def begin_statuses(job: Job, status: StepStatus) -> Wait[list[StepStatus]]:
-    """Begin to give every rank's status to every rank, in rank order. Collective: all ranks, once a step."""
-    wait = job.comm.begin_allgather(torch.tensor(astuple(status), dtype=torch.float64), "status")
+def begin_statuses(job: Job, status: StepStatus, slot: int = 0) -> Wait[list[StepStatus]]:
+    """Begin to give every rank's status to every rank, in rank order. Collective: all ranks, once a step.
+
+    Args:
+        slot: tells statuses that are under way at the same time apart.
+    """
+    purpose = f"status.{slot}" if slot else "status"
+    wait = job.comm.begin_allgather(torch.tensor(astuple(status), dtype=torch.float64), purpose)
     return lambda: read_answers(wait().tolist(), _read, "status", job.name_of)
 
 

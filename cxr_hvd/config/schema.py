@@ -39,7 +39,7 @@ MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
 
 ADDED_LATER: dict[str, dict[str, Any]] = {
     "model": {"norm": "batch", "weights": None, "freeze": []},
-    "sharing": {"evaluate_private": False},
+    "sharing": {"evaluate_private": False, "overlap": False},
 }
 """Keys that configs of version 0.1.0 do not have, by section, with the default that such a config means."""
 

@@ -99,8 +99,9 @@ class Sharing(Section):
 
     `private` is a preset (`none`, `ends`, `stem+head`, `norms`, `head`, `all`), or a list of block names and globs
     over blocks and tensors. `every` counts steps. `weighting` is over sites: equal, or by their number of training
-    studies. `wire` is the type that shared tensors travel in; `optimizer_state: shared` averages the optimizer's
-    running means, too (decision 0013). `evaluate_private` lets private tensors travel when a finished network is
+    studies. `wire` is the type that shared tensors travel in; `overlap: true` averages weights in fragments while
+    steps go on (decision 0035); `optimizer_state: shared` averages the optimizer's running means, too (decision
+    0013). `evaluate_private` lets private tensors travel when a finished network is
     judged across sites, so that each site's network is tried on the others' studies (decision 0031).
     """
 
@@ -109,7 +110,8 @@ class Sharing(Section):
     private: str | list[str] | None = None
     batchnorm: Literal["with-block", "private", "shared"] = "with-block"
     weighting: Literal["uniform", "studies"] = "uniform"
-    wire: Literal["float32", "bfloat16", "float16"] = "float32"
+    wire: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
+    overlap: bool = False
     optimizer_state: Literal["local", "shared"] = "local"
     evaluate_private: bool = False
 
@@ -125,6 +127,10 @@ class Sharing(Section):
                 "optimizer_state: shared is for exchange: weights; equal gradients keep the optimizers equal "
                 "by themselves: leave it out"
             )
+        if self.overlap and self.exchange == "gradients":
+            raise ValueError("overlap: is for exchange: weights; gradients overlap with backward by themselves")
+        if self.overlap and self.optimizer_state == "shared":
+            raise ValueError("overlap: needs optimizer_state: local, found shared; leave one of the two out")
         return self
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from cxr_hvd.errors import ContractError
 from cxr_hvd.ledger.allowed import MODEL_ROOTS, TRAFFIC, check_traffic
 from cxr_hvd.ledger.events import Entry, Opening, Total
-from cxr_hvd.ledger.plan_record import PlanRecord
+from cxr_hvd.ledger.plan_record import PADDING, SCALES, PlanRecord, row_lengths
 from cxr_hvd.ledger.reader import (
     Fault,
     LedgerStart,
@@ -27,6 +27,7 @@ from cxr_hvd.ledger.reader import (
 from cxr_hvd.ledger.writer import ledger_name
 
 BYTES_OF_DTYPE = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
+BYTES_OF_DTYPE |= {"int8": 1}
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def plan_faults(plan: PlanRecord, file: str) -> Iterable[Fault]:
     """Hold a plan's buffers against its tensors: nothing private may stand in what is shared."""
     for buffer in plan.buffers:
         scope = "private" if buffer.purpose == "private" else "shared"
-        block = _without_moment(buffer.block, plan)
+        block = buffer.of_block or _without_moment(buffer.block, plan)
         num_in_block = sum(t.num_elements for t in plan.tensors if t.block == block and t.scope == scope)
         name = f"buffer {buffer.purpose} {buffer.block}"
         if buffer.purpose not in (*MODEL_ROOTS, "private") or buffer.scope != scope:
@@ -152,7 +153,8 @@ def entry_fault(entry: Entry, opening: Opening, plan: PlanRecord | None) -> str 
     if entry.first_step > entry.last_step:
         return f"from step {entry.first_step} to step {entry.last_step}"
     if plan and TRAFFIC[entry.root].max_bytes is None:
-        return buffer_fault(entry, plan)
+        is_of_rounding = entry.name.startswith((PADDING, SCALES))
+        return rounding_fault(entry, plan) if is_of_rounding else buffer_fault(entry, plan)
     return None
 
 
@@ -174,13 +176,24 @@ def buffer_fault(entry: Entry, plan: PlanRecord) -> str | None:
     if entry.how == "allreduce" and entry.dtype == "float32":
         is_as_planned = entry.num_elements in wanted
     elif entry.how != "allreduce" and entry.dtype != "float32" and entry.dtype in short:
-        parts = {-(-elements // entry.group_size) for elements in wanted}
-        is_as_planned = entry.num_elements in {
-            part * (entry.group_size if entry.how == "alltoall" else 1) for part in parts
-        }
+        # Of more than two ranks each gathers its part of the flat buffer, wherever that cuts a block.
+        is_whole = entry.how == "alltoall" or entry.group_size == 2
+        is_as_planned = entry.num_elements in wanted if is_whole else entry.num_elements <= max(wanted)
     else:
         return f"an {entry.how} of {entry.dtype}, the plan's wire is {plan.wire}"
     return None if is_as_planned else f"{entry.num_elements} elements, the plan says {sorted(wanted)}"
+
+
+def rounding_fault(entry: Entry, plan: PlanRecord) -> str | None:
+    """Return in what the scales of a short wire, or what fills a row up, are more than it needs, or None."""
+    if plan.wire == "float32" or entry.how == "allreduce" or entry.dtype != plan.wire:
+        return f"an {entry.how} of {entry.dtype}, the plan's wire is {plan.wire}"
+    # A rank's part of a flat buffer may cut a row in two, and end in one that fills it up.
+    num_rows = sum(len(row_lengths(tensor.shape)) for tensor in plan.tensors) + 2 * entry.group_size
+    max_scales = 4 * num_rows if plan.wire == "int8" else 0
+    # What fills up: less than a number a rank, and where a rank's part has fewer scales than another's.
+    max_elements = entry.group_size * (1 + max_scales) if entry.name.startswith(PADDING) else max_scales
+    return None if entry.num_elements <= max_elements else f"{entry.num_elements} elements, at most {max_elements}"
 
 
 def count_faults(entries: Sequence[Entry], plan: PlanRecord | None) -> Iterable[str]:
@@ -201,7 +214,10 @@ def count_faults(entries: Sequence[Entry], plan: PlanRecord | None) -> Iterable[
         if max_calls is None:
             continue
         times = last - first + 1
-        if plan and TRAFFIC[root].max_bytes is None and plan.exchange != "gradients":
+        if plan and TRAFFIC[root].max_bytes is None and plan.overlap:
+            # Once a round, once more before each validation, and at the end.
+            times = (last - first) // plan.every + 2 + sum(entry.count for entry in of_root["auroc"])
+        elif plan and TRAFFIC[root].max_bytes is None and plan.exchange != "gradients":
             times = min(times, averages_between(first, last, plan.every))
         if count > max_calls * times:
             steps = f"steps {first} to {last}"

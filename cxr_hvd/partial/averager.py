@@ -4,7 +4,7 @@ Owns when an exchange is due, and that all ranks come to it at the same step. Le
 (`plan`, `blocks`), what is done with them (`exchanges`), and how (`wire`, `comm`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -17,10 +17,22 @@ from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.progress import Progress, agree_on_progress
 from cxr_hvd.errors import TrainingError, UsageError
 from cxr_hvd.files import replaced_file
-from cxr_hvd.partial.exchanges import EXCHANGES, GradientsExchange, HasState, WeightsExchange, averaged_scopes
+from cxr_hvd.partial.delayed import DelayedExchange
+from cxr_hvd.partial.exchanges import (
+    GradientsExchange,
+    HasState,
+    ModelExchange,
+    WeightsExchange,
+    averaged_scopes,
+)
 from cxr_hvd.partial.model_plan import check_tensors, plan_model, shared_digest
 from cxr_hvd.partial.plan import BatchNormPolicy, Exchange, Scope, SharingPlan, Wire
 from cxr_hvd.partial.weighting import read_weights
+
+EXCHANGES: dict[str, Callable[..., ModelExchange]] = {
+    "weights": WeightsExchange,
+    "gradients": GradientsExchange,
+}
 
 
 class PartialAverager:
@@ -45,7 +57,9 @@ class PartialAverager:
         blocks: globs over tensor names for each block; None: as `partial.blocks` finds them.
         exchange: `weights`, or `gradients` in every step.
         every: steps from one average of weights to the next.
-        wire: `float32`, or `bfloat16` or `float16` for half the bytes; rounding errors are sent later.
+        wire: `float32`, or `bfloat16` or `float16` for half the bytes, or `int8` for a quarter; rounding errors
+            are sent later.
+        overlap: whether weights are averaged in fragments while steps go on, and arrive some steps later.
         batchnorm: where running statistics go: `with-block`, `private` or `shared`.
         optimizer_state: `shared` averages the running means of Adam, AdamW or SGD beside the weights.
         weights: what each site weighs in an average, by its name; None: all alike.
@@ -72,15 +86,17 @@ class PartialAverager:
         batchnorm: BatchNormPolicy = "with-block",
         optimizer_state: Literal["local", "shared"] = "local",
         weights: Mapping[str, float] | None = None,
+        overlap: bool = False,
     ) -> None:
         with job.together("making the sharing plan"):
             is_shared = optimizer_state == "shared"
             plan = plan_model(
-                model, private, blocks, batchnorm, every, exchange, wire, optimizer if is_shared else None
+                model, private, blocks, batchnorm, every, exchange, wire, optimizer if is_shared else None, overlap
             )
             check_tensors(model, plan.buffers(averaged_scopes(job.topology)))
             site_weights = read_weights(weights, job.topology.site_names)
         items = {"exchange": exchange, "every": str(every), "wire": wire, "moments": ", ".join(plan.moments)}
+        items["overlap"] = str(overlap)
         items |= {"weights of sites": str(site_weights)} | plan.items()
         check_contract(job, items | {"first shared weights": shared_digest(plan, model)})
         self._start(model, optimizer, job, plan, site_weights, checks_steps=True)
@@ -118,14 +134,18 @@ class PartialAverager:
         self._checks_steps = checks_steps
         self._num_steps = 0
         self._is_closed = False
-        self._exchange: WeightsExchange | GradientsExchange = EXCHANGES[plan.exchange](
-            model, optimizer, plan, job, site_weights
-        )
+        build = DelayedExchange if plan.overlap else EXCHANGES[plan.exchange]
+        self._exchange = build(model, optimizer, plan, job, site_weights)
 
     @property
     def num_steps(self) -> int:
         """How many steps were taken: the calls of `average`."""
         return self._num_steps
+
+    @property
+    def is_common(self) -> bool:
+        """Whether the ranks of all sites have the same shared tensors now: after an average, and at the end."""
+        return self._exchange.is_common
 
     def begin(self, count: int = 1) -> None:
         """Let gradients travel while backward still makes others; of use before the last backward of a step.
@@ -144,7 +164,10 @@ class PartialAverager:
     def average(self, count: int = 1) -> None:
         """Count a step, and average where one is due: every `plan.every` steps.
 
-        Collective: every rank, once a step. Blocking, where an average is due.
+        With `overlap` a fragment of the average begins its way every `plan.delay` steps, and ends so many later.
+
+        Collective: every rank, once a step. Blocking, where an average is due; with `overlap` only where the line
+        has not moved a fragment in time.
 
         Args:
             count: as for `begin`, where that was not called; of no effect on weights.
@@ -154,17 +177,27 @@ class PartialAverager:
             PeerError: another rank ended.
         """
         self._check_open()
-        is_due = (self._num_steps + 1) % self.plan.every == 0
         if self._checks_steps:
             self._job.ledger.begin_step(self._num_steps)
-            if is_due:
+            if self._exchange.is_due(self._num_steps + 1):
                 agree_on_progress(self._job, self._num_steps + 1, Progress.GOES_ON)
         self._num_steps += 1
-        if is_due:
-            self._exchange.average(count)
+        self._exchange.after_step(self._num_steps, count)
+
+    def settle(self) -> None:
+        """Average once more where sites differ, so that all are alike, and go on.
+
+        For an evaluation of one common network between two averages, for example.
+
+        Collective: every rank. Blocking.
+        """
+        self._check_open()
+        if self._checks_steps:
+            agree_on_progress(self._job, self._num_steps, Progress.SETTLES)
+        self._exchange.settle()
 
     def close(self) -> None:
-        """Average once more where steps were taken since the last average, so that all sites end alike.
+        """Average once more where sites differ, so that all end alike.
 
         Collective: every rank, after its last step. Blocking. Nothing is averaged afterwards.
 
@@ -175,8 +208,7 @@ class PartialAverager:
         if self._checks_steps:
             agree_on_progress(self._job, self._num_steps, Progress.ENDS)
         self._is_closed = True
-        if self._num_steps % self.plan.every:
-            self._exchange.average()
+        self._exchange.settle()
 
     def nonfinite_blocks(self) -> list[str] | None:
         """Return the blocks of which this rank handed over a gradient that is not finite, in the model's order.
@@ -187,13 +219,15 @@ class PartialAverager:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what this rank needs to go on bit for bit, beside model and optimizer. Not collective."""
-        return {"num_steps": torch.tensor(self._num_steps), **self._exchange.state()}
+        counts = {"num_steps": torch.tensor(self._num_steps), "is_common": torch.tensor(self.is_common)}
+        return counts | self._exchange.state()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Put that back, after the weights that belong to it. Not collective."""
         tensors = dict(state)
         self._num_steps = int(tensors.pop("num_steps"))
-        self._exchange.load_state(tensors)
+        is_common = bool(tensors.pop("is_common", self._num_steps % self.plan.every == 0))
+        self._exchange.load_state(tensors, is_common)
 
     def save(self, path: str | Path) -> None:
         """Write this rank's network, shared and private tensors, to a safetensors file. Not collective.

@@ -32,6 +32,7 @@ def plan_model(
     exchange: Exchange,
     wire: Wire,
     averaged_optimizer: HasState | None,
+    overlap: bool = False,
 ) -> SharingPlan:
     """Plan what is averaged of a model. Parameters that need no gradient are frozen: they do not travel.
 
@@ -54,9 +55,13 @@ def plan_model(
             "optimizer_state: shared is for exchange: weights; equal gradients keep the optimizers equal "
             "by themselves"
         )
+    if overlap and (exchange == "gradients" or averaged_optimizer is not None):
+        where = "exchange: gradients" if exchange == "gradients" else "optimizer_state: shared"
+        raise ConfigError(f"overlap: expected exchange: weights and optimizer_state: local, found {where}")
     moments = () if averaged_optimizer is None else _moments_of(averaged_optimizer)
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-    return build_plan(tensor_specs(model, blocks), private, batchnorm, every, exchange, wire, moments, frozen)
+    specs = tensor_specs(model, blocks)
+    return build_plan(specs, private, batchnorm, every, exchange, wire, moments, frozen, overlap)
 
 
 def _moments_of(optimizer: HasState) -> tuple[str, ...]:

@@ -6,18 +6,22 @@ optimizer never sees and a careless average forgets: where they go is said by po
 """
 
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
+from cxr_hvd.ledger.plan_record import row_lengths
 from cxr_hvd.partial.choice import chosen_names
 from cxr_hvd.partial.tensor_spec import Kind, TensorSpec
 
 BatchNormPolicy = Literal["with-block", "private", "shared"]
 Exchange = Literal["weights", "gradients"]
-Wire = Literal["float32", "bfloat16", "float16"]
+Wire = Literal["float32", "bfloat16", "float16", "int8"]
 Content = Literal["weights", "gradients", "statistics", "moments"]
-BYTES_OF: dict[Wire, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+BYTES_OF: dict[Wire, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
+SCALE_BYTES = 4
+MAX_DELAY = 4
+"""The most steps that an overlapped average may take: a stop, and news of a fault, come as many steps later."""
 
 
 class Scope(StrEnum):
@@ -54,6 +58,8 @@ class Buffer:
         dtype: the type that their numbers travel in.
         scope: how far.
         moment: which of the optimizer's running means travels, by its name in torch; empty elsewhere.
+        fragment: which fragment of an overlapped average it travels in, from 0.
+        piece: which piece of the block it is, where several fragments share the block; empty elsewhere.
     """
 
     content: Content
@@ -62,6 +68,8 @@ class Buffer:
     dtype: Wire
     scope: Scope
     moment: str = ""
+    fragment: int = 0
+    piece: str = ""
 
     @property
     def purpose(self) -> str:
@@ -70,11 +78,14 @@ class Buffer:
 
     @property
     def name(self) -> str:
-        """The block; `MOMENT.BLOCK` or `statistics.BLOCK` where it has another buffer of that purpose."""
+        """The block; `MOMENT.BLOCK` or `statistics.BLOCK` where it has another buffer of that purpose.
+
+        A piece of a block says which, as in `denseblock3 (2 of 3)`.
+        """
         if self.moment:
             return f"{self.moment}.{self.block}"
         is_second = self.content == "statistics" and self.scope is Scope.PRIVATE
-        return f"statistics.{self.block}" if is_second else self.block
+        return (f"statistics.{self.block}" if is_second else self.block) + self.piece
 
     @property
     def num_elements(self) -> int:
@@ -83,7 +94,13 @@ class Buffer:
     @property
     def num_bytes(self) -> int:
         """What one rank hands over in one exchange."""
-        return self.num_elements * BYTES_OF[self.dtype]
+        num_scales = len(self.rows) if self.dtype == "int8" else 0
+        return self.num_elements * BYTES_OF[self.dtype] + num_scales * SCALE_BYTES
+
+    @property
+    def rows(self) -> list[int]:
+        """How many numbers have each of the scales in common that the int8 wire sends."""
+        return [length for spec in self.specs for length in row_lengths(spec.shape)]
 
 
 @dataclass(frozen=True)
@@ -106,6 +123,7 @@ class SharingPlan:
         exchange: whether weights travel after the optimizer's step, or gradients before it.
         wire: the type in which shared tensors travel.
         moments: the optimizer's running means that are averaged beside the weights, by their names in torch.
+        overlap: whether averages travel in fragments while steps go on, and take `delay` steps (decision 0035).
     """
 
     tensors: tuple[PlannedTensor, ...]
@@ -113,6 +131,17 @@ class SharingPlan:
     exchange: Exchange = "weights"
     wire: Wire = "float32"
     moments: tuple[str, ...] = ()
+    overlap: bool = False
+
+    @property
+    def delay(self) -> int:
+        """Steps from the begin of an overlapped average to its end, and to the next one's begin; 0 without."""
+        return min(MAX_DELAY, max(1, self.every // 4)) if self.overlap else 0
+
+    @property
+    def num_fragments(self) -> int:
+        """In how many fragments an average travels: one after the other, each once in `every` steps."""
+        return self.every // self.delay if self.overlap else 1
 
     def names(self, scope: Scope) -> tuple[str, ...]:
         """Return the names of the tensors of one scope, in the model's order."""
@@ -124,7 +153,8 @@ class SharingPlan:
         Exchanges, ledger, `plan.json` and tables all read this list: nothing else says what is sent.
 
         Returns:
-            Scope by scope, content by content, and then block by block in the model's order.
+            Scope by scope, content by content, and then block by block in the model's order; where averages
+            overlap, a block that lies in several fragments has a buffer in each.
         """
         parameter, statistic = (Kind.PARAMETER,), (Kind.STATISTIC,)
         contents: list[tuple[Content, str, Wire, tuple[Kind, ...]]]
@@ -133,12 +163,42 @@ class SharingPlan:
         else:
             contents = [("weights", "", self.wire, parameter + statistic)]
         contents += [("moments", moment, "float32", parameter) for moment in self.moments]
+        fragments = self._fragments() if self.overlap else {}
         return [
-            Buffer(content, block, specs, wire if scope is Scope.SHARED else "float32", scope, moment)
+            buffer
             for scope in scopes
             for content, moment, wire, kinds in contents
             for block, specs in self._blocks(scope, kinds).items()
+            for buffer in self._pieces(
+                Buffer(content, block, specs, wire if scope is Scope.SHARED else "float32", scope, moment),
+                fragments,
+            )
         ]
+
+    def _fragments(self) -> dict[str, int]:
+        """Return the fragment in which each tensor travels: about as many numbers in each, in the plan's order."""
+        fragments: dict[str, int] = {}
+        for scope in (Scope.SHARED, Scope.PRIVATE):
+            blocks = self._blocks(scope, (Kind.PARAMETER, Kind.STATISTIC))
+            specs = [spec for members in blocks.values() for spec in members]
+            total, start = sum(spec.num_elements for spec in specs), 0
+            for spec in specs:
+                middle = start + spec.num_elements / 2
+                fragments[spec.name] = min(
+                    int(middle / max(total, 1) * self.num_fragments), self.num_fragments - 1
+                )
+                start += spec.num_elements
+        return fragments
+
+    @staticmethod
+    def _pieces(whole: Buffer, fragments: Mapping[str, int]) -> Iterable[Buffer]:
+        """Cut a block's buffer where one fragment ends and the next begins."""
+        members: dict[int, list[TensorSpec]] = {}
+        for spec in whole.specs:
+            members.setdefault(fragments.get(spec.name, 0), []).append(spec)
+        for number, (fragment, specs) in enumerate(members.items(), 1):
+            piece = f" ({number} of {len(members)})" if len(members) > 1 else ""
+            yield replace(whole, specs=tuple(specs), fragment=fragment, piece=piece)
 
     def _blocks(self, scope: Scope, kinds: Container[Kind]) -> dict[str, tuple[TensorSpec, ...]]:
         """Return the tensors of one scope and of these kinds, block by block, in the model's order."""
@@ -208,6 +268,7 @@ def build_plan(
     wire: Wire = "float32",
     moments: Iterable[str] = (),
     frozen: Iterable[str] = (),
+    overlap: bool = False,
 ) -> SharingPlan:
     """Decide for every tensor of a model how far it travels.
 
@@ -216,7 +277,7 @@ def build_plan(
         private: a preset, or block names and globs over block and tensor names.
         batchnorm: where running statistics go: as the parameters of their block, or all one way.
         every: steps from one exchange to the next.
-        exchange, wire, moments: as in `SharingPlan`.
+        exchange, wire, moments, overlap: as in `SharingPlan`.
         frozen: block names and globs of the tensors that no step changes.
 
     Raises:
@@ -237,5 +298,10 @@ def build_plan(
         return Scope.LOCAL if spec.kind is Kind.COUNTER else scope
 
     return SharingPlan(
-        tuple(PlannedTensor(spec, scope_of(spec)) for spec in specs), every, exchange, wire, tuple(moments)
+        tuple(PlannedTensor(spec, scope_of(spec)) for spec in specs),
+        every,
+        exchange,
+        wire,
+        tuple(moments),
+        overlap,
     )

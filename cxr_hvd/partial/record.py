@@ -10,6 +10,8 @@ def plan_record(plan: SharingPlan) -> PlanRecord:
         exchange=plan.exchange,
         wire=plan.wire,
         every=plan.every,
+        overlap=plan.overlap,
+        delay=plan.delay,
         moments=list(plan.moments),
         tensors=[
             TensorRecord(
@@ -26,6 +28,8 @@ def plan_record(plan: SharingPlan) -> PlanRecord:
             BufferRecord(
                 purpose=buffer.purpose,
                 block=buffer.name,
+                of_block=buffer.block,
+                fragment=buffer.fragment,
                 num_elements=buffer.num_elements,
                 dtype=buffer.dtype,
                 scope=str(buffer.scope),

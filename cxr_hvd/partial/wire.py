@@ -1,20 +1,29 @@
-"""Send sums as float32, or in 16 bits with rounding errors that are kept and sent later.
+"""Send sums as float32, or in fewer bits with rounding errors that are kept and sent later.
 
-`Wire32` is one allreduce in place. `ShortWire` sends half the bytes, and loses nothing for good: every rank
-rounds what it sends and adds the rounding error to what it sends next; each rank sums its part of the buffer in
-float32, rounds the sum once more, and adds that error to its next sum (error feedback on both ways, as in Tang et
-al., "DoubleSqueeze", ICML 2019; decision 0012). Horovod knows no bfloat16 and would round at every addition: the
-parts travel by an alltoall and an allgather, which look at no values.
+`Wire32` is one allreduce in place. `ShortWire` sends a half or a quarter of the bytes, and loses nothing for good:
+every rank rounds what it sends and adds the rounding error to what it sends next (error feedback, as in Tang et
+al., "DoubleSqueeze", ICML 2019; decisions 0012 and 0036). Horovod knows no bfloat16 and would round at every
+addition, so what is rounded travels by collectives that look at no values:
+
+- two ranks: an allgather of all that each sends; both add up the same numbers in the same order;
+- more: an alltoall, after which each rank sums its part of the buffer in float32 and rounds the sum once more,
+  with error feedback, and an allgather of the parts.
 """
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cxr_hvd.comm.communicator import Communicator, Wait
+from cxr_hvd.comm.communicator import Communicator, Parts, Wait
+from cxr_hvd.ledger.plan_record import PADDING, SCALES
+from cxr_hvd.partial.buffers import FlatBuffer
 from cxr_hvd.partial.plan import Wire
-
-SHORT_DTYPES: dict[Wire, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+from cxr_hvd.partial.rounding import ROUNDINGS, Rounding
 
 
 class Wire32:
@@ -23,43 +32,78 @@ class Wire32:
     def __init__(self, comm: Communicator) -> None:
         self._comm = comm
 
-    def begin_allreduce(self, name: str, buffer: Tensor, purpose: str) -> Wait[None]:
-        """Begin to replace a flat float32 buffer by its sum over all ranks; the result waits. Collective: all."""
-        return self._comm.begin_allreduce({name: buffer}, purpose)
+    def begin_allreduce(self, name: str, flat: FlatBuffer, purpose: str) -> Wait[None]:
+        """Begin to replace values by their sum over all ranks; the result waits. Collective: all ranks."""
+        return self._comm.begin_allreduce(flat.values, purpose, flat.parts)
 
     def state(self) -> dict[str, Tensor]:
         """Return what has to be kept from one exchange to the next: nothing."""
         return {}
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
+    def load_state(self, state: Mapping[str, Tensor], device: torch.device) -> None:
         pass
 
 
 class ShortWire:
-    """Sums travel in 16 bits; what rounding took is kept here, by the buffer's name, and added the next time."""
+    """Sums travel in fewer bits; what rounding took is kept here, by a name, and added the next time."""
 
-    def __init__(self, comm: Communicator, dtype: torch.dtype) -> None:
+    def __init__(self, comm: Communicator, rounding: Rounding) -> None:
         self._comm = comm
-        self._dtype = dtype
+        self._rounding = rounding
         self._errors: dict[str, Tensor] = {}
+        self._sections: dict[str, list[FlatBuffer]] = {}
 
-    def begin_allreduce(self, name: str, buffer: Tensor, purpose: str) -> Wait[None]:
-        """Begin to replace a flat float32 buffer by its sum over all ranks, as all ranks receive it.
+    def begin_allreduce(self, name: str, flat: FlatBuffer, purpose: str) -> Wait[None]:
+        """Begin to replace values by their sum over all ranks, as all ranks receive it.
 
-        The first half of the way runs at once, the second when the returned function is called.
+        The first half of the way runs at once, the second, of more than two ranks, when the returned function is
+        called.
+
+        Args:
+            name: by which errors are kept.
 
         Collective: all ranks.
         """
-        num_ranks, size = self._comm.num_ranks, buffer.numel()
-        padded = functional.pad(buffer, (0, -size % num_ranks)) if size % num_ranks else buffer
-        rows = self._rounded(f"{name}/sent", padded).view(num_ranks, -1)
-        wait_for_parts = self._comm.begin_alltoall(rows, f"{purpose}.{name}")
+        if not flat.values.numel():
+            return lambda: None
+        begin = self._begin_whole if self._comm.num_ranks <= 2 else self._begin_in_parts
+        return begin(name, flat, f"{purpose}.{name}")
+
+    def _begin_whole(self, name: str, flat: FlatBuffer, purpose: str) -> Wait[None]:
+        payload = self._rounded(f"{name}/sent", flat)
+        wait_for_all = self._comm.begin_allgather(payload, purpose, self._payload_parts(name, flat))
 
         def wait() -> None:
-            summed_part = wait_for_parts().float().sum(0)
-            short_part = self._rounded(f"{name}/summed", summed_part)
-            parts = self._comm.begin_allgather(short_part, f"{purpose}.{name}")()
-            buffer.copy_(parts.flatten()[:size])
+            flat.values.zero_()
+            for row in wait_for_all():
+                flat.values.add_(self._rounding.decode(row, flat.rows))
+
+        return wait
+
+    def _begin_in_parts(self, name: str, flat: FlatBuffer, purpose: str) -> Wait[None]:
+        num_ranks, size = self._comm.num_ranks, flat.values.numel()
+        if name not in self._sections:
+            self._sections[name] = cut_evenly(flat, num_ranks, f"{PADDING}{name}")
+        sections = [
+            replace(section, values=values)
+            for section, values in zip(self._sections[name], split_evenly(flat.values, num_ranks), strict=True)
+        ]
+        payloads = [self._rounded(f"{name}/sent to {rank}", section) for rank, section in enumerate(sections)]
+        # Rows of scales differ in number from section to section, and all payloads are of one length.
+        length = max(payload.numel() for payload in payloads)
+        sent = torch.stack([functional.pad(payload, (0, length - payload.numel())) for payload in payloads])
+        sent_parts = _summed_up(self._payload_parts(name, section, length) for section in sections)
+        wait_for_parts = self._comm.begin_alltoall(sent, purpose, sent_parts)
+
+        def wait() -> None:
+            section = sections[self._comm.rank]
+            received = [self._decoded(row, section) for row in wait_for_parts()]
+            summed = replace(section, values=torch.stack(received).sum(0))
+            payload = self._rounded(f"{name}/summed", summed)
+            padded = functional.pad(payload, (0, length - payload.numel()))
+            rows = self._comm.begin_allgather(padded, purpose, self._payload_parts(name, section, length))()
+            parts = [self._decoded(row, section) for row, section in zip(rows, sections, strict=True)]
+            flat.values.copy_(torch.cat(parts)[:size])
 
         return wait
 
@@ -67,24 +111,78 @@ class ShortWire:
         """Return the errors that are still to be sent."""
         return dict(self._errors)
 
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self._errors = dict(state)
+    def load_state(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Put them back, on the device that values will be on."""
+        self._errors = {name: tensor.to(device) for name, tensor in state.items()}
 
-    def _rounded(self, name: str, wanted: Tensor) -> Tensor:
-        """Round what is wanted plus what was missing; note what is missing now.
+    def _rounded(self, name: str, flat: FlatBuffer) -> Tensor:
+        """Round values plus what was missing; note what is missing now.
 
-        A finite value beyond the short type's range is sent in portions. Infinity and NaN are sent as they are,
-        for all ranks to see, and nothing of them is kept.
+        A finite value beyond the form's range is sent in portions. Infinity and NaN are sent for all ranks to
+        see, and nothing of them is kept.
         """
         if name not in self._errors:
-            self._errors[name] = torch.zeros_like(wanted)
-        due = self._errors[name].add_(wanted)
-        max_value = torch.finfo(self._dtype).max
-        short = torch.where(due.isinf(), due, due.clamp(-max_value, max_value)).to(self._dtype)
-        due.sub_(short).nan_to_num_(nan=0.0)  # infinity minus itself is NaN
-        return short
+            self._errors[name] = torch.zeros_like(flat.values)
+        due = self._errors[name].add_(flat.values)
+        payload = self._rounding.encode(due, flat.rows)
+        # Infinity minus itself is NaN; a value that is not finite may be sent as another that is not.
+        due.sub_(self._rounding.decode(payload, flat.rows)).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        return payload
+
+    def _decoded(self, padded: Tensor, flat: FlatBuffer) -> Tensor:
+        num_elements = flat.values.numel() + self._rounding.num_added(flat.rows.numel())
+        return self._rounding.decode(padded[:num_elements], flat.rows)
+
+    def _payload_parts(self, name: str, flat: FlatBuffer, length: int | None = None) -> Parts:
+        """Return what lies in a payload: the parts of its values, and what the form adds to them."""
+        num_scales = self._rounding.num_added(flat.rows.numel())
+        num_filled = 0 if length is None else length - flat.values.numel() - num_scales
+        parts = dict(flat.parts)
+        for part, size in ((f"{SCALES}{name}", num_scales), (f"{PADDING}{name}", num_filled)):
+            if size:
+                parts[part] = parts.get(part, 0) + size
+        return parts
+
+
+def _summed_up(sections: Iterable[Parts]) -> Parts:
+    total: Counter[str] = Counter()
+    for section in sections:
+        total.update(section)
+    return total
+
+
+def cut_evenly(flat: FlatBuffer, num_sections: int, padding: str) -> list[FlatBuffer]:
+    """Return sections of one length of a flat buffer, of which the last is filled up with zeros.
+
+    Args:
+        padding: name of the part that fills it up.
+    """
+    values = split_evenly(flat.values, num_sections)
+    width = values[0].numel()
+    num_filled = width * num_sections - flat.values.numel()
+    names, sizes = [*flat.parts, padding], [*flat.parts.values(), num_filled]
+    lengths = [*flat.rows.tolist(), num_filled]
+    sections = []
+    for number in range(num_sections):
+        start, end = number * width, (number + 1) * width
+        part_sizes, row_sizes = overlaps(sizes, start, end), overlaps(lengths, start, end)
+        parts = {name: size for name, size in zip(names, part_sizes, strict=True) if size}
+        rows = torch.tensor([size for size in row_sizes if size], dtype=torch.int64, device=flat.rows.device)
+        sections.append(FlatBuffer(values[number], parts, rows))
+    return sections
+
+
+def split_evenly(values: Tensor, num_sections: int) -> tuple[Tensor, ...]:
+    """Return sections of one length, the last filled up with zeros."""
+    return functional.pad(values, (0, -values.numel() % num_sections)).chunk(num_sections)
+
+
+def overlaps(sizes: Sequence[int], start: int, end: int) -> list[int]:
+    """Return how much of each of some consecutive pieces lies between two places."""
+    ends = accumulate(sizes)
+    return [max(0, min(end, last) - max(start, last - size)) for size, last in zip(sizes, ends, strict=True)]
 
 
 def wire_of(form: Wire, comm: Communicator) -> Wire32 | ShortWire:
     """Return the wire that a plan asks for."""
-    return ShortWire(comm, SHORT_DTYPES[form]) if form in SHORT_DTYPES else Wire32(comm)
+    return ShortWire(comm, ROUNDINGS[form]) if form in ROUNDINGS else Wire32(comm)

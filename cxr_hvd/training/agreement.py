@@ -104,7 +104,12 @@ def _as_tensor(content: bytes) -> torch.Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
-def check_shared_weights(plan: SharingPlan, model: nn.Module, job: Job, step: int) -> None:
-    """Raise where sites resume from different shared weights; between averages they may. Collective: all."""
-    if step % plan.every == 0:
-        check_contract(job, {f"shared weights after {step} steps": shared_digest(plan, model)})
+def check_shared_weights(plan: SharingPlan, model: nn.Module, job: Job, step: int, is_common: bool | None) -> None:
+    """Raise where sites resume from different shared weights; between averages they may. Collective: all.
+
+    Args:
+        is_common: what the checkpoint says of them; None: it is of an earlier version.
+    """
+    is_common = step % plan.every == 0 if is_common is None else is_common
+    digest = shared_digest(plan, model) if is_common else "each site's own"
+    check_contract(job, {f"shared weights after {step} steps": digest})

@@ -2,10 +2,11 @@
 
 All of it follows from the number of the step, the config, and what every rank told in the step's status, so that
 every rank comes to the same conclusion by itself. A checkpoint is taken before the validation of the same step: a
-run that is stopped or killed in between judges again when it goes on, with the same result.
+run that is stopped or killed in between judges again when it goes on, with the same result. Where averages overlap
+with steps, one that waits comes before a validation, so that the sites judge a common network.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cxr_hvd.comm.job import Job
@@ -105,29 +106,37 @@ class BetweenSteps:
         self._writer.name_best(self._validation.history.best_step)
         return self._judge_if_due(step)
 
-    def after_step(self, report: StepReport) -> bool:
-        """Do what is due after a step. Collective: every rank, with the same step's report.
+    def is_due(self, done: int) -> bool:
+        """Return whether a checkpoint or a validation is due after so many steps, whoever asks to stop."""
+        return self._cadence.is_saved_after(done) or self._cadence.is_judged_after(done) or self._is_over(done)
+
+    def after_step(self, done: int, reports: Sequence[StepReport]) -> bool:
+        """Do what is due after so many steps. Collective: every rank, with the same reports.
+
+        Args:
+            reports: of the steps that all ranks know all of by now, each once; where something is due, of all.
 
         Returns:
             Whether all stop here.
         """
-        done = report.step + 1
-        self._writer.settle(report.statuses)
+        for report in reports:
+            self._writer.settle(report.statuses)
         if self._writer.seconds:
             self._stop.note_save(self._writer.seconds)
-        self.stopped_by = StopReason.NONE if done == self._cadence.num_steps else report.stop_reason
-        is_due = self._cadence.is_saved_after(done) or self._cadence.is_judged_after(done) or self._is_over(done)
-        if self.stopped_by or is_due:
+        reason = max((report.stop_reason for report in reports), default=StopReason.NONE)
+        self.stopped_by = StopReason.NONE if done == self._cadence.num_steps else reason
+        is_last = done == self._cadence.num_steps  # the engine has averaged for the last time
+        if self._plan.overlap and self._cadence.is_judged_after(done) and not is_last:
+            self._state.averager.settle()
+        if self.stopped_by or self.is_due(done):
             self._save(done)
         return bool(self.stopped_by) or self._judge_if_due(done)
 
     def _save(self, done: int) -> None:
         """Copy what a checkpoint holds, and begin to write it. Collective: every rank."""
         self._job.watchdog.works("saving a checkpoint", done - 1)
-        history, num_steps = self._validation.history, self._cadence.num_steps
-        snapshot = take_snapshot(
-            self._state, self._job.topology, self._plan, done, num_steps, history, self._network
-        )
+        history = self._validation.history
+        snapshot = take_snapshot(self._state, self._job.topology, self._plan, done, history, self._network)
         self._writer.begin(snapshot)
         self._job.ledger.flush(is_durable=True)
 
@@ -144,4 +153,5 @@ class BetweenSteps:
 
     def _is_over(self, done: int) -> bool:
         """Whether patience ends the run here: sites' shared weights are alike after an average only."""
-        return self._validation.is_exhausted() and done % self._plan.every == 0
+        is_common = self._cadence.is_judged_after(done) if self._plan.overlap else done % self._plan.every == 0
+        return self._validation.is_exhausted() and is_common

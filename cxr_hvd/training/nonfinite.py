@@ -12,7 +12,6 @@ from cxr_hvd.data.loader import Batch
 from cxr_hvd.errors import TrainingError
 from cxr_hvd.partial.averager import PartialAverager
 from cxr_hvd.terminal import shown
-from cxr_hvd.training.state import TrainingState
 
 MAX_SKIPPED = 20
 
@@ -40,14 +39,17 @@ class Statistics:
 
 
 def nonfinite_error(
-    job: Job, state: TrainingState, statuses: Sequence[StepStatus], batch: Batch, step: int, was_skipping: bool
+    job: Job, statuses: Sequence[StepStatus], fault: str, step: int, was_skipping: bool
 ) -> TrainingError:
-    """Find out whose step is not finite and in which tensor. Collective: every rank. Blocking.
+    """Tell all ranks whose step is not finite and in which tensor. Collective: every rank. Blocking.
+
+    Args:
+        statuses: of all ranks on this step.
+        fault: what `first_nonfinite` found on this rank in it.
 
     Returns:
         The same error on every rank; it names site, rank, step and tensor.
     """
-    fault = first_nonfinite(state.model, state.averager, statuses[job.rank], batch)
     faults = {rank: name for rank, name in enumerate(job.allgather_text(fault, "fault")) if name}
     rank = min(faults, default=0)
     loss = statuses[rank].loss
@@ -63,6 +65,8 @@ def nonfinite_error(
 
 def first_nonfinite(model: nn.Module, averager: PartialAverager, status: StepStatus, batch: Batch) -> str:
     """Name the first thing of this rank that is not finite, from input to gradients; empty where all is.
+
+    Call it in the step itself: the next one has other gradients. Not collective.
 
     Gradients that were exchanged are everybody's: of those the averager knows the rank's own part.
     """

@@ -108,7 +108,7 @@ def go_on_from(
     if changed and job.is_leader:
         changes = describe_changes(changed, setup.config.training.schedule, step, setup.budget.num_steps)
         console.print(f"goes on from step {step}: {changes}", highlight=False, markup=False)
-    check_shared_weights(setup.plan, state.model, job, step)
+    check_shared_weights(setup.plan, state.model, job, step, record.is_common)
     return record.validation
 
 

@@ -110,10 +110,10 @@ def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> float:
-    """Return the norm of all gradients as one vector; 0 where there is none."""
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Return the norm of all gradients as one vector, a single number on their device; 0 where there is none."""
     tensors = gradients(parameters)
-    return float(get_total_norm(tensors)) if tensors else 0.0
+    return get_total_norm(tensors) if tensors else torch.zeros(())
 
 
 def clip(parameters: Iterable[nn.Parameter], norm: float, max_norm: float) -> None:

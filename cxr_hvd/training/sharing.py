@@ -24,6 +24,7 @@ def plan_sharing(config: Config, specs: Iterable[TensorSpec]) -> SharingPlan:
         sharing.wire,
         config.moments,
         config.model.freeze,
+        sharing.overlap,
     )
     trained = (Scope.SHARED, Scope.PRIVATE)
     if not any(planned.spec.kind is Kind.PARAMETER and planned.scope in trained for planned in plan.tensors):

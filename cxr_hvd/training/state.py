@@ -21,6 +21,8 @@ from cxr_hvd.training.optim import Optimizer
 from cxr_hvd.training.weight_mean import WeightMean
 
 Tensors = dict[str, Tensor]
+COUNTS = ("num_steps", "is_common")
+"""What of an averager's state is not a tensor to be kept: the checkpoint's record says it."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class StateSnapshot:
         mean: the running mean of the weights; None where none is kept.
         loss_scale: of fp16; None otherwise.
         num_skipped_in_a_row: steps without an update, up to this one.
+        is_common: whether the sites' shared tensors are alike.
     """
 
     weights: Tensors
@@ -42,6 +45,7 @@ class StateSnapshot:
     mean: Tensors | None
     loss_scale: LossScaleState | None
     num_skipped_in_a_row: int
+    is_common: bool
 
 
 @dataclass
@@ -71,13 +75,15 @@ class TrainingState:
         Args:
             has_weights: whether the model's own tensors are wanted, too.
         """
+        exchange = self.averager.state_dict()
         return StateSnapshot(
             weights=_copied(self.model.state_dict()) if has_weights else {},
             optimizer=_copied(_optimizer_tensors(self.model, self.optimizer)),
-            exchange=_copied({name: t for name, t in self.averager.state_dict().items() if name != "num_steps"}),
+            exchange=_copied({name: t for name, t in exchange.items() if name not in COUNTS}),
             mean=_copied(self.weight_mean.tensors()) if self.weight_mean else None,
             loss_scale=self.loss_scale.state() if self.loss_scale else None,
             num_skipped_in_a_row=self.num_skipped_in_a_row,
+            is_common=self.averager.is_common,
         )
 
     def restore(self, snapshot: StateSnapshot, step: int) -> None:
@@ -88,7 +94,8 @@ class TrainingState:
         """
         load_weights(self.model, snapshot.weights)
         self.optimizer.load_state(_state_of_parameters(self.model, snapshot.optimizer))
-        self.averager.load_state_dict({"num_steps": torch.tensor(step), **snapshot.exchange})
+        counts = {"num_steps": torch.tensor(step), "is_common": torch.tensor(snapshot.is_common)}
+        self.averager.load_state_dict(counts | snapshot.exchange)
         self.num_skipped_in_a_row = snapshot.num_skipped_in_a_row
         if self.loss_scale and snapshot.loss_scale:
             self.loss_scale.load_state(snapshot.loss_scale)

@@ -2,7 +2,7 @@
 
 A signal (SIGUSR1, SIGTERM, SIGINT) or a launcher that is gone sets a flag; a deadline is held against what a step
 and a checkpoint have taken so far. What a rank asks travels with every step's status, so that all stop after the
-same one, whichever of them was asked.
+same one, whichever of them was asked: the next one, where statuses are read late.
 """
 
 import signal
@@ -53,14 +53,18 @@ class StopRequest:
         timer.daemon = True
         timer.start()
 
-    def reason(self) -> StopReason:
-        """Return what is to be told to the others in this step; call it once a step."""
+    def reason(self, steps_late: int = 0) -> StopReason:
+        """Return what is to be told to the others in this step; call it once a step.
+
+        Args:
+            steps_late: how many further steps all take before they stop.
+        """
         now = time.monotonic()
         step_s, self._step_began = now - self._step_began, now
         self._slowest_step_s = max(0.9 * self._slowest_step_s, step_s)
         if self._deadline is not None:
             left_s = self._deadline - now - self._validation_s
-            if is_near(left_s, self._slowest_step_s, self._save_s):
+            if is_near(left_s, self._slowest_step_s, self._save_s, steps_late):
                 self.ask(StopReason.TIME)
         return self._reason
 
@@ -92,9 +96,10 @@ class StopRequest:
         self.ask(StopReason.SIGNAL)
 
 
-def is_near(left_s: float, step_s: float, save_s: float) -> bool:
+def is_near(left_s: float, step_s: float, save_s: float, steps_late: int = 0) -> bool:
     """Return whether another step and a checkpoint may not fit into what is left, in seconds. Pure.
 
-    Steps and disks are not even: two steps, half a checkpoint more and some seconds are kept in hand.
+    Steps and disks are not even: two steps, half a checkpoint more and some seconds are kept in hand; and the
+    steps that pass until all have heard of the stop.
     """
-    return left_s < 2 * step_s + 1.5 * save_s + SAFETY_S
+    return left_s < (2 + steps_late) * step_s + 1.5 * save_s + SAFETY_S

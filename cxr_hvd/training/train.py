@@ -3,7 +3,7 @@
 `train` is read from top to bottom by every rank. Each phase says who takes part.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from cxr_hvd.training.agreement import agree_on_budget, contract_items, find_twi
 from cxr_hvd.training.between_steps import BetweenSteps, cadence_of_run
 from cxr_hvd.training.checkpoint.writer import CheckpointWriter
 from cxr_hvd.training.display import TrainingDisplay, print_agreed, twins_warning
-from cxr_hvd.training.engine import Engine, StepReport
+from cxr_hvd.training.engine import Engine, StepReport, steps_late
 from cxr_hvd.training.first_weights import load_first_weights
 from cxr_hvd.training.log import Log, open_ledger, witness_ledgers
 from cxr_hvd.training.loss import build_loss
@@ -143,18 +143,26 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
         validation = Validator(data.validation_studies, config.validation, state, job, batching, history)
         cadence = cadence_of_run(config.checkpoints, config.validation, budget)
         between_steps = BetweenSteps(cadence, job, plan, network, state, writer, validation, stop, show_verdict)
+        num_late = steps_late(plan, config.training, job.num_ranks)
         engine = Engine(
-            state, job, plan, config.training, budget.num_steps, loss, ask=lambda: (stop.reason(), writer.writing)
+            state,
+            job,
+            plan,
+            config.training,
+            budget.num_steps,
+            loss,
+            ask=lambda: (stop.reason(num_late), writer.writing),
         )
         note_step = (
             opened.enter_context(profiled(folder, job, first_step, console)) if options.has_profile else None
         )
 
-        def on_step(report: StepReport) -> bool:
-            display.show(report)
-            log.step(report)
+        def after_step(done: int, reports: Sequence[StepReport]) -> bool:
+            for report in reports:
+                display.show(report)
+                log.step(report)
             with record_function("checkpoint"):
-                is_over = between_steps.after_step(report)
+                is_over = between_steps.after_step(done, reports)
             if note_step:
                 note_step()
             return is_over
@@ -170,7 +178,7 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
             job.device,
         )
         is_over = between_steps.go_on_from(first_step)
-        num_done = first_step if is_over else engine.run(batches, first_step, on_step)
+        num_done = first_step if is_over else engine.run(batches, first_step, after_step, between_steps.is_due)
 
         # All ranks: the last checkpoint is finished, and every ledger witnesses the others.
         writer.finish()

@@ -165,7 +165,7 @@ def predict_at_site(
         for start in range(0, len(studies), ROWS_AT_ONCE):
             rows = torch.from_numpy(probabilities_NL[start : start + ROWS_AT_ONCE])
             # Each row comes from one rank, and zeros from the others: the sum is exact.
-            job.comm.begin_allreduce({f"rows from {start}": rows}, purpose, "site")()
+            job.comm.begin_allreduce(rows, purpose, {f"rows from {start}": rows.numel()}, "site")()
     return probabilities_NL
 
 

@@ -24,6 +24,7 @@ from tests.laws.parts import (
     recorded_collectives,
     scattered_model,
     scattered_tensors,
+    take_step,
     values,
 )
 
@@ -157,7 +158,7 @@ def no_private_tensor_enters_a_collective(comm: HorovodComm, folder: Path) -> No
 
     engine.state.averager.average = note_then_average  # type: ignore[method-assign]
     with recorded_collectives() as records:
-        engine.run(batches, 0, lambda report: None)
+        engine.run(batches, 0, lambda done, reports: None)
     for _, sent, address in records:
         for tensor in kept:
             start, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
@@ -188,7 +189,7 @@ def private_tensors_train_as_alone_given_the_same_shared_weights(
             tensors_alone[name].copy_(tensors[name])
         for each in (engine, alone):
             each.state.model.train()
-            each.train_step(batch, step)
+            take_step(each, batch, step)
         for name in plan.names(Scope.PRIVATE) + plan.names(Scope.LOCAL):
             assert torch.equal(tensors[name], tensors_alone[name]), f"{name} in step {step}"
         assert is_equal_everywhere(comm, digest(tensors, plan.names(Scope.SHARED)))

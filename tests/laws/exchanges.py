@@ -28,6 +28,7 @@ from tests.laws.parts import (
     layouts,
     one_rank_a_site,
     random_batch,
+    take_step,
     values,
 )
 
@@ -95,7 +96,7 @@ def the_order_of_sites_changes_no_gradient(comm: HorovodComm, folder: Path) -> N
     for order in (names, names[::-1]):
         topology = bind(comm, dict.fromkeys(order, 1), {"CXR_SITE": f"site{comm.rank}"})
         engine, plan = engine_of(comm, topology, {"private": ENDS, "exchange": "gradients"}, "sgd")
-        engine.run(iter([random_batch(10 * comm.rank + step) for step in range(3)]), 0, lambda report: None)
+        engine.run(iter([random_batch(10 * comm.rank + step) for step in range(3)]), 0, lambda done, reports: None)
         results.append(values(engine.state.model))
     for name in plan.names(Scope.SHARED):
         if comm.num_ranks == 2:
@@ -110,7 +111,9 @@ def sharing_nothing_is_training_alone_bit_for_bit(comm: HorovodComm, folder: Pat
         engine, _ = engine_of(comm, one_rank_a_site(comm), settings)
         alone, _ = engine_of(LocalComm(), Topology(0, ("alone",), (0,)), {"private": ()})
         for each in (engine, alone):
-            each.run(iter([random_batch(10 * comm.rank + step) for step in range(3)]), 0, lambda report: None)
+            each.run(
+                iter([random_batch(10 * comm.rank + step) for step in range(3)]), 0, lambda done, reports: None
+            )
         found, expected = values(engine.state.model), values(alone.state.model)
         assert all(torch.equal(found[name], expected[name]) for name in expected), exchange
 
@@ -119,7 +122,7 @@ def sharing_nothing_is_training_alone_bit_for_bit(comm: HorovodComm, folder: Pat
 def sharing_everything_is_horovods_own_optimizer(comm: HorovodComm, folder: Path) -> None:
     """Up to the rounding of one multiplication more: gradients are weighed before the sum, and by 1/N."""
     engine, _ = engine_of(comm, one_rank_a_site(comm), {"private": (), "exchange": "gradients"}, "sgd")
-    engine.run(iter([random_batch(10 * comm.rank + step) for step in range(3)]), 0, lambda report: None)
+    engine.run(iter([random_batch(10 * comm.rank + step) for step in range(3)]), 0, lambda done, reports: None)
     peer = fresh_model().train()
     sgd = torch.optim.SGD(peer.parameters(), lr=1e-3, momentum=0.9)
     horovods = hvd.DistributedOptimizer(sgd, named_parameters=peer.named_parameters())
@@ -137,7 +140,7 @@ def shared_optimizer_state_is_equal_everywhere_and_local_is_not(comm: HorovodCom
     for moments, is_shared in ((("exp_avg", "exp_avg_sq"), True), ((), False)):
         settings = {"private": ENDS, "moments": moments}
         engine, plan = engine_of(comm, one_rank_a_site(comm), settings)
-        engine.run(iter([random_batch(10 * comm.rank + step) for step in range(3)]), 0, lambda report: None)
+        engine.run(iter([random_batch(10 * comm.rank + step) for step in range(3)]), 0, lambda done, reports: None)
         parameters, remembered = engine.state.model.named_parameters(), engine.state.optimizer.state
         squares = {name: remembered[parameter]["exp_avg_sq"] for name, parameter in parameters}
         names = tuple(name for name in plan.names(Scope.SHARED) if name in squares)
@@ -152,7 +155,7 @@ def clipping_keeps_exchanged_weights_equal_and_bounds_the_step(comm: HorovodComm
         settings = {"private": ENDS, "exchange": exchange}
         engine, plan = engine_of(comm, one_rank_a_site(comm), settings, "sgd", clip_norm=clip_norm)
         before = values(engine.state.model)
-        engine.train_step(random_batch(comm.rank), 0)
+        take_step(engine, random_batch(comm.rank), 0)
         after = values(engine.state.model)
         assert is_equal_everywhere(comm, digest(after, plan.names(Scope.SHARED)))
         for scope in (Scope.SHARED, Scope.PRIVATE):
@@ -180,7 +183,7 @@ def a_batch_in_parts_gives_the_gradient_of_the_whole(comm: HorovodComm, folder: 
             batch = random_batch(comm.rank)
             known = batch.known.clone()
             known[0, 3:] = False
-            report = engine.train_step(Batch(batch.images, batch.targets, known), 0)
+            report = take_step(engine, Batch(batch.images, batch.targets, known), 0)
             own = torch.cat([gradient.flatten() for gradient in gradients(engine.state.model.parameters())])
             grads.append((exchange, own, report.loss))
     for exchange in ("weights", "gradients"):

@@ -19,17 +19,26 @@ from tests.laws.parts import (
     is_equal_everywhere,
     one_rank_a_site,
     random_batch,
+    take_step,
     values,
 )
 
 
 @law(day="mpirun-2 mpirun-3", night="gloo-2 mpirun-2-densenet121")
-def a_loss_that_is_not_finite_stops_all_ranks_and_names_the_site(comm: HorovodComm, folder: Path) -> None:
-    engine, _ = engine_of(comm, one_rank_a_site(comm), {"private": ENDS})
-    batch = random_batch(comm.rank)
-    if comm.rank == 1:
-        batch.images.fill_(float("nan"))
-    fails_with(TrainingError, "site site1, rank 1", lambda: engine.run(iter([batch]), 0, lambda report: None))
+def what_is_not_finite_at_one_site_never_reaches_another(comm: HorovodComm, folder: Path) -> None:
+    """However late all hear of it: the run ends on all ranks, names site and step, and all weights are finite."""
+    bad_step = 2
+    for sharing in ({}, {"every": 3}, {"every": 8, "overlap": True}, {"wire": "int8"}):
+        engine, plan = engine_of(comm, one_rank_a_site(comm), {"private": ENDS, **sharing}, num_steps=12)
+        batches = [random_batch(10 * comm.rank + step) for step in range(12)]
+        if comm.rank == 1:
+            batches[bad_step].images.fill_(float("nan"))
+        run = partial(engine.run, iter(batches), 0, lambda done, reports: None)
+        fails_with(TrainingError, f"in step {bad_step} (site site1, rank 1): the images of its batch", run)
+        for name, tensor in engine.state.model.state_dict().items():
+            assert bool(tensor.isfinite().all()), f"{sharing} {name}"
+        late = plan.delay or 1
+        assert engine.state.averager.num_steps <= bad_step + late
 
 
 def poisoned(engine: Engine, rank_is_meant: bool, name: str) -> None:
@@ -50,13 +59,15 @@ def a_gradient_that_is_not_finite_stops_all_and_is_named(comm: HorovodComm, fold
             engine, _ = engine_of(comm, one_rank_a_site(comm), settings)
             poisoned(engine, comm.rank == 1, name)
             before = values(engine.state.model)
-            step = partial(engine.train_step, random_batch(comm.rank), 0)
+            step = partial(take_step, engine, random_batch(comm.rank), 0)
             fails_with(TrainingError, "in step 0 (site site1, rank 1): the gradient of", step)
             after = values(engine.state.model)
             parameters = [n for n, _ in engine.state.model.named_parameters()]
-            assert all(torch.equal(before[n], after[n]) for n in parameters), "no weight was changed"
+            assert all(bool(after[n].isfinite().all()) for n in after if exchange == "weights")
+            if exchange == "gradients":
+                assert all(torch.equal(before[n], after[n]) for n in parameters), "no weight was changed"
             try:
-                engine.train_step(random_batch(comm.rank), 1)
+                take_step(engine, random_batch(comm.rank), 1)
             except TrainingError as error:
                 assert said in str(error)
 
@@ -72,9 +83,9 @@ def a_step_that_is_not_finite_is_skipped_by_all_where_asked(comm: HorovodComm, f
         if comm.rank == 1:
             bad.images.fill_(float("nan"))
         good = [random_batch(10 * comm.rank + step) for step in range(2)]
-        reports = [engine.train_step(batch, step) for step, batch in enumerate([good[0], bad, good[1]])]
+        reports = [take_step(engine, batch, step) for step, batch in enumerate([good[0], bad, good[1]])]
         for step, batch in zip((0, 2), good, strict=True):
-            other.train_step(batch, step)
+            take_step(other, batch, step)
         assert [report.is_skipped for report in reports] == [False, True, False]
         found, expected = values(engine.state.model), values(other.state.model)
         if exchange == "gradients":
@@ -96,7 +107,7 @@ def too_many_skipped_steps_end_the_run(comm: HorovodComm, folder: Path) -> None:
 
     def many() -> None:
         for step in range(30):
-            engine.train_step(bad, step)
+            take_step(engine, bad, step)
 
     fails_with(TrainingError, "the images of its batch are not finite, after 20 skipped steps in a row", many)
     assert engine.state.num_skipped_in_a_row == 21

@@ -26,7 +26,7 @@ from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import SharingPlan, build_plan
 from cxr_hvd.partial.weighting import site_weights
 from cxr_hvd.study.layout import Split
-from cxr_hvd.training.engine import Engine
+from cxr_hvd.training.engine import Engine, StepReport
 from cxr_hvd.training.state import start_state
 from cxr_hvd.training.train import LaunchOptions
 from lab.study_files import write_study_file
@@ -132,6 +132,12 @@ def engine_of(
     job = Job(comm, topology)
     state = start_state(model, settings, job, plan, weights_of(topology))
     return Engine(state, job, plan, settings, num_steps), plan
+
+
+def take_step(engine: Engine, batch: Batch, step: int) -> StepReport:
+    """Take one step, and wait until all is known of it. Collective: every rank."""
+    reports = engine.train_step(batch, step) + engine.catch_up()
+    return reports[-1]
 
 
 def assert_mean(

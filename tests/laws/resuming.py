@@ -15,10 +15,22 @@ from cxr_hvd.errors import CheckpointError, ConfigError, Stopped
 from cxr_hvd.files import point_link
 from cxr_hvd.ledger.audit import audit
 from cxr_hvd.ledger.reader import load_folders
+from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.training import stopping
+from cxr_hvd.training.engine import steps_late
+from cxr_hvd.training.sharing import plan_sharing
 from cxr_hvd.training.train import LaunchOptions, train
 from tests.laws.law import law
-from tests.laws.parts import GO_ON, common_folder, config_for, fails_with, is_equal_everywhere, rows, sited_config
+from tests.laws.parts import (
+    GO_ON,
+    common_folder,
+    config_for,
+    fails_with,
+    fresh_model,
+    is_equal_everywhere,
+    rows,
+    sited_config,
+)
 
 AUTO = LaunchOptions(resume="auto")
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -37,6 +49,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "training": {"optimizer": "sgd", "on_nonfinite": "skip", "schedule": "cosine"},
         "validation": {"patience": 2, "every_epochs": 1},
     },
+    "overlapped": {"sharing": {"every": 8, "overlap": True}, "training": {"ema_decay": 0.9}},
+    "overlapped-int8": {"sharing": {"every": 8, "overlap": True, "wire": "int8"}},
+    "weights-int8": {"sharing": {"wire": "int8"}},
 }
 
 
@@ -104,10 +119,10 @@ def asked_to_stop(comm: HorovodComm, after_step: int, rank: int) -> Iterator[Non
     """Have one rank's request for a stop set in this step."""
     original, calls = stopping.StopRequest.reason, iter(range(1_000_000))
 
-    def reason(self: stopping.StopRequest) -> StopReason:
+    def reason(self: stopping.StopRequest, num_late: int) -> StopReason:
         if next(calls) == after_step and comm.rank == rank:
             self.ask(StopReason.SIGNAL)
-        return original(self)
+        return original(self, num_late)
 
     stopping.StopRequest.reason = reason  # type: ignore[method-assign]
     try:
@@ -125,8 +140,8 @@ def same_files(one: Path, other: Path) -> None:
 
 @law(day="mpirun-2", night="gloo-2")
 def stopping_and_going_on_equals_never_stopping(comm: HorovodComm, folder: Path) -> None:
-    """The two variants that keep most between steps: error feedback, a mean of weights, a loss scale."""
-    names = ("weights-every-4-bf16-mean", "gradients-fp16-accumulated")
+    """The variants that keep most between steps: error feedback, means under way or of weights, a loss scale."""
+    names = ("weights-every-4-bf16-mean", "gradients-fp16-accumulated", "overlapped-int8")
     goes_on_as_if_never_stopped(comm, folder, [((1,) * comm.num_ranks, name) for name in names])
 
 
@@ -136,7 +151,8 @@ def stopping_and_going_on_equals_never_stopping_for_every_exchange(comm: Horovod
     layouts = {2: (1, 1), 3: (1, 2)}
     cases = [(layouts[comm.num_ranks], name) for name in VARIANTS]
     if comm.num_ranks == 2:  # one site alone: what differs is that its ranks are several
-        cases += [((2,), name) for name in ("weights-every-4-bf16-mean", "gradients-fp16-accumulated")]
+        names = ("weights-every-4-bf16-mean", "gradients-fp16-accumulated", "overlapped")
+        cases += [((2,), name) for name in names]
     goes_on_as_if_never_stopped(comm, folder, cases)
 
 
@@ -144,15 +160,19 @@ def goes_on_as_if_never_stopped(comm: HorovodComm, folder: Path, cases: list[tup
     """Train each variant whole, and twice with a stop; all must end with the same files, bit for bit."""
     for number, (ranks, name) in enumerate(cases):
         own = common_folder(comm, folder / f"{name}-{'+'.join(map(str, ranks))}")
-        config = sited_config(own, comm, ranks, **VARIANTS[name])
+        epoch = 4
+        variant = VARIANTS[name] | {"training": {"steps_per_epoch": epoch, **VARIANTS[name].get("training", {})}}
+        config = sited_config(own, comm, ranks, **variant)
         comm.ledger.__init__()  # type: ignore[misc]  # as in a process of its own
         train(config, own / "whole", comm)
-        for stop_at in (1, 2):  # after step 2 in the middle, after step 3 at the end of an epoch
+        num_late = steps_late(plan_sharing(config, tensor_specs(fresh_model())), config.training, comm.num_ranks)
+        for stop_at in (0 if num_late > 1 else 1, 3):  # in the middle, where a mean is under way, and at an end
             stopped = own / f"stopped-{stop_at}"
             asked = (number + stop_at) % comm.num_ranks
             with asked_to_stop(comm, stop_at, asked):
                 start = partial(train, config, stopped, comm)
-                fails_with(Stopped, f"stopped after step {stop_at + 1} of 6", start)
+                done = min(stop_at + 1 + num_late, epoch)  # before a validation all is known of every step
+                fails_with(Stopped, f"stopped after step {done} of {2 * epoch}", start)
             train(config, stopped, comm, AUTO)
             is_equal_everywhere(comm, "the run is over")
             for site in config.sites:

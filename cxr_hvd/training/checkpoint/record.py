@@ -31,6 +31,8 @@ class CheckpointRecord(Record):
         loss_scale: of fp16; None otherwise.
         validation: the validations before it.
         network: what the network is; None in checkpoints of earlier versions.
+        is_common: whether the sites' shared tensors are alike; None in checkpoints of earlier versions, where they
+            are after an average.
     """
 
     step: Step
@@ -42,6 +44,7 @@ class CheckpointRecord(Record):
     loss_scale: LossScaleState | None = None
     validation: History = History()
     network: NetworkRecord | None = None
+    is_common: bool | None = None
 
 
 def read_checkpoint_record(checkpoint: Path) -> CheckpointRecord:

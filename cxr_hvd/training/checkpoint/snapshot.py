@@ -45,7 +45,6 @@ def take_snapshot(
     topology: Topology,
     plan: SharingPlan,
     step: int,
-    num_steps: int,
     history: History,
     network: NetworkRecord | None = None,
 ) -> Snapshot:
@@ -53,12 +52,10 @@ def take_snapshot(
 
     Args:
         step: steps that are done.
-        num_steps: steps of the whole run; after the last one all ranks of a site are alike.
         history: the validations so far.
         network: what the network is.
     """
-    has_own_weights = plan.exchange == "weights" and step % plan.every != 0 and step != num_steps
-    content = state.snapshot(has_weights=topology.is_site_leader or has_own_weights)
+    content = state.snapshot(has_weights=topology.is_site_leader or not state.averager.is_common)
     record = CheckpointRecord(
         step=step,
         site=topology.site,
@@ -69,6 +66,7 @@ def take_snapshot(
         loss_scale=content.loss_scale,
         validation=history,
         network=network and network.model_copy(update={"step": step}),
+        is_common=content.is_common,
     )
     return Snapshot(record, lay_out(content, topology, plan))
 
@@ -108,6 +106,7 @@ def read_snapshot(checkpoint: Path, record: CheckpointRecord, rank_in_site: int)
         mean=load("mean") if record.has_mean else None,
         loss_scale=record.loss_scale,
         num_skipped_in_a_row=record.num_skipped_in_a_row,
+        is_common=bool(record.is_common),
     )
 
 

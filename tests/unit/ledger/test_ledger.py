@@ -354,10 +354,45 @@ def test_a_short_wire_sends_padded_parts_both_ways(tmp_path: Path) -> None:
     ledger = begin(tmp_path, content=plan(wire="bfloat16"))
     ledger.begin_step(0)
     send(ledger, shape=(SHARED,), dtype="bfloat16", num_bytes=2 * SHARED, how="alltoall")
-    send(ledger, shape=(SHARED // 2,), dtype="bfloat16", num_bytes=SHARED, how="allgather")
+    send(ledger, shape=(SHARED,), dtype="bfloat16", num_bytes=2 * SHARED, how="allgather")
+    send(ledger, name="padding of shared", shape=(1,), dtype="bfloat16", num_bytes=2, how="alltoall")
     ledger.close()
     assert faults_of(tmp_path) == []
-    assert f"{3 * SHARED:,}" in account_text(tmp_path)
+    assert f"{4 * SHARED + 2:,}" in account_text(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wire", "name", "size", "why"),
+    [
+        ("int8", "scales of shared", 4 * 100, "400 elements, at most "),
+        ("bfloat16", "padding of shared", 5, "5 elements, at most 2"),
+        ("float32", "scales of shared", 4, "an allgather of int8, the plan's wire is float32"),
+    ],
+)
+def test_what_rounding_adds_is_no_way_round_the_plan(
+    tmp_path: Path, wire: str, name: str, size: int, why: str
+) -> None:
+    ledger = begin(tmp_path, content=plan(wire=wire))
+    ledger.begin_step(0)
+    dtype, width = ("bfloat16", 2) if wire == "bfloat16" else ("int8", 1)
+    send(ledger, name=name, shape=(size,), dtype=dtype, num_bytes=width * size, how="allgather")
+    ledger.close()
+    assert why in only_fault_of(tmp_path)
+
+
+def test_an_overlapped_average_comes_once_a_round_before_validations_and_at_the_end(tmp_path: Path) -> None:
+    ledger = begin(tmp_path / "right", content=plan(every=4, overlap=True))
+    for step in (0, 4, 8):
+        ledger.begin_step(step)
+        send(ledger)
+    ledger.begin_step(9)
+    send(ledger)
+    ledger.close()
+    assert faults_of(tmp_path / "right") == []
+    ledger = begin(tmp_path / "wrong", content=plan(every=4, overlap=True))
+    train(ledger)
+    ledger.close()
+    assert "sent 20 times in steps 0 to 19, at most 6" in only_fault_of(tmp_path / "wrong")
 
 
 def test_averages_are_every_so_many_steps_and_the_last() -> None:

@@ -18,14 +18,12 @@ def test_flat_buffers_are_the_model() -> None:
     model = build_model(Model(), 14, seed=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     plan = build_plan(tensor_specs(model), "ends")
-    buffers = flatten(model, plan.buffers((Scope.SHARED,)))
+    flat = flatten(model, plan.buffers((Scope.SHARED,)))
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
-    assert sum(buffer.numel() for buffer in buffers.values()) == sum(
-        before[name].numel() for name in plan.names(Scope.SHARED)
-    )
-    for buffer in buffers.values():
-        buffer.fill_(3.0)
+    num_shared = sum(before[name].numel() for name in plan.names(Scope.SHARED))
+    assert flat.values.numel() == sum(flat.parts.values()) == num_shared
+    flat.values.fill_(3.0)
     after = model.state_dict()
     assert all(bool((after[name] == 3.0).all()) for name in plan.names(Scope.SHARED))
     assert all(torch.equal(after[name], before[name]) for name in plan.names(Scope.PRIVATE))
