@@ -42,6 +42,7 @@ class JobOptions:
     bind: str = _option("cores", "cores: bind each rank to cores of its own; none: no binding")
     binding: str = _option("order", "how a rank finds its site: order, hosts, groups or applications")
     hosts: str = _option("", "hosts of each site: chexpert=node[1-2] mimic=node3")
+    line: str = _option("fast", "between hosts: fast, or slow as between institutions (docs/slow-line.md)")
     modules: str = _option("", "modules to load, separated by blanks")
     activate: str = _option(
         "source .venv/bin/activate", "a line of shell that activates the Python environment; not quoted"
@@ -87,6 +88,7 @@ class JobOptions:
 
 CHOICES = {
     "binding": BINDINGS,
+    "line": ("fast", "slow"),
     "bind": ("cores", "none"),
     "resubmit": ("yes", "no"),
     "queue_directive": ("partition", "qos"),

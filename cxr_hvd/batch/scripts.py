@@ -17,6 +17,7 @@ from cxr_hvd.batch.options import JobOptions
 from cxr_hvd.errors import UsageError
 from cxr_hvd.launch.launchers import path_word
 from cxr_hvd.launch.site_hosts import VARIABLE
+from cxr_hvd.launch.slow_line import SEND_ONLY, WHY_SEND_ONLY
 
 TEMPLATES = Path(__file__).with_name("templates")
 PURPOSES = {
@@ -116,6 +117,8 @@ def _environment(machine: Machine, job: JobOptions, recipe: str) -> list[tuple[s
         lines.append(("NCCL_DEBUG", "WARN", "warn if NCCL does not find the GPUs' network"))
     if job.launcher in ("mpirun", "mpiexec", "horovodrun"):
         lines.append(("OMPI_MCA_mpi_warn_on_fork", "0", "the only fork is git, once, at the start"))
+    if job.line == "slow" and recipe != "preprocess":  # preprocessing stays at one site
+        lines.append((*SEND_ONLY, WHY_SEND_ONLY))
     lines += [(name, f'"{value}"', why) for name, (value, why) in machine.environment.items()]
     if job.binding == "hosts" and recipe != "preprocess":
         lines.append((VARIABLE, shlex.quote(job.hosts), "each rank finds its site by its host"))

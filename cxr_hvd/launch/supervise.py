@@ -25,6 +25,7 @@ from cxr_hvd.launch.launchers import choose_launcher, is_rank, receiver, stop_si
 from cxr_hvd.launch.orphan import SUPERVISOR
 from cxr_hvd.launch.outcome import DONE, STOPPED, USAGE, judge, newest_step, read_last_statuses
 from cxr_hvd.launch.processes import Process, descendants, end, read_process, send, wait_for_end
+from cxr_hvd.launch.slow_line import SEND_ONLY, crosses_hosts
 from cxr_hvd.terminal import shown
 
 FIRST_PAUSE_S = 10.0
@@ -190,6 +191,9 @@ class Start:
         variables.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
         for name in UNBOUND:  # unless the launcher's own words say otherwise
             variables.setdefault(name, "none")
+        if crosses_hosts(words, variables) and SEND_ONLY[0] not in variables:
+            variables |= dict([SEND_ONLY])
+            self._say(f"hosts without a scheduler, taken for a slow line: {'='.join(SEND_ONLY)}")
         if os.geteuid() == 0:
             variables |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cxr_hvd.launch.slow_line import SEND_ONLY
 from lab.launch import PROJECT, need_horovod
 from lab.two_sites import SlowLink, TwoSites, need_two_sites, two_sites
 
@@ -53,6 +54,15 @@ def test_the_slow_link_has_the_delay_and_the_rate_it_says() -> None:
     told = json.loads(called.output)
     assert told["round_trip_s"] == pytest.approx(2 * link.delay_ms / 1e3, rel=0.15)
     assert told["bytes_per_s"] == pytest.approx(link.rate_mbit * 1e6 / 8, rel=0.15)
+
+
+def test_the_setting_for_a_slow_line_reaches_the_ranks_of_both_sites() -> None:
+    need_two_sites()
+    name, value = SEND_ONLY
+    with two_sites() as pair:
+        say = f"import os; os.write(1, os.environ['{name}'].encode() + b' set\\n')"
+        job = pair.mpirun(1, [sys.executable, "-c", say], limit_s=25, **{name: value})
+    assert job.lines("set") == [f"{value} set"] * 2, job.output
 
 
 def test_nothing_is_left_behind_after_a_failure() -> None:

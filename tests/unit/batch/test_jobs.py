@@ -206,6 +206,17 @@ def test_ranks_are_asked_before_the_walltime_is_over() -> None:
         assert "--time-limit 3300" in script(machine, "walltime=1h", recipe="experiment")
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_slow_line_is_used_both_ways_at_once_and_a_fast_one_is_left_alone(recipe: str) -> None:
+    slow = [("ssh",), ("ssh", "launcher=horovodrun"), ("slurm", "line=slow")]
+    fast = [(machine,) for machine in MACHINES if machine != "ssh"] + [("ssh", "line=fast")]
+    setting = re.compile(r"^export OMPI_MCA_btl_tcp_flags=1 +# .+slow line", re.MULTILINE)
+    for words in slow:
+        assert bool(setting.search(script(*words, recipe=recipe))) == (recipe != "preprocess")
+    for words in fast:
+        assert "btl_tcp_flags" not in script(*words, recipe=recipe)
+
+
 @pytest.mark.parametrize(
     ("machine", "assignment", "expected"),
     [
@@ -221,6 +232,7 @@ def test_ranks_are_asked_before_the_walltime_is_over() -> None:
         ("slurm", "walltime=4m", "more than the 300 s (warn)"),
         ("slurm", "launcher=jsrun", "slurm knows srun, mpirun"),
         ("slurm", "binding=applications", "not srun"),
+        ("ssh", "line=quick", "expected one of fast, slow"),
         ("slurm", "binding=names", "expected one of order, hosts, groups, applications"),
         ("slurm", "binding=hosts", "expected hosts for each of chexpert, mimic"),
         ("pbs", "binding=groups", "Slurm's"),

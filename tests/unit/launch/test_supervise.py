@@ -260,6 +260,28 @@ Path(sys.argv[1], os.environ["OMPI_COMM_WORLD_RANK"]).write_text(str(len(os.sche
     assert [(tmp_path / rank).read_text() for rank in "01"] == [str(len(os.sched_getaffinity(0)))] * 2
 
 
+@pytest.mark.parametrize(
+    ("hosts", "environment", "flags"),
+    [
+        (["-H", "localhost:2"], {}, "none"),
+        (["-H", "hospital-a:1,hospital-b:1"], {}, "1"),
+        (["--hostfile", "hosts"], {}, "1"),
+        (["-host", "node1,node2"], {"SLURM_JOB_ID": "7"}, "none"),
+        (["-host", "node1,node2"], {"OMPI_MCA_btl_tcp_flags": "311"}, "311"),
+    ],
+)
+def test_hosts_without_a_scheduler_are_taken_for_a_slow_line(
+    hosts: list[str], environment: dict[str, str], flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    launcher = tmp_path / "mpirun"
+    launcher.write_text(f"#!/bin/sh\nprintf %s ${{OMPI_MCA_btl_tcp_flags:-none}} >{tmp_path}/flags\n")
+    launcher.chmod(0o755)
+    assert supervise(["true"], tmp_path, 2, 0, [str(launcher), "-np", "2", *hosts]) == 0
+    assert (tmp_path / "flags").read_text() == flags
+
+
 def test_a_request_to_stop_is_handed_on_by_the_signal_that_a_launcher_hands_on() -> None:
     said = {
         name: stop_signal(Process(7, 1, 7, 0, name), has_launcher=True, asked=signal.SIGTERM)
