@@ -118,6 +118,7 @@ TRAFFIC: dict[str, Traffic] = {
         1 << 25,
         2,
     ),
+    "probe": Traffic("random bytes that measure the line", "when `doctor --peer` asks for it", 1 << 24),
     "leaving": Traffic("a zero, when all leave together after an error", "once at the end", NUMBER, 1),
     "head": Traffic("last hash of the rank's ledger", "when ledgers are witnessed", HASH),
 }
