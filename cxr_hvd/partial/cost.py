@@ -2,10 +2,12 @@
 
 A sum of n bytes over S sites sends 2 (S-1)/S n bytes through each site's link. It takes rounds of messages, each
 of which waits for the link's delay: 2 log2 S by halving (Open MPI's default for large buffers), 2 (N-1) by a ring
-of N ranks (Gloo). Horovod sums one buffer after the other. In every step all ranks also gather their status.
+of N ranks (Gloo). All shared tensors lie in one buffer, and so pay for these rounds once. In every step all ranks
+also gather their status; where weights travel it is read one step late, and hides behind the next step.
 
 Assumed: equal sites with one link each, messages within a site cost nothing, every rank computes as long as the
-slowest. It is a lower bound: over a slow link measured exchanges took up to twice as long (docs/performance.md).
+slowest. It is a lower bound: over a slow link measured exchanges took 1.12 times as long (Open MPI, send only),
+1.26 times (Gloo) or 1.6 times (Open MPI as it comes); see docs/slow-line.md.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,13 +17,19 @@ from math import ceil, isfinite, log2
 from rich.table import Table
 
 from cxr_hvd.errors import UsageError
-from cxr_hvd.partial.plan import Scope, SharingPlan
+from cxr_hvd.partial.plan import SharingPlan
 
 COMPUTE_S = 0.26
 """A step without any exchange, as two cores take it in the bench: DenseNet121, 8 studies."""
 
 BACKWARD = 2 / 3
 """The share of computing that is backward: gradients can travel meanwhile."""
+
+SLOW_LINE_FACTOR = 1.25
+"""An exchange over a slow line to its lower bound, with the launch setting for slow lines, or by Gloo."""
+
+MAX_DELAY = 4
+"""The most steps that a fragment of an overlapped average may take (decision 0035)."""
 
 STATUS_BYTES = 40
 MAX_RANKS = 1 << 20
@@ -58,7 +66,8 @@ class StepCost:
         compute_s: forward, backward and update.
         exchange_s: sums over all sites, spread over `every` steps.
         status_s: what all ranks tell each other in every step.
-        hidden_s: how much of the sums hides behind backward.
+        hidden_s: how much of these hides: gradients behind backward, averages in the background and the status of
+            weights behind the next steps.
         step_s: the whole.
         step_s_by_ring: the whole, where sums go round a ring.
     """
@@ -90,6 +99,20 @@ def status_s(layout: Layout, link: Link, is_ring: bool = False) -> float:
     return rounds * link.delay_s + sent_bytes / link.bytes_per_s
 
 
+def num_fragments(every: int) -> int:
+    """Return in how many fragments an overlapped average travels, one after the other, within `every` steps."""
+    return every // min(MAX_DELAY, max(1, every // 4))
+
+
+def overlapped_s(num_bytes: int, every: int, layout: Layout, link: Link) -> float:
+    """Return how long the fragments of one overlapped average take on the line, in seconds.
+
+    A step on average takes the larger of computing and this over `every`.
+    """
+    count = num_fragments(every)
+    return sum_s([ceil(num_bytes / count)] * count, layout, link)
+
+
 def predict(plan: SharingPlan, layout: Layout, link: Link, compute_s: float = COMPUTE_S) -> StepCost:
     """Estimate a step on average.
 
@@ -98,19 +121,17 @@ def predict(plan: SharingPlan, layout: Layout, link: Link, compute_s: float = CO
         link: every site's way to the others.
         compute_s: a step of the slowest rank without any exchange.
     """
-    buffers = [buffer.num_bytes for buffer in plan.buffers((Scope.SHARED,))]
-    exchange_s, ring_s = (sum_s(buffers, layout, link, is_ring) / plan.every for is_ring in (False, True))
-    hideable_s = BACKWARD * compute_s if plan.exchange == "gradients" else 0.0
-    hidden_s = min(exchange_s, hideable_s)
-    status = status_s(layout, link)
-    return StepCost(
-        compute_s=compute_s,
-        exchange_s=exchange_s,
-        status_s=status,
-        hidden_s=hidden_s,
-        step_s=compute_s + exchange_s + status - hidden_s,
-        step_s_by_ring=compute_s + ring_s + status_s(layout, link, is_ring=True) - min(ring_s, hideable_s),
-    )
+    num_bytes = plan.bytes_per_exchange()
+    step_s = {}
+    for is_ring in (True, False):
+        exchange_s = sum_s([num_bytes], layout, link, is_ring) / plan.every
+        status = status_s(layout, link, is_ring)
+        if plan.exchange == "gradients":
+            hidden_s = min(exchange_s, BACKWARD * compute_s)
+        else:
+            hidden_s = min(status, compute_s)
+        step_s[is_ring] = compute_s + exchange_s + status - hidden_s
+    return StepCost(compute_s, exchange_s, status, hidden_s, step_s[False], step_s_by_ring=step_s[True])
 
 
 def scale_rows(
@@ -133,8 +154,8 @@ def scale_table(plan: SharingPlan, layouts: Sequence[Layout], link: Link, comput
     )
     caption = (
         "Bytes over the link's rate, plus rounds of messages times its delay; nothing else is counted. Over a "
-        "slow link, measured exchanges took up to twice as long. step: sums by halving, as Open MPI does; by "
-        "ring: as Gloo does. compute: the slowest rank's."
+        "slow link, measured exchanges took 1.12 to 1.6 times as long (docs/slow-line.md). step: sums by halving, "
+        "as Open MPI does; by ring: as Gloo does. compute: the slowest rank's."
     )
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     for heading in ("sites x ranks", "compute", "exchange", "status", "hidden", "step", "by ring"):

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from cxr_hvd.console import Console
 from cxr_hvd.errors import UsageError
 from cxr_hvd.partial.cost import (
+    MAX_DELAY,
     USUAL_LAYOUTS,
     Layout,
     Link,
     check_compute_s,
+    num_fragments,
+    overlapped_s,
     predict,
     read_layout,
     read_link,
@@ -85,13 +88,32 @@ def test_a_step_is_the_sum_of_its_parts(layout: Layout, compute_s: float, exchan
     assert cost.step_s == pytest.approx(cost.compute_s + cost.exchange_s + cost.status_s - cost.hidden_s)
     assert compute_s <= cost.step_s <= cost.step_s_by_ring * (1 + 1e-12)
     assert cost.hidden_s <= compute_s, "nothing hides behind what is not computed"
-    assert exchange == "gradients" or cost.hidden_s == 0
+    assert exchange == "gradients" or cost.hidden_s <= cost.status_s, "weights are waited for, the status is not"
 
 
 def test_buffers_of_a_plan_are_taken_as_they_travel() -> None:
     two_sites, line = Layout(2, 1), Link(0.0, 1e6)
     assert predict(plan(), two_sites, line).exchange_s == pytest.approx(4 * 3.4)  # the stem is private
     assert predict(plan(wire="bfloat16"), two_sites, line).exchange_s == pytest.approx(2 * 3.4)
+
+
+def test_all_blocks_of_a_plan_pay_for_the_delay_once() -> None:
+    assert len(plan().buffers()) > 2
+    line = Link(0.02, float("inf"))
+    assert predict(plan(), Layout(2, 1), line).exchange_s == pytest.approx(2 * line.delay_s)
+
+
+@given(st.integers(1, 300), st.integers(1, 1 << 26), layouts, links)
+def test_fragments_move_the_bytes_of_the_whole_and_pay_for_the_delay_each(
+    every: int, num_bytes: int, layout: Layout, link: Link
+) -> None:
+    count = num_fragments(every)
+    assert 1 <= count <= every and every // count <= 2 * MAX_DELAY
+    whole_s, delay_s = sum_s([num_bytes], layout, link), sum_s([0], layout, link)
+    parts_s = overlapped_s(num_bytes, every, layout, link)
+    rounding_s = sum_s([count], layout, link)
+    assert whole_s + (count - 1) * delay_s <= parts_s * (1 + 1e-9)
+    assert parts_s <= (whole_s + (count - 1) * delay_s + rounding_s) * (1 + 1e-9)
 
 
 def test_options_are_read_in_their_units() -> None:
