@@ -2,18 +2,20 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cxr_hvd.cli.options import ConfigPath, JsonOption, Overwrite, RunPath, Settings
 from cxr_hvd.console import Console, open_console
+from cxr_hvd.errors import UsageError
 from cxr_hvd.files import check_output
 from cxr_hvd.terminal import say
 
 INSPECT_RUN_EXAMPLE = "Example: cxr-hvd inspect-run runs/D --out curves.png"
 SHOW_BATCH_EXAMPLE = "Example: cxr-hvd show-batch jobs/configs/D.yaml --site mimic --out batch.png"
-DOCTOR_EXAMPLE = "Example: cxr-hvd doctor"
+DOCTOR_EXAMPLE = "Examples: cxr-hvd doctor · cxr-hvd doctor --peer hospital-b --interface wg0"
+DENSENET121_BYTES = 28_400_000
 
 
 def inspect_run(
@@ -57,14 +59,70 @@ def show_batch(
     say(f"{out}: step {step} of {site}")
 
 
-def doctor(as_json: JsonOption = False) -> None:
-    """Check that this machine can train: packages, MPI, GPU, disk, and a real sum over two ranks."""
+def doctor(
+    peer: Annotated[
+        str | None,
+        typer.Option(
+            "--peer",
+            metavar="HOST",
+            help="Measure the line to this host instead; ssh must reach it without a question.",
+        ),
+    ] = None,
+    peer_python: Annotated[
+        str | None, typer.Option("--peer-python", help="With --peer: Python there, if its path is another.")
+    ] = None,
+    interface: Annotated[
+        str | None, typer.Option("--interface", help="With --peer: the line's network interface, such as wg0.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="With --peer: what will travel; DenseNet121, all of it, if left out."),
+    ] = None,
+    compute_s: Annotated[
+        float | None, typer.Option("--compute-s", help="With --peer: seconds of a step without any exchange.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that this machine can train: packages, MPI, GPU, disk, and a real sum over two ranks.
+
+    With --peer HOST it checks the line to another host, and says which settings fit it. It starts this program
+    there by ssh, tries ports both ways, measures delay and rate with at most 17 MB of random bytes each way, and
+    starts a rank at each end.
+    """
     from cxr_hvd.doctor import examine, has_failed, render, to_dicts
 
-    findings = examine()
+    if peer is None and (peer_python, interface, config, compute_s) != (None,) * 4:
+        raise UsageError(
+            "--peer-python, --interface, --config and --compute-s belong to --peer HOST: name the host"
+        )
+    if peer is None:
+        findings = examine()
+        values: Any = to_dicts(findings)
+    else:
+        from cxr_hvd.doctor.line.peer import examine_peer, read_peer
+        from cxr_hvd.partial.cost import COMPUTE_S, check_compute_s
+
+        host = read_peer(peer, peer_python, interface)
+        seconds = check_compute_s(compute_s) if compute_s is not None else COMPUTE_S
+        report = examine_peer(host, bytes_of_exchange(config), seconds)
+        findings = report.findings
+        values = {"findings": to_dicts(findings), **report.to_dict()}
     if as_json:
-        print(json.dumps(to_dicts(findings)))
+        print(json.dumps(values))
     else:
         Console().print(render(findings))
     if has_failed(findings):
         raise typer.Exit(1)
+
+
+def bytes_of_exchange(path: Path | None) -> int:
+    """Return what a rank hands over in one exchange of a config in float32; of all of DenseNet121 without one."""
+    if path is None:
+        return DENSENET121_BYTES
+    from cxr_hvd.config.file import load_config
+    from cxr_hvd.models.layout import tensor_specs
+    from cxr_hvd.study.labels import LABELS
+    from cxr_hvd.training.sharing import plan_sharing
+
+    chosen = load_config(path, ["sharing.wire=float32"])
+    return plan_sharing(chosen, tensor_specs(chosen.model, len(LABELS))).bytes_per_exchange()

@@ -136,7 +136,7 @@ def ask(program: str, limit_s: float = QUESTION_LIMIT_S) -> Answer:
     if status == 0 and lines:
         answer: Answer = json.loads(lines[-1])
         return answer
-    return {"error": _failure(status, lines, limit_s)}
+    return {"error": describe_failure(status, lines, limit_s)}
 
 
 def ask_mpirun() -> Answer:
@@ -147,7 +147,7 @@ def ask_mpirun() -> Answer:
     status, output = run_bounded([path, "--version"], QUESTION_LIMIT_S)
     lines = output.strip().splitlines()
     if status != 0 or not lines:
-        return {"error": f"{path} --version: {_failure(status, lines, QUESTION_LIMIT_S)}"}
+        return {"error": f"{path} --version: {describe_failure(status, lines, QUESTION_LIMIT_S)}"}
     # MPICH's Hydra prints the number on its second line.
     numbered = next((line for line in lines if numbers_in(line)), "")
     return {"path": path, "version": lines[0] if numbered == lines[0] else f"{lines[0]} {numbered.strip()}"}
@@ -177,7 +177,7 @@ def launch(launcher: list[str], limit_s: float = LAUNCH_LIMIT_S) -> Answer:
         program.write_text(TWO_RANKS)
         status, output = run_bounded([*launcher, sys.executable, str(program)], limit_s)
     if status != 0:
-        return {"error": _failure(status, output.strip().splitlines(), limit_s)}
+        return {"error": describe_failure(status, output.strip().splitlines(), limit_s)}
     ranks = [(int(size), float(total)) for size, total in re.findall(r"size=(\d+) sum=([\d.]+)", output)]
     return {"ranks": ranks}
 
@@ -230,7 +230,7 @@ def _end_session(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _failure(status: int | None, lines: list[str], limit_s: float) -> str:
+def describe_failure(status: int | None, lines: list[str], limit_s: float) -> str:
     """Return in one line why a command failed: the last line about an error, or else the last line."""
     if status is None:
         return f"no answer within {limit_s:.0f} s"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cxr_hvd.launch.slow_line import SEND_ONLY
-from lab.launch import PROJECT, need_horovod
+from lab.launch import BIN, PROJECT, need_horovod
 from lab.two_sites import SlowLink, TwoSites, need_two_sites, two_sites
 
 SUM_BYTES = 32 << 20
@@ -63,6 +63,36 @@ def test_the_setting_for_a_slow_line_reaches_the_ranks_of_both_sites() -> None:
         say = f"import os; os.write(1, os.environ['{name}'].encode() + b' set\\n')"
         job = pair.mpirun(1, [sys.executable, "-c", say], limit_s=25, **{name: value})
     assert job.lines("set") == [f"{value} set"] * 2, job.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("link", [None, SlowLink(delay_ms=20, rate_mbit=100)], ids=["cable", "20 ms, 100 Mbit/s"])
+def test_the_doctor_measures_the_line_and_names_settings_that_fit(link: SlowLink | None) -> None:
+    need_horovod()
+    need_two_sites(link)
+    with two_sites(link) as pair:
+        settings = {
+            "OMPI_MCA_plm": "rsh",
+            "OMPI_MCA_plm_rsh_agent": str(pair.agent),
+            "OMPI_MCA_btl_tcp_if_include": pair.device,
+            "OMPI_MCA_oob_tcp_if_include": pair.device,
+        }
+        before = pair.traffic(0)
+        words = [str(BIN / "cxr-hvd"), "doctor", "--peer", pair.sites[1].address, "--json"]
+        job = pair.run(0, words, 180, **settings)
+        moved = pair.traffic(0).since(before)
+    assert job.exit_code == 0, job.output
+    told = json.loads(job.output)
+    assert {finding["status"] for finding in told["findings"]} == {"ok"}
+    assert told["ranks"]["num_ranks"] == 2
+    assert max(moved.sent_bytes, moved.received_bytes) < 20e6
+    if link is None:
+        assert told["line"]["delay_s"] < 2e-3 and told["line"]["to_bytes_per_s"] > 125e6
+        return
+    assert told["line"]["delay_s"] == pytest.approx(link.delay_ms / 1e3, rel=0.3)
+    for way in ("to", "from"):
+        assert told["line"][f"{way}_bytes_per_s"] == pytest.approx(link.rate_mbit * 1e6 / 8, rel=0.35)
+    assert told["advice"]["line"] == "slow" and told["advice"]["overlap"] and told["advice"]["every"] <= 8
 
 
 def test_nothing_is_left_behind_after_a_failure() -> None:
