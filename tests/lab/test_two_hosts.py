@@ -356,6 +356,48 @@ def test_a_tunnel_hides_the_weights_that_are_in_clear_without_it(laboratory: Lab
     assert ledger < hidden.moved[0].sent_bytes < ledger * 2  # more packets, and some are sent twice
 
 
+def examine_line(laboratory: Laboratory, *options: str, host: str = "hospital-b") -> Finished:
+    words = ["cxr-hvd", "doctor", "--peer", host, *options, "--json"]
+    return laboratory.both.run(0, words, 200)
+
+
+def test_the_doctor_examines_the_line_by_ssh(laboratory: Laboratory) -> None:
+    told = json.loads(ok(examine_line(laboratory, "--interface", laboratory.both.device)).output)
+    assert {finding["status"] for finding in told["findings"]} == {"ok"}
+    assert told["ranks"]["num_ranks"] == 2 and 0 < told["line"]["delay_s"] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("host", "options", "words"),
+    [
+        ("hospital-c", [], "expected a login without a question"),
+        ("hospital-b", ["--peer-python", "/none/python"], "expected Python at /none/python"),
+        ("hospital-b", ["--interface", "wg77"], "expected an interface wg77"),
+    ],
+)
+def test_what_keeps_a_line_from_being_examined_is_one_finding(
+    host: str, options: list[str], words: str, laboratory: Laboratory
+) -> None:
+    done = examine_line(laboratory, *options, host=host)
+    failed = [finding for finding in json.loads(done.output)["findings"] if finding["status"] == "fail"]
+    assert done.exit_code == 1 and len(failed) == 1
+    assert words in failed[0]["found"] and failed[0]["mend"]
+
+
+def test_a_firewall_that_passes_ssh_alone_is_recognised(laboratory: Laboratory) -> None:
+    ports = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    rule = ["ipproto", "tcp", "dport", "-".join(ports), "unreachable"]
+    at_first = laboratory.both.hosts[0].as_root
+    output_of(at_first("ip", "rule", "add", *rule))
+    try:
+        done = examine_line(laboratory)
+    finally:
+        output_of(at_first("ip", "rule", "delete", *rule))
+    [failed] = [finding for finding in json.loads(done.output)["findings"] if finding["status"] == "fail"]
+    assert done.exit_code == 1 and failed["name"] == "ports"
+    assert "from here to hospital-b" in failed["found"] and "from hospital-b to here" in failed["found"]
+
+
 def test_a_killed_test_run_leaves_no_user_no_process_and_no_home() -> None:
     need_two_hosts()
     code = "import os; from lab.two_hosts import two_hosts\nwith two_hosts() as both:\n"
