@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 SEND_ONLY = ("OMPI_MCA_btl_tcp_flags", "1")
 """The variable of the environment, and its value."""
 
-WHY_SEND_ONLY = "uses both directions of a slow line at once; slower on a fast network (line=fast)"
+WHY_SEND_ONLY = "sends both ways at once over a slow line; costs time on a fast network (line=fast)"
 
 # The options by which mpirun and horovodrun are told hosts, or a file of hosts.
 HOST_OPTIONS = ("-host", "--host", "-H", "--hosts")

@@ -66,6 +66,8 @@ HERE = (
     "cxr-hvd jobs render --machine slurm --set account=abc123 --set walltime=04:00:00 --out train.sh",
     "cxr-hvd jobs render preprocess --machine slurm --set nodes=2 --set root=/data/chexpert --out preprocess.sh",
     "cxr-hvd jobs render experiment --machine slurm --set 'names=C D' --set seeds=3 --out experiment.sh",
+    "cxr-hvd jobs render --machine ssh --config D.yaml --set binding=applications --set 'hosts=chexpert=hospital-a mimic=hospital-b' --set 'options=--set sharing.every=8' --out between.sh",
+    "cxr-hvd plan D.yaml --scale 2x1 --link-ms 20 --link-mbit 100",
     "cxr-hvd experiment A B C D --seeds 5 --config jobs/configs/paper.yaml --out runs/paper --dry-run",
     "cxr-hvd experiment A B C D --seeds 5 --config jobs/configs/paper.yaml --out runs/paper --time-limit 12:00:00",
 )
@@ -90,6 +92,8 @@ ELSEWHERE = {
     "cxr-hvd train jobs/configs/D.yaml --set model.weights=weights/densenet121-a639ec97.pth": (
         "cli/test_weights.py::test_torchvisions_densenet121_starts_a_run"
     ),
+    "cxr-hvd doctor --peer hospital-b": f"{HOSTS}::test_the_doctor_examines_the_line_by_ssh",
+    "cxr-hvd doctor --peer hospital-b --interface wg0 --config D.yaml --compute-s 0.26": f"{HOSTS}::test_the_doctor_examines_the_line_by_ssh",
     "docker build -t cxr_hvd .": f"{IMAGE}::test_without_a_command_it_shows_help",
     "docker run --rm cxr_hvd": f"{IMAGE}::test_without_a_command_it_shows_help",
     "docker run --rm --shm-size=1g cxr_hvd jobs/demo.sh": f"{IMAGE}::test_the_demo_trains_on_two_ranks_inside",

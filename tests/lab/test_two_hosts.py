@@ -362,9 +362,11 @@ def examine_line(laboratory: Laboratory, *options: str, host: str = "hospital-b"
 
 
 def test_the_doctor_examines_the_line_by_ssh(laboratory: Laboratory) -> None:
-    told = json.loads(ok(examine_line(laboratory, "--interface", laboratory.both.device)).output)
+    options = ["--interface", laboratory.both.device, "--config", "D.yaml", "--compute-s", "0.26"]
+    told = json.loads(ok(examine_line(laboratory, *options)).output)
     assert {finding["status"] for finding in told["findings"]} == {"ok"}
     assert told["ranks"]["num_ranks"] == 2 and 0 < told["line"]["delay_s"] < 0.01
+    assert told["advice"]["compute_s"] == 0.26
 
 
 @pytest.mark.parametrize(
