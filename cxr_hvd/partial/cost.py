@@ -28,9 +28,6 @@ BACKWARD = 2 / 3
 SLOW_LINE_FACTOR = 1.25
 """An exchange over a slow line to its lower bound, with the launch setting for slow lines, or by Gloo."""
 
-MAX_DELAY = 4
-"""The most steps that a fragment of an overlapped average may take (decision 0035)."""
-
 STATUS_BYTES = 40
 MAX_RANKS = 1 << 20
 
@@ -99,18 +96,13 @@ def status_s(layout: Layout, link: Link, is_ring: bool = False) -> float:
     return rounds * link.delay_s + sent_bytes / link.bytes_per_s
 
 
-def num_fragments(every: int) -> int:
-    """Return in how many fragments an overlapped average travels, one after the other, within `every` steps."""
-    return every // min(MAX_DELAY, max(1, every // 4))
-
-
-def overlapped_s(num_bytes: int, every: int, layout: Layout, link: Link) -> float:
+def overlapped_s(num_bytes: int, every: int, layout: Layout, link: Link, is_ring: bool = False) -> float:
     """Return how long the fragments of one overlapped average take on the line, in seconds.
 
     A step on average takes the larger of computing and this over `every`.
     """
-    count = num_fragments(every)
-    return sum_s([ceil(num_bytes / count)] * count, layout, link)
+    count = SharingPlan((), every=every, overlap=True).num_fragments
+    return sum_s([ceil(num_bytes / count)] * count, layout, link, is_ring)
 
 
 def predict(plan: SharingPlan, layout: Layout, link: Link, compute_s: float = COMPUTE_S) -> StepCost:
@@ -124,12 +116,14 @@ def predict(plan: SharingPlan, layout: Layout, link: Link, compute_s: float = CO
     num_bytes = plan.bytes_per_exchange()
     step_s = {}
     for is_ring in (True, False):
-        exchange_s = sum_s([num_bytes], layout, link, is_ring) / plan.every
-        status = status_s(layout, link, is_ring)
+        whole_s = sum_s([num_bytes], layout, link, is_ring)
+        if plan.overlap:
+            whole_s = overlapped_s(num_bytes, plan.every, layout, link, is_ring)
+        exchange_s, status = whole_s / plan.every, status_s(layout, link, is_ring)
         if plan.exchange == "gradients":
             hidden_s = min(exchange_s, BACKWARD * compute_s)
         else:
-            hidden_s = min(status, compute_s)
+            hidden_s = min(status, compute_s) + (min(exchange_s, compute_s) if plan.overlap else 0.0)
         step_s[is_ring] = compute_s + exchange_s + status - hidden_s
     return StepCost(compute_s, exchange_s, status, hidden_s, step_s[False], step_s_by_ring=step_s[True])
 
@@ -148,6 +142,7 @@ def scale_rows(
 def scale_table(plan: SharingPlan, layouts: Sequence[Layout], link: Link, compute_s: float = COMPUTE_S) -> Table:
     """Build the table of what a step takes at these sizes, with two digits."""
     pace = "every step" if plan.every == 1 else f"every {plan.every} steps"
+    pace += " in the background" if plan.overlap else ""
     title = (
         f"Estimated step, seconds: {plan.bytes_per_exchange() / 1e6:,.1f} MB of {plan.exchange} {pace}, "
         f"link {link.delay_s * 1e3:g} ms one way, {link.bytes_per_s * 8 / 1e6:,.0f} Mbit/s"

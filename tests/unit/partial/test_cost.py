@@ -11,12 +11,10 @@ from hypothesis import strategies as st
 from cxr_hvd.console import Console
 from cxr_hvd.errors import UsageError
 from cxr_hvd.partial.cost import (
-    MAX_DELAY,
     USUAL_LAYOUTS,
     Layout,
     Link,
     check_compute_s,
-    num_fragments,
     overlapped_s,
     predict,
     read_layout,
@@ -36,12 +34,12 @@ links = st.builds(Link, st.floats(0, 0.3), st.floats(1e5, 1e10))
 sizes = st.lists(st.integers(0, 1 << 26), min_size=1, max_size=4)
 
 
-def plan(every: int = 1, exchange: str = "weights", wire: str = "float32") -> SharingPlan:
+def plan(every: int = 1, exchange: str = "weights", wire: str = "float32", overlap: bool = False) -> SharingPlan:
     specs = [
         TensorSpec(f"{block}.conv", block, Kind.PARAMETER, (elements,), "float32")
         for block, elements in (("stem", 60_000), ("denseblock3", 2_900_000), ("transition3", 500_000))
     ]
-    return build_plan(specs, ["stem"], every=every, exchange=exchange, wire=wire)  # type: ignore[arg-type]
+    return build_plan(specs, ["stem"], every=every, exchange=exchange, wire=wire, overlap=overlap)  # type: ignore[arg-type]
 
 
 @given(sizes, layouts, links, st.booleans(), st.integers(1, 1 << 24))
@@ -107,13 +105,23 @@ def test_all_blocks_of_a_plan_pay_for_the_delay_once() -> None:
 def test_fragments_move_the_bytes_of_the_whole_and_pay_for_the_delay_each(
     every: int, num_bytes: int, layout: Layout, link: Link
 ) -> None:
-    count = num_fragments(every)
-    assert 1 <= count <= every and every // count <= 2 * MAX_DELAY
+    count = plan(every=every, overlap=True).num_fragments
     whole_s, delay_s = sum_s([num_bytes], layout, link), sum_s([0], layout, link)
     parts_s = overlapped_s(num_bytes, every, layout, link)
     rounding_s = sum_s([count], layout, link)
     assert whole_s + (count - 1) * delay_s <= parts_s * (1 + 1e-9)
     assert parts_s <= (whole_s + (count - 1) * delay_s + rounding_s) * (1 + 1e-9)
+
+
+@given(st.integers(1, 64), layouts, st.floats(0.01, 10))
+def test_an_average_in_the_background_costs_what_the_line_needs_beyond_its_steps(
+    every: int, layout: Layout, compute_s: float
+) -> None:
+    shared = plan(every=every, overlap=True)
+    cost = predict(shared, layout, SLOW, compute_s)
+    line_s = overlapped_s(shared.bytes_per_exchange(), every, layout, SLOW) / every
+    late_s = max(0.0, cost.status_s - compute_s)
+    assert cost.step_s == pytest.approx(max(compute_s, line_s) + late_s)
 
 
 def test_options_are_read_in_their_units() -> None:
