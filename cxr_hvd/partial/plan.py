@@ -208,12 +208,21 @@ class SharingPlan:
                 blocks[planned.spec.block] = (*blocks.get(planned.spec.block, ()), planned.spec)
         return blocks
 
+    @property
+    def pace(self) -> str:
+        """How often, and how, an average travels, in words."""
+        pace = "every step" if self.every == 1 else f"every {self.every} steps"
+        if not self.overlap:
+            return pace
+        steps = "step" if self.delay == 1 else f"{self.delay} steps"
+        one = "in one fragment" if self.num_fragments == 1 else f"one of {self.num_fragments} fragments"
+        return f"{pace}, {one} every {steps} while training goes on, taken in {steps} later"
+
     def __str__(self) -> str:
         """Return what leaves a rank, block by block, as a table of plain text."""
-        pace = "every step" if self.every == 1 else f"every {self.every} steps"
         width = max([len("block"), *(len(row.block) for row in self.summary())])
         lines = [
-            f"each rank hands over {self.bytes_per_exchange() / 1e6:,.1f} MB of {self.exchange} {pace}",
+            f"each rank hands over {self.bytes_per_exchange() / 1e6:,.1f} MB of {self.exchange} {self.pace}",
             f"{'block':<{width}}  scope    tensors   parameters   bytes a step",
         ]
         for row in self.summary():

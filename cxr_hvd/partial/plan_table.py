@@ -31,9 +31,8 @@ def plan_table(plan: SharingPlan, num_steps: int | None = None, reach: Reach = "
         reach: to whom it goes.
     """
     rows = plan.summary()
-    pace = "every step" if plan.every == 1 else f"every {plan.every} steps"
     megabytes = plan.bytes_per_exchange() / 1e6
-    title = f"Sharing plan: each rank hands over {megabytes:,.1f} MB of {plan.exchange} {pace}"
+    title = f"Sharing plan: each rank hands over {megabytes:,.1f} MB of {plan.exchange} {plan.pace}"
     if num_steps is not None:
         run_bytes = plan.bytes_per_exchange() * plan.num_exchanges(num_steps)
         title += f", {run_bytes / 1e9:,.2f} GB in a run of {num_steps:,} steps"

@@ -161,7 +161,7 @@ def _sharing(facts: CardFacts) -> Section:
         often = "step" if plan.every == 1 else f"{plan.every} steps"
         paragraphs.append(
             f"Exchanged between hospitals: {plan.exchange}, every {often}, as {plan.wire}, "
-            f"{num_bytes / 1e6:.2f} MB from each rank."
+            f"{num_bytes / 1e6:.2f} MB from each rank{', while training went on' if plan.overlap else ''}."
         )
     paragraphs.append(
         "Weights can give away training data: whoever has them can ask whether a known image was trained on."

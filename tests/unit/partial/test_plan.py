@@ -8,8 +8,8 @@ from cxr_hvd.config.sections import Model
 from cxr_hvd.errors import ConfigError
 from cxr_hvd.models.build import build_model
 from cxr_hvd.partial.blocks import tensor_specs
-from cxr_hvd.partial.plan import Scope, build_plan
-from cxr_hvd.partial.tensor_spec import Kind
+from cxr_hvd.partial.plan import MAX_DELAY, Scope, build_plan
+from cxr_hvd.partial.tensor_spec import Kind, TensorSpec
 
 MODEL = build_model(Model(), 14, seed=0)
 SPECS = tensor_specs(MODEL)
@@ -71,3 +71,30 @@ def test_the_bytes_of_the_plan_are_those_of_its_shared_tensors() -> None:
     assert told == sum(tensors[name].nbytes for name in plan.names(Scope.SHARED)) / 2
     parameters = sum(row.num_parameters for row in plan.summary())
     assert parameters == sum(parameter.numel() for parameter in MODEL.parameters())
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=30), st.integers(1, 40))
+def test_fragments_of_an_overlapped_average_hold_every_shared_number_once(sizes: list[int], every: int) -> None:
+    """And each is done before the next begins, and all within `every` steps; they are about alike in size."""
+    specs = [TensorSpec(f"t{i}", f"b{i // 3}", Kind.PARAMETER, (size,), "float32") for i, size in enumerate(sizes)]
+    plan, waiting = (build_plan(specs, (), every=every, overlap=overlap) for overlap in (True, False))
+    assert 1 <= plan.delay <= MAX_DELAY
+    assert plan.num_fragments * plan.delay <= every
+    buffers = plan.buffers((Scope.SHARED,))
+    assert [spec for buffer in buffers for spec in buffer.specs] == specs
+    fragments = [buffer.fragment for buffer in buffers]
+    assert fragments == sorted(fragments)
+    assert max(fragments) < plan.num_fragments
+    assert plan.bytes_per_exchange() == waiting.bytes_per_exchange()
+    assert len({buffer.name for buffer in buffers}) == len(buffers)
+    for number in range(plan.num_fragments):
+        size = sum(buffer.num_elements for buffer in buffers if buffer.fragment == number)
+        assert size <= sum(sizes) / plan.num_fragments + max(sizes)
+
+
+def test_an_overlapped_plan_says_when_what_travels() -> None:
+    specs = [TensorSpec(f"t{i}", "head", Kind.PARAMETER, (10,), "float32") for i in range(8)]
+    words = str(build_plan(specs, (), every=8, overlap=True))
+    assert "weights every 8 steps, one of 4 fragments every 2 steps while training goes on" in words
+    assert ", taken in 2 steps later" in words
+    assert "in one fragment every step" in str(build_plan(specs, (), overlap=True))
