@@ -6,6 +6,7 @@ ledger noted as sent to what the interface sent.
 
 import json
 import sys
+from typing import Any
 
 import torch
 
@@ -20,14 +21,20 @@ from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import build_plan
 from lab.two_sites import traffic_here
 
-WAYS = (("weights", "float32"), ("weights", "bfloat16"), ("gradients", "float32"))
+WAYS: dict[str, dict[str, Any]] = {
+    "weights": {},
+    "weights bfloat16": {"wire": "bfloat16"},
+    "weights int8": {"wire": "int8"},
+    "weights overlapped": {"every": 4, "overlap": True},
+    "gradients": {"exchange": "gradients"},
+}
 UNCOUNTED, COUNTED = 2, 9
 
 
-def compare(exchange: str, wire: str, device: str, comm: Communicator, topology: Topology) -> float:
+def compare(way: dict[str, Any], device: str, comm: Communicator, topology: Topology) -> float:
     """Return bytes by the ledger to bytes by the interface, of the step in which TCP sent the fewest twice."""
     model = build_model(Model(), 14, seed=1)
-    plan = build_plan(tensor_specs(model), (), exchange=exchange, wire=wire)  # type: ignore[arg-type]
+    plan = build_plan(tensor_specs(model), (), **way)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     averager = PartialAverager.of_plan(model, optimizer, Job(comm, topology), plan, [0.5, 0.5])
     images = torch.rand(2, 1, 32, 32)
@@ -39,11 +46,12 @@ def compare(exchange: str, wire: str, device: str, comm: Communicator, topology:
         loss = model(images).sum()
         averager.begin(28)
         loss.backward()
-        if exchange == "gradients":
+        if plan.exchange == "gradients":
             averager.average()
         optimizer.step()
-        if exchange == "weights":
+        if plan.exchange == "weights":
             averager.average()
+        averager.state_dict()  # waits for what is under way
         allgather(comm, torch.zeros(1), "status")
         shares.append((comm.ledger.sent_bytes() - noted) / (traffic_here(device).sent_bytes - counted))
     return max(shares[UNCOUNTED:])
@@ -54,7 +62,7 @@ def main() -> None:
     torch.set_num_threads(1)
     comm = start_comm()
     topology = bind(comm, {"a": 1, "b": 1})
-    shares = {" ".join(way): compare(*way, sys.argv[1], comm, topology) for way in WAYS}
+    shares = {name: compare(way, sys.argv[1], comm, topology) for name, way in WAYS.items()}
     if comm.rank == 0:
         print(json.dumps(shares))
     comm.close()

@@ -5,12 +5,15 @@ import subprocess
 import sys
 import threading
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from cxr_hvd.launch.slow_line import SEND_ONLY
+from cxr_hvd.study.layout import Split
 from lab.launch import BIN, PROJECT, need_horovod
+from lab.study_files import write_study_file
 from lab.two_sites import SlowLink, TwoSites, need_two_sites, two_sites
 
 SUM_BYTES = 32 << 20
@@ -112,9 +115,37 @@ def test_the_ledger_agrees_with_the_interface() -> None:
         job = pair.mpirun(1, [sys.executable, "-m", "tests.lab.count_bytes", pair.device], limit_s=60)
     assert job.exit_code == 0, job.output
     [told] = [json.loads(line) for line in job.output.splitlines() if line.startswith("{")]
-    assert len(told) == 3
+    assert len(told) == 5
     for way, ledger_to_interface in told.items():
         assert ledger_to_interface == pytest.approx(1, rel=0.02), way
+
+
+@pytest.mark.slow
+def test_an_overlapped_run_has_the_same_bytes_whatever_the_line(tmp_path: Path) -> None:
+    """Over a cable, over a slow line, and over one that cannot keep up with the steps."""
+    need_horovod()
+    need_two_sites(SlowLink())
+    for number, site in enumerate("ab"):
+        write_study_file(tmp_path / f"{site}.h5", 24, number, (Split.TRAIN, Split.VALIDATE), site=site)
+    config = {
+        "experiment": "D",
+        "sites": {site: {"data": str(tmp_path / f"{site}.h5")} for site in "ab"},
+        "model": {"name": "tiny", "image_size": 32},
+        "sharing": {"every": 8, "overlap": True, "wire": "int8"},
+        "training": {"epochs": 2, "steps_per_epoch": 11, "batch_size": 4, "precision": "fp32"},
+    }
+    (tmp_path / "D.yaml").write_text(json.dumps(config))
+    digests = []
+    for number, link in enumerate((None, SlowLink(20, 100), SlowLink(60, 1))):
+        run = tmp_path / f"run{number}"
+        with two_sites(link) as pair:
+            words = [str(BIN / "cxr-hvd"), "train", str(tmp_path / "D.yaml"), "--run", str(run)]
+            job = pair.mpirun(1, words, limit_s=180)
+        assert job.exit_code == 0, job.output
+        files = sorted(run.glob("?/checkpoints/step-*/*.safetensors"))
+        digests.append([(str(f.relative_to(run)), sha256(f.read_bytes()).hexdigest()) for f in files])
+    assert len(digests[0]) >= 12
+    assert digests[0] == digests[1] == digests[2]
 
 
 def test_nothing_is_left_behind_after_a_killed_test_run() -> None:
