@@ -112,7 +112,7 @@ def test_the_ledger_agrees_with_the_interface() -> None:
     need_horovod()
     need_two_sites()
     with two_sites() as pair:
-        job = pair.mpirun(1, [sys.executable, "-m", "tests.lab.count_bytes", pair.device], limit_s=60)
+        job = pair.mpirun(1, [sys.executable, "-m", "tests.lab.count_bytes", pair.device], limit_s=200)
     assert job.exit_code == 0, job.output
     [told] = [json.loads(line) for line in job.output.splitlines() if line.startswith("{")]
     assert len(told) == 5
