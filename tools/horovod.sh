@@ -189,13 +189,31 @@ build_horovod() {
     BUILD_DIR=
 }
 
-# Download the source archive, check its hash, unpack it.
+# Unpack the source archive into a folder; download it first where no folder was given that holds it.
 fetch_horovod() {
-    printf 'horovod==%s --hash=sha256:%s\n' "$HOROVOD_VERSION" "$HOROVOD_SHA256" >"$1/requirement.txt"
+    local archive=${OFFLINE_DIR:-$1}/horovod-$HOROVOD_VERSION.tar.gz
+    if [[ ! -e $archive ]]; then
+        download_horovod "$1"
+        archive=$1/horovod-$HOROVOD_VERSION.tar.gz
+    fi
+    check_horovod_source "$archive"
+    tar --no-same-owner -xzf "$archive" -C "$1"
+}
+
+# Download the source archive into a folder. pip reads its metadata by running its setup.py.
+download_horovod() {
+    local python=$VENV/bin/python isolation=(--no-build-isolation)
+    if ! "$python" -c 'import cffi, cloudpickle, setuptools' 2>/dev/null; then python=${PYTHON:-python3} isolation=(); fi
+    printf 'horovod==%s --hash=sha256:%s\n' "$HOROVOD_VERSION" "$HOROVOD_SHA256" >"$1/horovod-requirement.txt"
     # shellcheck disable=SC2046
-    step "Fetching Horovod's source" "$VENV/bin/python" -m pip download $(pip_source) --no-deps --no-binary horovod \
-        --no-build-isolation --dest "$1" --requirement "$1/requirement.txt"
-    tar --no-same-owner -xzf "$1/horovod-$HOROVOD_VERSION.tar.gz" -C "$1"
+    step "Fetching Horovod's source" "$python" -m pip download $(pip_source) --no-deps --no-binary horovod \
+        "${isolation[@]}" --dest "$1" --requirement "$1/horovod-requirement.txt"
+    rm "$1/horovod-requirement.txt"
+}
+
+check_horovod_source() {
+    sha256sum --check --status <<<"$HOROVOD_SHA256  $1" ||
+        fail "$1 is not Horovod's source archive of version $HOROVOD_VERSION: its SHA-256 differs; delete it and fetch it again"
 }
 
 # Build without CUDA: Horovod would use any toolkit that it sees, also one of another version than torch's.
@@ -233,7 +251,8 @@ horovod_environment() {
     mpi_folder=$(mpi_library_folder)
     if [[ -n $mpi_folder ]]; then say "CXR_HVD_RPATH=$mpi_folder"; fi
     say HOROVOD_WITH_PYTORCH=1 && say HOROVOD_WITHOUT_TENSORFLOW=1 && say HOROVOD_WITHOUT_MXNET=1
-    say HOROVOD_WITH_MPI=1 && say HOROVOD_WITH_GLOO=1
+    if [[ -n ${WITHOUT_MPI:-} ]]; then say HOROVOD_WITHOUT_MPI=1; else say HOROVOD_WITH_MPI=1; fi
+    say HOROVOD_WITH_GLOO=1
     say "MAKEFLAGS=${MAKEFLAGS:--j$(num_jobs)}"
     say CMAKE_POLICY_VERSION_MINIMUM=3.5      # CMake 4 no longer reads what the bundled Gloo asks for
     [[ $CUDA_TOOLKIT != - ]] || return 0
