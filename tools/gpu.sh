@@ -95,7 +95,9 @@ make_environment() {
 
 # Build Horovod of one kind into an environment of its own, and say what it holds. Run with a time limit, as a process.
 #   gpu: with CUDA and NCCL where nvcc and NCCL are there.     cpu: as tools/install.sh builds it without nvcc.
+# shellcheck disable=SC2034  # the installer's functions read what is set here
 build_one() {
+    local gpus
     VENV=$WORK/$BUILD_KIND STATE=$WORK/$BUILD_KIND-state CACHE=$WORK/$BUILD_KIND-wheel OFFLINE_DIR=$BUNDLE WITHOUT_MPI=1
     trap 'tidy_up $?' EXIT
     trap 'tidy_up 130' INT
@@ -103,6 +105,9 @@ build_one() {
     mkdir -p "$STATE" "$CACHE"
     make_environment "$VENV"
     export PIP_NO_INDEX=1 PIP_FIND_LINKS=$BUNDLE PIP_DISABLE_PIP_VERSION_CHECK=1 UV_NO_PROGRESS=1
+    # For the GPUs that are here, not for all that torch knows: a fifth of the compiler's work.
+    gpus=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u | paste -sd ,) || true
+    if [[ -n $gpus ]]; then export HOROVOD_BUILD_CUDA_CC_LIST=$gpus; fi
     command -v make >/dev/null || export CMAKE_GENERATOR=Ninja
     check_cxx
     describe_torch
@@ -148,6 +153,7 @@ run_part() {
     else
         options+=(--builds "$WORK")
     fi
+    [[ -x $RUN_PYTHON ]] || fail "$RUN_PYTHON was not made: $(tail -n 1 "$WORK/gpu.log" 2>/dev/null)"
     (cd "$ROOT" && PATH=$(dirname "$RUN_PYTHON"):$PATH "$RUN_PYTHON" -u -m "$1" "${options[@]}")
 }
 

@@ -262,7 +262,7 @@ horovod_environment() {
     say "CMAKE_LIBRARY_PATH=$CUDA_TOOLKIT/lib64" && say "CMAKE_INCLUDE_PATH=$CUDA_TOOLKIT/include"
     say "NVCC_APPEND_FLAGS=-std=c++20"
     # Left alone, Horovod compiles for every GPU that nvcc knows, which takes twice as long as for those of torch.
-    gpus=$(gpus_of_torch)
+    gpus=${HOROVOD_BUILD_CUDA_CC_LIST:-$(gpus_of_torch)}
     if [[ -n $gpus ]]; then say "HOROVOD_BUILD_CUDA_CC_LIST=$gpus"; fi
     [[ $NCCL_VERSION != - ]] || return 0
     mkdir -p "$build/nccl"

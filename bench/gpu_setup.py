@@ -1,0 +1,338 @@
+"""What the checks and measurements on a GPU have in common: the device, sizes, engines, batches, clocks, ranks.
+
+Needs no MPI and no mpi4py. Without a GPU, or in a dry run, everything is small and runs on the CPU.
+"""
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.guarded import Figures, Part, Record, run_parts, work, write_json
+from bench.report import ratios, turns
+from cxr_hvd.comm.job import Job
+from cxr_hvd.comm.local import LocalComm
+from cxr_hvd.comm.sites import Topology
+from cxr_hvd.config.schema import Training
+from cxr_hvd.config.sections import Model
+from cxr_hvd.data.loader import Batch
+from cxr_hvd.models.build import build_model
+from cxr_hvd.models.forward import forward
+from cxr_hvd.partial.blocks import tensor_specs
+from cxr_hvd.partial.plan import build_plan
+from cxr_hvd.study.labels import LABELS
+from cxr_hvd.training.engine import Engine
+from cxr_hvd.training.loss import MultiLabelLoss
+from cxr_hvd.training.state import start_state
+
+PROJECT = Path(__file__).resolve().parent.parent
+PRECISIONS = ("bf16", "fp32")
+IMAGES = 2
+BCE = MultiLabelLoss()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how large everything is.
+
+    Attributes:
+        is_dry_run: whether everything is tiny, on the CPU.
+        builds: the folder with environments that tools/gpu.sh has made; None: that of this process.
+    """
+
+    is_dry_run: bool
+    builds: Path | None = None
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The first GPU; the CPU where there is none, and in a dry run."""
+        is_there = torch.cuda.is_available() and not self.is_dry_run
+        return torch.device("cuda", 0) if is_there else torch.device("cpu")
+
+    @property
+    def has_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def network(self) -> str:
+        return "tiny" if self.is_dry_run else "densenet121"
+
+    @property
+    def side(self) -> int:
+        """Pixels a side."""
+        return 256 if self.has_gpu else 32
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Studies a batch."""
+        return (16, 64, 128) if self.has_gpu else (4,)
+
+    @property
+    def num_rounds(self) -> int:
+        return 7 if self.has_gpu else 2
+
+    @property
+    def steps_a_round(self) -> int:
+        return 6 if self.has_gpu else 1
+
+    def build_network(self) -> nn.Module:
+        """Build the network with first weights of a fixed seed, on the device."""
+        return build_model(Model(name=self.network), len(LABELS), seed=1).to(self.device).train()
+
+    def build_engine(self, precision: str, **settings: Any) -> Engine:
+        """Build an engine of one rank that shares all tensors."""
+        model = self.build_network()
+        plan = build_plan(tensor_specs(model), "none")
+        job = Job(LocalComm(), Topology(0, ("site",), (0,)), self.device)
+        training = Training(learning_rate=1e-5, schedule="constant", precision=precision, **settings)  # type: ignore[arg-type]
+        return Engine(start_state(model, training, job, plan, [1.0]), job, plan, training, 1_000_000_000)
+
+    def batch(self, size: int, images: int = IMAGES) -> Batch:
+        """Return studies of random images, and random labels that are all known."""
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.rand(size, images, self.side, self.side, generator=generator)
+        targets = (torch.rand(size, len(LABELS), generator=generator) < 0.2).float()
+        known = torch.ones(size, len(LABELS), dtype=torch.bool)
+        return Batch(pixels.to(self.device), targets.to(self.device), known.to(self.device))
+
+    def wait(self) -> None:
+        """Wait until the GPU has done what it was given."""
+        if self.has_gpu:
+            torch.cuda.synchronize()
+
+    def in_turn(self, ways: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+        """Time each way in turn, in interleaved rounds of several steps; return milliseconds of a step."""
+        milliseconds: dict[str, list[float]] = {name: [] for name in ways}
+        for name, is_counted in turns(list(ways), self.num_rounds):
+            self.wait()
+            began = time.perf_counter()
+            for _ in range(self.steps_a_round):
+                ways[name]()
+            self.wait()
+            if is_counted:
+                milliseconds[name].append((time.perf_counter() - began) * 1e3 / self.steps_a_round)
+        return milliseconds
+
+    def launch(
+        self, program: str, num_ranks: int, limit_s: float, kind: str = "gpu", **environment: str
+    ) -> list[Any]:
+        """Run a program of `bench.gpu_ranks` on ranks of this machine over Gloo; return what each rank wrote.
+
+        Args:
+            kind: whose build: `gpu` or `cpu`, of tools/gpu.sh.
+
+        Raises:
+            RuntimeError: the job failed or did not end; with its last lines.
+        """
+        binaries = self.builds / kind / "bin" if self.builds else Path(sys.executable).parent
+        path = f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"
+        settings = {"PATH": path, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "2", "CXR_STALL_LIMIT_S": "30"}
+        with tempfile.TemporaryDirectory(prefix="cxr-gpu-") as folder:
+            command = [
+                str(binaries / "horovodrun"),
+                "--gloo",
+                "-np",
+                str(num_ranks),
+                "-H",
+                f"localhost:{num_ranks}",
+            ]
+            command += [str(binaries / "python"), "-u", "-m", "bench.gpu_ranks", program, folder]
+            command += ["--dry-run"] if self.is_dry_run else []
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **settings, **environment},
+                cwd=PROJECT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+            try:
+                output, _ = process.communicate(timeout=limit_s)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                output, _ = process.communicate()
+                raise RuntimeError(f"no end after {limit_s:.0f} s: {output[-1500:]}") from None
+            files = [Path(folder) / f"{rank}.json" for rank in range(num_ranks)]
+            if process.returncode or not all(file.exists() for file in files):
+                raise RuntimeError(f"status {process.returncode}: {said_last(output)}")
+            return [json.loads(file.read_text()) for file in files]
+
+
+class BareLoop:
+    """A training step as one would write it for one GPU: forward, backward, fused AdamW, no look at the loss."""
+
+    def __init__(self, bench: Bench, precision: str, batch: Batch) -> None:
+        self.model = bench.build_network()
+        self.batch = batch
+        self.precision = precision
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
+
+    def logits(self) -> Tensor:
+        return forward(self.model, self.batch.images, self.precision)
+
+    def __call__(self) -> None:
+        self.optimizer.zero_grad()
+        loss = BCE(self.logits(), self.batch.targets, self.batch.known)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+
+
+class EngineLoop:
+    """The engine's own step, with all that it does besides."""
+
+    def __init__(self, bench: Bench, precision: str, batch: Batch) -> None:
+        self.engine = bench.build_engine(precision)
+        self.batch = batch
+        self.step = 0
+
+    def __call__(self) -> None:
+        self.engine.train_step(self.batch, self.step)
+        self.step += 1
+
+
+def said_last(output: str) -> str:
+    """Return the lines of a job's output that say most: those with an error, or else the last ones."""
+    lines = [line for line in output.splitlines() if line.strip() and "horovod/runner" not in line]
+    errors = [line for line in lines if "rror" in line]
+    return " | ".join(line.strip() for line in (errors or lines)[-6:])[-1500:]
+
+
+def compared(of: list[float], to: list[float]) -> dict[str, float]:
+    """Return the ratio of two timings, round by round: median, least and greatest."""
+    values = ratios(of, to)
+    return {"median": digits(statistics.median(values)), "least": digits(min(values)), "most": digits(max(values))}
+
+
+def digits(number: float) -> float:
+    """Round to four digits."""
+    return float(f"{number:.4g}")
+
+
+def run_stage(
+    module: str, stage: str, section: str, parts: Callable[[Bench], list[Part]], finish: Callable[[Record], None]
+) -> None:
+    """Take the parts of a stage, and write what came of them into the JSON file. The whole of a module's `main`.
+
+    Args:
+        stage: `build` or `measure`.
+        section: of the file, that the records go to.
+        parts: builds them; also in the worker.
+        finish: completes the file's content once all records are there.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--builds", type=Path, help="environments of tools/gpu.sh")
+    parser.add_argument("--limit-s", type=float, default=540.0)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--worker", type=Path)
+    parser.add_argument("--parts", default="")
+    parser.add_argument("--deadline", type=float)
+    options = parser.parse_args()
+    bench = Bench(options.dry_run, options.builds)
+    of_name = {part.name: part for part in [Part("machine", lambda: describe(bench)), *parts(bench)]}
+    if options.worker:
+        torch.manual_seed(0)
+        work(of_name, options.parts.split(","), options.worker, options.deadline, bench.has_gpu)
+        return
+    began = time.monotonic()
+    content = read_results(options.out)
+    if content.get("is_dry_run") != options.dry_run:
+        content = {}
+    content |= {"schema": 1, "is_dry_run": options.dry_run, section: {}}
+    content["builds"] = content.get("builds", {}) | read_builds(options.builds)
+
+    def keep(name: str, record: Record) -> None:
+        if name == "machine":
+            content["machine"] = record.get("figures", {"reason": record["reason"]})
+        else:
+            content[section][name] = record
+        write_json(options.out, content)
+        reason = f": {record['reason']}" if record["reason"] else ""
+        print(f"{name}: {record['verdict']}, {record['seconds']:.1f} s{reason}", flush=True)
+
+    words = [
+        *(["--dry-run"] if options.dry_run else []),
+        *(["--builds", str(options.builds)] if options.builds else []),
+    ]
+    with tempfile.TemporaryDirectory(prefix="cxr-gpu-") as folder:
+        limits = {name: part.limit_s for name, part in of_name.items()}
+        run_parts(module, limits, words, Path(folder), began + options.limit_s, keep)
+    finish(content)
+    content.setdefault("stages", {})[stage] = {"seconds": round(time.monotonic() - began, 1)}
+    write_json(options.out, content)
+
+
+def read_results(path: Path) -> Record:
+    """Return what an earlier stage has written; nothing where there is no such file."""
+    content: Record = json.loads(path.read_text()) if path.exists() else {}
+    return content
+
+
+def read_builds(folder: Path | None) -> dict[str, Record]:
+    """Return what tools/gpu.sh has noted of each build."""
+    builds: dict[str, Record] = {}
+    for path in sorted(folder.glob("*.build")) if folder else []:
+        verdict, seconds, detail = path.read_text().strip().split("\n", 2)
+        is_built = verdict == "built"
+        builds[kind] = {
+            "verdict": "pass" if is_built else "fail",
+            "reason": "" if is_built else detail,
+            "seconds": float(seconds),
+            "figures": {word.partition("=")[0]: int(word.partition("=")[2]) for word in detail.split()}
+            if is_built
+            else {},
+        }
+    return builds
+
+
+def describe(bench: Bench) -> Figures:
+    """Return what the machine has: GPUs, driver, torch, CUDA's compiler, NCCL, cores, packages."""
+    from importlib.metadata import PackageNotFoundError, version
+    from platform import python_version
+
+    from bench.report import describe_machine
+
+    packages = {}
+    for name in ("torch", "torchvision", "numpy", "h5py", "horovod", "opencv-python-headless", "scikit-learn"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "missing"
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {
+        "gpus": gpus,
+        "gpu_memory_gb": round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1) if gpus else 0,
+        "driver": first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
+        "nvcc": first_line(["nvcc", "--version"], "release"),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if gpus else "no GPU",  # type: ignore[no-untyped-call]
+        "cuda_of_torch": torch.version.cuda or "none",
+        "processor": describe_machine(),
+        "python": python_version(),
+        "packages": packages,
+        "measured_on": str(bench.device),
+    }
+
+
+def first_line(command: list[str], containing: str = "") -> str:
+    """Return the first line of a command's output that holds a text; `none` where it cannot be run."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "none"
+    return next((line.strip() for line in done.stdout.splitlines() if containing in line), "none")
