@@ -4,9 +4,12 @@
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 DATA    ?=
 INSTALL ?=
+BUNDLE  ?=
+OUT     ?= gpu.json
+STAGE   ?= all
 SOURCES := cxr_hvd preprocess bench examples lab tests
 
-.PHONY: help setup demo results test test-slow test-faults test-cluster test-image test-ci test-night bench lint format constraints clean
+.PHONY: help setup demo results test test-slow test-faults test-cluster test-image test-ci test-night bench gpu lint format constraints clean
 
 help:            ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -47,6 +50,9 @@ bench: setup     ## measure every part beside its peers; writes the tables in do
 	@python -m bench.library --out docs/performance.md
 	@python -m bench.training --out docs/performance.md
 	@python -m bench.start --out docs/performance.md
+
+gpu:             ## check and measure on a GPU, without a network: BUNDLE=DIR OUT=FILE STAGE=build or measure (docs/performance.md)
+	@tools/gpu.sh --bundle "$(BUNDLE)" --out "$(OUT)" --stage "$(STAGE)"
 
 lint: setup      ## check style, imports and types; change nothing
 	@ruff check $(SOURCES)

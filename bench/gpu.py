@@ -1,8 +1,8 @@
 """Training on a GPU: studies a second, memory, kernels, what bounds a step, and what might make it faster.
 
 `make gpu STAGE=measure`. All ways of a part take turns in interleaved rounds; what counts are ratios. CUDA graphs
-and torch.compile are candidates here and no settings of the product: nothing has shown that they pay. Without a GPU,
-or in a dry run, everything is tiny and runs on the CPU. Results go into one JSON file.
+and torch.compile are candidates here and no settings of the product: nothing has shown that they pay. Without a
+GPU, or in a dry run, everything is tiny and runs on the CPU. Results go into one JSON file.
 """
 
 import gc

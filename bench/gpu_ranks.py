@@ -138,7 +138,7 @@ def ways_of_job(joined: Any, network: str, side: int, size: int, num_steps: int)
 
 
 def has_gone_on(engine: Engine, batch: Batch, step: int) -> bool | str:
-    """Take one more step with the exchange's state on the CPU, as a checkpoint gives it; return an error's text."""
+    """Take one more step with the exchange's state on the CPU, as checkpoints give it; return an error's text."""
     averager = engine.state.averager
     kept = {name: tensor.cpu() for name, tensor in averager.state_dict().items()}
     assert len(kept) > 1, "the wire has kept no rounding errors"

@@ -289,15 +289,10 @@ def read_builds(folder: Path | None) -> dict[str, Record]:
     builds: dict[str, Record] = {}
     for path in sorted(folder.glob("*.build")) if folder else []:
         verdict, seconds, detail = path.read_text().strip().split("\n", 2)
-        is_built = verdict == "built"
-        builds[kind] = {
-            "verdict": "pass" if is_built else "fail",
-            "reason": "" if is_built else detail,
-            "seconds": float(seconds),
-            "figures": {word.partition("=")[0]: int(word.partition("=")[2]) for word in detail.split()}
-            if is_built
-            else {},
-        }
+        builds[path.stem] = {"verdict": "fail", "reason": detail, "seconds": float(seconds)}
+        if verdict == "built":
+            holds = {word.partition("=")[0]: word.endswith("=1") for word in detail.split()}
+            builds[path.stem] |= {"verdict": "pass", "reason": "", "figures": holds}
     return builds
 
 
