@@ -94,11 +94,13 @@ ELSEWHERE = {
     ),
     "cxr-hvd doctor --peer hospital-b": f"{HOSTS}::test_the_doctor_examines_the_line_by_ssh",
     "cxr-hvd doctor --peer hospital-b --interface wg0 --config D.yaml --compute-s 0.26": f"{HOSTS}::test_the_doctor_examines_the_line_by_ssh",
+    "tools/gpu.sh --dry-run --out dry.json": "cli/test_gpu.py::test_the_dry_run_lists_ten_checks_and_has_all_figures",
     "docker build -t cxr_hvd .": f"{IMAGE}::test_without_a_command_it_shows_help",
     "docker run --rm cxr_hvd": f"{IMAGE}::test_without_a_command_it_shows_help",
     "docker run --rm --shm-size=1g cxr_hvd jobs/demo.sh": f"{IMAGE}::test_the_demo_trains_on_two_ranks_inside",
     "docker compose run --rm site-a": f"{IMAGE}::test_two_institutions_train_from_two_containers_with_two_disks",
 }
+NO_GPU = "tests have no GPU and no machine without a network: test_gpu.py runs both stages dry, and fills a folder at night"
 NO_ENGINE = "there is no Docker engine: images are built by buildah and started by podman (docs/containers.md)"
 NO_APPTAINER = "Debian has no Apptainer (docs/containers.md says what was tried instead)"
 OWN_TUNNEL = "test_two_hosts.py sets up such a tunnel with keys of its own, and leaves /etc alone"
@@ -116,6 +118,9 @@ NOT_RUN = {
     "--site chexpert": NO_ENGINE,
     f"{INSIDE} cxr_hvd horovodrun -np 2 cxr-hvd train /data/D.yaml --run runs/D": NO_ENGINE,
     "ssh cluster sha256sum weights/densenet121-a639ec97.pth": "tests have no second machine and download nothing",
+    "tools/gpu_bundle.sh bundle --python 3.12 --torch 2.11": NO_GPU,
+    "make gpu BUNDLE=bundle OUT=gpu.json STAGE=build": NO_GPU,
+    "make gpu BUNDLE=bundle OUT=gpu.json STAGE=measure": NO_GPU,
     "docker compose build": NO_ENGINE,
     "docker compose down --volumes": NO_ENGINE,
     "docker build -t cxr_hvd:cuda --build-arg DEVICE=cuda --build-arg TORCH_BACKEND=cu130 --build-arg "

@@ -14,6 +14,8 @@ PROGRAMS = (
     "horovodrun",
     "python",
     "tools/install.sh",
+    "tools/gpu.sh",
+    "tools/gpu_bundle.sh",
     "docker",
     "apptainer",
 )
