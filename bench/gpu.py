@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from bench.gpu_checks import NO_GPU, SPEED, loader_rate, policy, waits_of_host, write_studies
-from bench.gpu_setup import PRECISIONS, BareLoop, Bench, EngineLoop, compared, digits, run_stage
+from bench.gpu_checks import NO_GPU, SPEED, find_waits, policy, time_loader, write_studies
+from bench.gpu_setup import PRECISIONS, BareLoop, Bench, EngineLoop, compare_rounds, round_digits, run_stage
 from bench.guarded import Figures, Part, Record, Skipped
 from cxr_hvd.config.sections import Augmentation
 from cxr_hvd.data.loader import train_batches
@@ -118,11 +118,11 @@ def measure_step(bench: Bench, precision: str, size: int) -> Figures:
     milliseconds = bench.in_turn({"engine": engine, "bare": bare})
     step_ms = statistics.median(milliseconds["engine"])
     return {
-        "engine_ms": digits(step_ms),
-        "bare_ms": digits(statistics.median(milliseconds["bare"])),
-        "studies_per_s": digits(size / step_ms * 1e3),
-        "engine_to_bare": compared(milliseconds["engine"], milliseconds["bare"]),
-        "peak_gb": digits(peak_gb),
+        "engine_ms": round_digits(step_ms),
+        "bare_ms": round_digits(statistics.median(milliseconds["bare"])),
+        "studies_per_s": round_digits(size / step_ms * 1e3),
+        "engine_to_bare": compare_rounds(milliseconds["engine"], milliseconds["bare"]),
+        "peak_gb": round_digits(peak_gb),
     }
 
 
@@ -140,7 +140,7 @@ def measure_kernels(bench: Bench, precision: str, size: int) -> Figures:
     with profile(activities=activities) as profiler:
         loop()
         bench.wait()
-    events = profiler.events()  # type: ignore[no-untyped-call]
+    events = profiler.events()
     assert events is not None
     rows = Counter[str]()
     counts = Counter[str]()
@@ -152,20 +152,20 @@ def measure_kernels(bench: Bench, precision: str, size: int) -> Figures:
         counts[event.name] += 1
     kinds = Counter[str]()
     for name, microseconds in rows.items():
-        kinds[kind_of_kernel(name)] += microseconds
+        kinds[sort_kernel(name)] += microseconds
     busy_ms = sum(rows.values()) / 1e3
     return {
         "kernels": sum(counts.values()),
-        "copies": sum(count for name, count in counts.items() if kind_of_kernel(name) == "copies"),
-        "busy_ms": digits(busy_ms),
-        "step_ms": digits(step_ms),
-        "busy_share": digits(busy_ms / step_ms),
-        "shares": {kind: digits(microseconds / 1e3 / busy_ms) for kind, microseconds in kinds.most_common()},
+        "copies": sum(count for name, count in counts.items() if sort_kernel(name) == "copies"),
+        "busy_ms": round_digits(busy_ms),
+        "step_ms": round_digits(step_ms),
+        "busy_share": round_digits(busy_ms / step_ms),
+        "shares": {kind: round_digits(microseconds / 1e3 / busy_ms) for kind, microseconds in kinds.most_common()},
         "longest": [f"{name[:60]} {counts[name]}x {spent / 1e3:.2f} ms" for name, spent in rows.most_common(10)],
     }
 
 
-def kind_of_kernel(name: str) -> str:
+def sort_kernel(name: str) -> str:
     """Sort a kernel by its name: convolutions, norms, copies, the optimizer, or elementwise."""
     name = name.lower()
     if any(word in name for word in NORMS):
@@ -182,8 +182,8 @@ def measure_layout(bench: Bench, size: int) -> Figures:
     batch = bench.batch(size)
     milliseconds = bench.in_turn({"nchw": PlainLoop(bench, "bf16", batch), "last": BareLoop(bench, "bf16", batch)})
     return {
-        "nchw_to_channels_last": compared(milliseconds["nchw"], milliseconds["last"]),
-        "channels_last_ms": digits(statistics.median(milliseconds["last"])),
+        "nchw_to_channels_last": compare_rounds(milliseconds["nchw"], milliseconds["last"]),
+        "channels_last_ms": round_digits(statistics.median(milliseconds["last"])),
     }
 
 
@@ -204,9 +204,9 @@ def measure_first_convolution(bench: Bench, size: int) -> Figures:
     padded.model.register_forward_pre_hook(pad_channels)
     milliseconds = bench.in_turn({"all": padded, "occupied": BareLoop(bench, "bf16", batch)})
     return {
-        "all_to_occupied": compared(milliseconds["all"], milliseconds["occupied"]),
-        "all_ms": digits(statistics.median(milliseconds["all"])),
-        "occupied_ms": digits(statistics.median(milliseconds["occupied"])),
+        "all_to_occupied": compare_rounds(milliseconds["all"], milliseconds["occupied"]),
+        "all_ms": round_digits(statistics.median(milliseconds["all"])),
+        "occupied_ms": round_digits(statistics.median(milliseconds["occupied"])),
     }
 
 
@@ -237,13 +237,13 @@ def compare_candidate(bench: Bench, size: int, prepare: Callable[[nn.Module, Ten
     off = float((candidate.logits() - bare.logits()).detach().abs().max())
     assert off < 0.1, f"logits differ by {off:.3f}"
     milliseconds = bench.in_turn({"bare": bare, "candidate": candidate})
-    gain = compared(milliseconds["bare"], milliseconds["candidate"])
+    gain = compare_rounds(milliseconds["bare"], milliseconds["candidate"])
     return {
         "bare_to_candidate": gain,
         "pays": bench.has_gpu and gain["median"] >= PAYS,
         "is_real": bench.has_gpu,
-        "prepare_s": digits(candidate.prepare_s),
-        "logits_differ_by": digits(off),
+        "prepare_s": round_digits(candidate.prepare_s),
+        "logits_differ_by": round_digits(off),
     }
 
 
@@ -270,10 +270,10 @@ def measure_run(bench: Bench, size: int) -> Figures:
                     engine.train_step(batch, step)
                 bench.wait()
                 spent_s = time.perf_counter() - began
-            alone = loader_rate(bench, file, num_studies, threads)
+            alone = time_loader(bench, file, num_studies, threads)
     return {
-        "studies_per_s": digits(num_steps * size / spent_s),
-        "waiting_for_data": digits(waited_s / spent_s),
+        "studies_per_s": round_digits(num_steps * size / spent_s),
+        "waiting_for_data": round_digits(waited_s / spent_s),
         "loader_studies_per_s": alone,
         "threads": threads,
     }
@@ -283,7 +283,7 @@ def measure_waits(bench: Bench) -> Figures:
     """The waits of the host in a step, by file and line."""
     if not bench.has_gpu:
         raise Skipped(NO_GPU)
-    return {"waits": waits_of_host(bench)}
+    return {"waits": find_waits(bench)}
 
 
 def parts(bench: Bench) -> list[Part]:

@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from bench.gpu_setup import Bench, EngineLoop, digits, run_stage
+from bench.gpu_setup import Bench, EngineLoop, round_digits, run_stage
 from bench.guarded import Figures, Part, Record, Skipped
 from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.config.file import parse_config
-from cxr_hvd.config.schema import Training
-from cxr_hvd.config.sections import Augmentation, Labels
+from cxr_hvd.config.sections import Augmentation, Labels, Training
 from cxr_hvd.data.loader import train_batches
 from cxr_hvd.data.studies import Shuffle, StudySet
 from cxr_hvd.study.labels import LABELS
@@ -46,7 +45,7 @@ def check_collectives(bench: Bench) -> Figures:
 
 def check_exchanges(bench: Bench, kind: str = "gpu") -> Figures:
     """Both exchanges with every wire on two ranks: shared weights end alike, private ones do not."""
-    ranks = trained_ranks(bench, kind)
+    ranks = train_ranks(bench, kind)
     if bench.has_gpu:
         assert all(rank["device"].startswith("cuda") for rank in ranks), [rank["device"] for rank in ranks]
     ways: Figures = {}
@@ -60,7 +59,7 @@ def check_exchanges(bench: Bench, kind: str = "gpu") -> Figures:
 
 
 @cache
-def trained_ranks(bench: Bench, kind: str) -> list[Any]:
+def train_ranks(bench: Bench, kind: str) -> list[Any]:
     """Train on two ranks in every way, once; return what each rank wrote."""
     return bench.launch("exchanges", 2, 180, kind)
 
@@ -83,7 +82,7 @@ def check_cpu_build(bench: Bench) -> Figures:
 
 def check_short_wire(bench: Bench) -> Figures:
     """Short wires go on with the rounding errors of a checkpoint, which are on the CPU."""
-    ways = {name: way for name, way in trained_ranks(bench, "gpu")[0]["ways"].items() if "goes_on" in way}
+    ways = {name: way for name, way in train_ranks(bench, "gpu")[0]["ways"].items() if "goes_on" in way}
     broken = {name: way["goes_on"] for name, way in ways.items() if way["goes_on"] is not True}
     assert not broken, broken
     return {"ways": list(ways)}
@@ -106,17 +105,17 @@ def check_layout(bench: Bench) -> Figures:
         assert seen == [True], f"{images} images a study: not channels_last"
         loops[f"{images} images"] = loop
     milliseconds = bench.in_turn(loops)
-    return {name: digits(min(values)) for name, values in milliseconds.items()}
+    return {name: round_digits(min(values)) for name, values in milliseconds.items()}
 
 
 def check_waits(bench: Bench) -> Figures:
     """The waits of the host in a step, by file and line, as torch reports them."""
     if not bench.has_gpu:
         raise Skipped(NO_GPU)
-    return {"waits": waits_of_host(bench)}
+    return {"waits": find_waits(bench)}
 
 
-def waits_of_host(bench: Bench) -> dict[str, int]:
+def find_waits(bench: Bench) -> dict[str, int]:
     """Return where the host waits for the GPU within a step of the engine, and how often."""
     loop = EngineLoop(bench, "bf16", bench.batch(bench.sizes[0]))
     for _ in range(3):
@@ -151,17 +150,17 @@ def check_runs(bench: Bench) -> Figures:
     with tempfile.TemporaryDirectory(prefix="cxr-gpu-") as name:
         data = write_study_file(Path(name) / "north.h5", 18, splits=(Split.TRAIN, Split.TRAIN, Split.VALIDATE))
         for kind, training in kinds.items():
-            whole = end_of_run(bench, Path(name) / f"{kind}-whole", data, training)
-            again = end_of_run(bench, Path(name) / f"{kind}-again", data, training)
-            parts = end_of_run(bench, Path(name) / f"{kind}-parts", data, training, is_stopped=True)
-            drift = {"repeated": largest_difference(whole, again), "resumed": largest_difference(whole, parts)}
+            whole = train_to_end(bench, Path(name) / f"{kind}-whole", data, training)
+            again = train_to_end(bench, Path(name) / f"{kind}-again", data, training)
+            parts = train_to_end(bench, Path(name) / f"{kind}-parts", data, training, is_stopped=True)
+            drift = {"repeated": compare_weights(whole, again), "resumed": compare_weights(whole, parts)}
             figures[kind] = drift
             allowed = MAX_DRIFT if bench.has_gpu and kind != "deterministic" else 0.0
             assert max(drift.values()) <= allowed, f"{kind}: weights differ by {drift}, at most {allowed} is right"
     return figures
 
 
-def end_of_run(
+def train_to_end(
     bench: Bench, run: Path, data: Path, training: dict[str, Any], is_stopped: bool = False
 ) -> dict[str, torch.Tensor]:
     """Train a few steps; with `is_stopped` go on from the checkpoint in their middle. Return the last weights."""
@@ -189,7 +188,7 @@ def end_of_run(
     return tensors
 
 
-def largest_difference(of: dict[str, torch.Tensor], to: dict[str, torch.Tensor]) -> float:
+def compare_weights(of: dict[str, torch.Tensor], to: dict[str, torch.Tensor]) -> float:
     """Return the largest difference of two networks' tensors of the same names."""
     return max(float((tensor.double() - to[name].double()).abs().max()) for name, tensor in of.items())
 
@@ -220,7 +219,7 @@ def check_loader(bench: Bench) -> Figures:
                 assert grays <= allowed, f"{kind}: {grays:.3f} grays from the CPU's batch, allowed {allowed}"
                 figures[f"{kind}: grays"] = round(grays, 3)
             for threads in (1, 4, 8) if bench.has_gpu else (1,):
-                figures[f"{threads} threads: studies_per_s"] = loader_rate(bench, file, num_studies, threads)
+                figures[f"{threads} threads: studies_per_s"] = time_loader(bench, file, num_studies, threads)
     return figures
 
 
@@ -238,7 +237,7 @@ def policy() -> Any:
     return Labels().policy(LABELS)
 
 
-def loader_rate(bench: Bench, file: StudyFile, num_studies: int, threads: int) -> float:
+def time_loader(bench: Bench, file: StudyFile, num_studies: int, threads: int) -> float:
     """Return the studies that threads make in a second, after a first pass, which also checks digests."""
     size, num_batches = (64, 40) if bench.has_gpu else (4, 4)
     studies = StudySet([file], Split.TRAIN, policy())

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from bench.guarded import Figures, write_json
-from cxr_hvd.config.schema import Training
-from cxr_hvd.config.sections import Model
+from cxr_hvd.config.sections import Model, Training
 from cxr_hvd.data.loader import Batch
 from cxr_hvd.errors import ConfigError
 from cxr_hvd.models.build import build_model
@@ -66,8 +65,8 @@ def collectives(is_dry_run: bool) -> Figures:
     assert float(large.min()) == float(large.max()) == REPEATS**2
     megabytes = large[: 1 << 20]
     pulse = torch.zeros(1, 5, dtype=torch.float64)
-    sum_ms = mean_ms(lambda: hvd.synchronize(hvd.grouped_allreduce_async_([megabytes], name="4MB", op=hvd.Sum)))
-    pulse_ms = mean_ms(lambda: hvd.synchronize(hvd.allgather_async(pulse, name="pulse")))
+    sum_ms = time_calls(lambda: hvd.synchronize(hvd.grouped_allreduce_async_([megabytes], name="4MB", op=hvd.Sum)))
+    pulse_ms = time_calls(lambda: hvd.synchronize(hvd.allgather_async(pulse, name="pulse")))
     hvd.shutdown()
     return {"device": device.type, "sum_ms": sum_ms, "sum_bytes": megabytes.nbytes, "status_ms": pulse_ms}
 
@@ -92,11 +91,11 @@ def exchanges(is_dry_run: bool) -> Figures:
     from cxr_hvd.comm.start import join
 
     if not is_dry_run:
-        return ways_of_job(join(["a", "b"]), "densenet121", 256 if torch.cuda.is_available() else 32, 16, 12)
-    return ways_of_job(join(["a", "b"], device="cpu"), "tiny", 32, 4, 3)
+        return train_ways(join(["a", "b"]), "densenet121", 256 if torch.cuda.is_available() else 32, 16, 12)
+    return train_ways(join(["a", "b"], device="cpu"), "tiny", 32, 4, 3)
 
 
-def ways_of_job(joined: Any, network: str, side: int, size: int, num_steps: int) -> Figures:
+def train_ways(joined: Any, network: str, side: int, size: int, num_steps: int) -> Figures:
     """Take steps in each way within one job."""
     ways: Figures = {}
     with joined as job:
@@ -111,7 +110,7 @@ def ways_of_job(joined: Any, network: str, side: int, size: int, num_steps: int)
                 training = Training(learning_rate=1e-4, schedule="constant")
                 state = start_state(model, training, job, plan, [0.5, 0.5])
                 engine = Engine(state, job, plan, training, num_steps + 10)
-                batch = random_batch(job.rank, size, side, job.device)
+                batch = draw_batch(job.rank, size, side, job.device)
                 spent: list[tuple[float, float]] = []
                 loss = 0.0
                 for step in range(num_steps):
@@ -123,21 +122,21 @@ def ways_of_job(joined: Any, network: str, side: int, size: int, num_steps: int)
                 names = set(plan.names(Scope.SHARED))
                 shared = [tensor for name, tensor in model.state_dict().items() if name in names]
                 private = [tensor for name, tensor in model.state_dict().items() if name not in names]
-                goes_on = True
+                goes_on: bool | str = True
                 if wire != "float32":
-                    goes_on = has_gone_on(engine, batch, num_steps)
+                    goes_on = go_on(engine, batch, num_steps)
                 ways[f"{exchange} {wire}"] = {
                     "goes_on": goes_on,
                     "step_ms": round(step_s * 1e3, 2),
                     "averaging_ms": round(averaging_s * 1e3, 2),
                     "loss": loss,
-                    "shared": digest(shared),
-                    "private": digest(private),
+                    "shared": hash_tensors(shared),
+                    "private": hash_tensors(private),
                 }
     return {"device": str(job.device), "ways": ways}
 
 
-def has_gone_on(engine: Engine, batch: Batch, step: int) -> bool | str:
+def go_on(engine: Engine, batch: Batch, step: int) -> bool | str:
     """Take one more step with the exchange's state on the CPU, as checkpoints give it; return an error's text."""
     averager = engine.state.averager
     kept = {name: tensor.cpu() for name, tensor in averager.state_dict().items()}
@@ -150,7 +149,7 @@ def has_gone_on(engine: Engine, batch: Batch, step: int) -> bool | str:
     return True
 
 
-def random_batch(seed: int, size: int, side: int, device: torch.device) -> Batch:
+def draw_batch(seed: int, size: int, side: int, device: torch.device) -> Batch:
     """Return studies of two random images, different on every rank."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(size, 2, side, side, generator=generator).to(device)
@@ -158,7 +157,7 @@ def random_batch(seed: int, size: int, side: int, device: torch.device) -> Batch
     return Batch(images, targets, torch.ones(size, len(LABELS), dtype=torch.bool, device=device))
 
 
-def digest(tensors: list[Tensor]) -> str:
+def hash_tensors(tensors: list[Tensor]) -> str:
     """Return a digest of the tensors' bytes."""
     summed = hashlib.sha256()
     for tensor in tensors:
@@ -166,7 +165,7 @@ def digest(tensors: list[Tensor]) -> str:
     return summed.hexdigest()[:16]
 
 
-def mean_ms(take: Callable[[], object]) -> float:
+def time_calls(take: Callable[[], object]) -> float:
     """Return the milliseconds of one call, over several."""
     began = time.perf_counter()
     for _ in range(REPEATS):

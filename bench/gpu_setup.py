@@ -6,7 +6,6 @@ Needs no MPI and no mpi4py. Without a GPU, or in a dry run, everything is small 
 import argparse
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -26,8 +25,7 @@ from bench.report import ratios, turns
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
-from cxr_hvd.config.schema import Training
-from cxr_hvd.config.sections import Model
+from cxr_hvd.config.sections import Model, Training
 from cxr_hvd.data.loader import Batch
 from cxr_hvd.models.build import build_model
 from cxr_hvd.models.forward import forward
@@ -97,7 +95,8 @@ class Bench:
         model = self.build_network()
         plan = build_plan(tensor_specs(model), "none")
         job = Job(LocalComm(), Topology(0, ("site",), (0,)), self.device)
-        training = Training(learning_rate=1e-5, schedule="constant", precision=precision, **settings)  # type: ignore[arg-type]
+        settings = {"learning_rate": 1e-5, "schedule": "constant", "precision": precision, **settings}
+        training = Training.model_validate(settings)
         return Engine(start_state(model, training, job, plan, [1.0]), job, plan, training, 1_000_000_000)
 
     def batch(self, size: int, images: int = IMAGES) -> Batch:
@@ -141,14 +140,8 @@ class Bench:
         path = f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"
         settings = {"PATH": path, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "2", "CXR_STALL_LIMIT_S": "30"}
         with tempfile.TemporaryDirectory(prefix="cxr-gpu-") as folder:
-            command = [
-                str(binaries / "horovodrun"),
-                "--gloo",
-                "-np",
-                str(num_ranks),
-                "-H",
-                f"localhost:{num_ranks}",
-            ]
+            command = [str(binaries / "horovodrun"), "--gloo", "-np", str(num_ranks)]
+            command += ["-H", f"localhost:{num_ranks}"]
             command += [str(binaries / "python"), "-u", "-m", "bench.gpu_ranks", program, folder]
             command += ["--dry-run"] if self.is_dry_run else []
             process = subprocess.Popen(
@@ -159,18 +152,17 @@ class Bench:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                errors="replace",
-                start_new_session=True,
+                errors="replace",  # in the worker's own session: who ends the worker ends the job
             )
             try:
                 output, _ = process.communicate(timeout=limit_s)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                process.terminate()  # horovodrun then ends its ranks
                 output, _ = process.communicate()
                 raise RuntimeError(f"no end after {limit_s:.0f} s: {output[-1500:]}") from None
             files = [Path(folder) / f"{rank}.json" for rank in range(num_ranks)]
             if process.returncode or not all(file.exists() for file in files):
-                raise RuntimeError(f"status {process.returncode}: {said_last(output)}")
+                raise RuntimeError(f"status {process.returncode}: {last_errors(output)}")
             return [json.loads(file.read_text()) for file in files]
 
 
@@ -206,20 +198,24 @@ class EngineLoop:
         self.step += 1
 
 
-def said_last(output: str) -> str:
+def last_errors(output: str) -> str:
     """Return the lines of a job's output that say most: those with an error, or else the last ones."""
     lines = [line for line in output.splitlines() if line.strip() and "horovod/runner" not in line]
     errors = [line for line in lines if "rror" in line]
     return " | ".join(line.strip() for line in (errors or lines)[-6:])[-1500:]
 
 
-def compared(of: list[float], to: list[float]) -> dict[str, float]:
+def compare_rounds(of: list[float], to: list[float]) -> dict[str, float]:
     """Return the ratio of two timings, round by round: median, least and greatest."""
     values = ratios(of, to)
-    return {"median": digits(statistics.median(values)), "least": digits(min(values)), "most": digits(max(values))}
+    return {
+        "median": round_digits(statistics.median(values)),
+        "least": round_digits(min(values)),
+        "greatest": round_digits(max(values)),
+    }
 
 
-def digits(number: float) -> float:
+def round_digits(number: float) -> float:
     """Round to four digits."""
     return float(f"{number:.4g}")
 
@@ -245,10 +241,10 @@ def run_stage(
     parser.add_argument("--deadline", type=float)
     options = parser.parse_args()
     bench = Bench(options.dry_run, options.builds)
-    of_name = {part.name: part for part in [Part("machine", lambda: describe(bench)), *parts(bench)]}
+    by_name = {part.name: part for part in [Part("machine", lambda: describe(bench)), *parts(bench)]}
     if options.worker:
         torch.manual_seed(0)
-        work(of_name, options.parts.split(","), options.worker, options.deadline, bench.has_gpu)
+        work(by_name, options.parts.split(","), options.worker, options.deadline, bench.has_gpu)
         return
     began = time.monotonic()
     content = read_results(options.out)
@@ -271,7 +267,7 @@ def run_stage(
         *(["--builds", str(options.builds)] if options.builds else []),
     ]
     with tempfile.TemporaryDirectory(prefix="cxr-gpu-") as folder:
-        limits = {name: part.limit_s for name, part in of_name.items()}
+        limits = {name: part.limit_s for name, part in by_name.items()}
         run_parts(module, limits, words, Path(folder), began + options.limit_s, keep)
     finish(content)
     content.setdefault("stages", {})[stage] = {"seconds": round(time.monotonic() - began, 1)}
@@ -313,8 +309,8 @@ def describe(bench: Bench) -> Figures:
     return {
         "gpus": gpus,
         "gpu_memory_gb": round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1) if gpus else 0,
-        "driver": first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
-        "nvcc": first_line(["nvcc", "--version"], "release"),
+        "driver": read_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
+        "nvcc": read_line(["nvcc", "--version"], "release"),
         "nccl": ".".join(map(str, torch.cuda.nccl.version())) if gpus else "no GPU",  # type: ignore[no-untyped-call]
         "cuda_of_torch": torch.version.cuda or "none",
         "processor": describe_machine(),
@@ -324,7 +320,7 @@ def describe(bench: Bench) -> Figures:
     }
 
 
-def first_line(command: list[str], containing: str = "") -> str:
+def read_line(command: list[str], containing: str = "") -> str:
     """Return the first line of a command's output that holds a text; `none` where it cannot be run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
