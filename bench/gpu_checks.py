@@ -5,6 +5,7 @@ Each gives a verdict: pass, fail with the error, or skipped with the reason. Res
 
 import itertools
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -12,11 +13,13 @@ from collections import Counter
 from contextlib import closing
 from functools import cache, partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from bench.gpu_ranks import NO_NCCL
 from bench.gpu_setup import Bench, EngineLoop, round_digits, run_stage
 from bench.guarded import Figures, Part, Record, Skipped
 from cxr_hvd.comm.local import LocalComm
@@ -33,8 +36,8 @@ from lab.study_files import write_study_file
 NO_GPU = "no GPU"
 MAX_GRAYS = 1.5
 """How far an image that the GPU has moved may be from the CPU's, of 255: OpenCV rounds to whole grays."""
-MAX_DRIFT = 0.01
-"""How far weights may be apart after a few steps on a GPU, whose sums come in no fixed order."""
+MAX_DRIFT = 0.02
+"""How far numbers of a network may be apart after a few steps on a GPU, whose sums come in no fixed order."""
 SPEED = "speed"
 
 
@@ -69,6 +72,8 @@ def check_one_gpu_for_two(bench: Bench) -> Figures:
     if not bench.has_gpu:
         raise Skipped(NO_GPU)
     outcomes = [rank["outcome"] for rank in bench.launch("direct", 2, 90, NCCL_DEBUG="WARN")]
+    if NO_NCCL in outcomes:
+        raise Skipped(NO_NCCL)
     assert all(outcome == "sum 2.0" or "rror" in outcome for outcome in outcomes), outcomes
     return {"outcomes": outcomes}
 
@@ -146,7 +151,7 @@ def check_runs(bench: Bench) -> Figures:
         kinds["fp16"] = {"precision": "fp16"}
         if "deterministic" in Training.model_fields:
             kinds["deterministic"] = {"precision": "fp32", "deterministic": True}
-    figures: Figures = {}
+    figures: Figures = {"tensorboard": "there" if has_tensorboard() else "missing: curves are not written"}
     with tempfile.TemporaryDirectory(prefix="cxr-gpu-") as name:
         data = write_study_file(Path(name) / "north.h5", 18, splits=(Split.TRAIN, Split.TRAIN, Split.VALIDATE))
         for kind, training in kinds.items():
@@ -158,6 +163,28 @@ def check_runs(bench: Bench) -> Figures:
             allowed = MAX_DRIFT if bench.has_gpu and kind != "deterministic" else 0.0
             assert max(drift.values()) <= allowed, f"{kind}: weights differ by {drift}, at most {allowed} is right"
     return figures
+
+
+def has_tensorboard() -> bool:
+    """Return whether TensorBoard is there; where it is not, put a writer in its place that writes nothing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: F401, asks for TensorBoard
+    except ImportError:
+        module = ModuleType("torch.utils.tensorboard")
+        module.SummaryWriter = NoBoard  # type: ignore[attr-defined]
+        sys.modules[module.__name__] = module
+        return False
+    return True
+
+
+class NoBoard:
+    """A writer of curves that writes nothing; TensorBoard is too large for the bundle."""
+
+    def __init__(self, *_words: Any, **_settings: Any) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_words, **_settings: None
 
 
 def train_to_end(
@@ -189,8 +216,12 @@ def train_to_end(
 
 
 def compare_weights(of: dict[str, torch.Tensor], to: dict[str, torch.Tensor]) -> float:
-    """Return the largest difference of two networks' tensors of the same names."""
-    return max(float((tensor.double() - to[name].double()).abs().max()) for name, tensor in of.items())
+    """Return the largest difference of two networks, tensor by tensor; relative where numbers are above 1."""
+    differences = []
+    for name, tensor in of.items():
+        other = to[name].double()
+        differences.append(float(((tensor.double() - other).abs() / other.abs().clamp(min=1)).max()))
+    return max(differences)
 
 
 def check_loader(bench: Bench) -> Figures:

@@ -29,6 +29,7 @@ from cxr_hvd.training.engine import Engine
 from cxr_hvd.training.state import start_state
 
 REPEATS = 20
+NO_NCCL = "Horovod was built without NCCL"
 
 
 def collectives(is_dry_run: bool) -> Figures:
@@ -76,6 +77,8 @@ def direct(is_dry_run: bool) -> Figures:
     import horovod.torch as hvd
     from horovod.common.exceptions import HorovodInternalError
 
+    if not hvd.nccl_built():
+        return {"outcome": NO_NCCL}
     hvd.init()
     torch.cuda.set_device(0)
     try:
@@ -90,9 +93,9 @@ def exchanges(is_dry_run: bool) -> Figures:
     """Train by every exchange and wire that there is, and return a digest of the shared weights of each."""
     from cxr_hvd.comm.start import join
 
-    if not is_dry_run:
-        return train_ways(join(["a", "b"]), "densenet121", 256 if torch.cuda.is_available() else 32, 16, 12)
-    return train_ways(join(["a", "b"], device="cpu"), "tiny", 32, 4, 3)
+    if is_dry_run or not torch.cuda.is_available():
+        return train_ways(join(["a", "b"], device="cpu"), "tiny", 32, 4, 3)
+    return train_ways(join(["a", "b"]), "densenet121", 256, 16, 12)
 
 
 def train_ways(joined: Any, network: str, side: int, size: int, num_steps: int) -> Figures:

@@ -66,7 +66,7 @@ class Bench:
 
     @property
     def network(self) -> str:
-        return "tiny" if self.is_dry_run else "densenet121"
+        return "densenet121" if self.has_gpu else "tiny"
 
     @property
     def side(self) -> int:
@@ -137,6 +137,8 @@ class Bench:
             RuntimeError: the job failed or did not end; with its last lines.
         """
         binaries = self.builds / kind / "bin" if self.builds else Path(sys.executable).parent
+        if not (binaries / "horovodrun").exists():
+            raise RuntimeError(f"there is no Horovod in {binaries}: what its build said stands under builds")
         path = f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}"
         settings = {"PATH": path, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "2", "CXR_STALL_LIMIT_S": "30"}
         with tempfile.TemporaryDirectory(prefix="cxr-gpu-") as folder:
