@@ -183,7 +183,8 @@ gpu_main() {
         BASE_PYTHON=$(command -v "$BASE_PYTHON") || fail "--python: no such interpreter"
         check_machine
         RUN_PYTHON=$WORK/gpu/bin/python
-        mkdir -p "$WORK"
+        mkdir -p -m 700 "$WORK"
+        [[ -O $WORK && ! -L $WORK ]] || fail "$WORK is not this user's own folder: give another with --work"
     fi
     if [[ $STAGE != measure ]]; then stage_build; fi
     if [[ $STAGE != build ]]; then stage_measure; fi
