@@ -183,7 +183,7 @@ gpu_main() {
         BASE_PYTHON=$(command -v "$BASE_PYTHON") || fail "--python: no such interpreter"
         check_machine
         RUN_PYTHON=$WORK/gpu/bin/python
-        mkdir -p -m 700 "$WORK"
+        (umask 077 && mkdir -p "$WORK")
         [[ -O $WORK && ! -L $WORK ]] || fail "$WORK is not this user's own folder: give another with --work"
     fi
     if [[ $STAGE != measure ]]; then stage_build; fi
