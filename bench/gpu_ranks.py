@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.guarded import Figures, write_json
+from cxr_hvd.comm.job import Job
 from cxr_hvd.config.sections import Model, Training
 from cxr_hvd.data.loader import Batch
-from cxr_hvd.errors import ConfigError
 from cxr_hvd.models.build import build_model
 from cxr_hvd.partial.blocks import tensor_specs
-from cxr_hvd.partial.plan import Exchange, Scope, Wire, build_plan
+from cxr_hvd.partial.plan import Exchange, Scope, SharingPlan, Wire, build_plan
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.training.engine import Engine
+from cxr_hvd.training.engine import Engine, StepReport
 from cxr_hvd.training.state import start_state
 
 REPEATS = 20
@@ -94,62 +94,55 @@ def exchanges(is_dry_run: bool) -> Figures:
     from cxr_hvd.comm.start import join
 
     if is_dry_run or not torch.cuda.is_available():
-        return train_ways(join(["a", "b"], device="cpu"), "tiny", 32, 4, 3)
+        return train_ways(join(["a", "b"], device="cpu"), "tiny", 32, 4, 2)
     return train_ways(join(["a", "b"]), "densenet121", 256, 16, 12)
 
 
 def train_ways(joined: Any, network: str, side: int, size: int, num_steps: int) -> Figures:
     """Take steps in each way within one job."""
+    at_once = [(exchange, wire, False) for exchange in get_args(Exchange) for wire in get_args(Wire)]
     ways: Figures = {}
     with joined as job:
-        for exchange in get_args(Exchange):
-            for wire in get_args(Wire):
-                model = build_model(Model(name=network), len(LABELS), seed=1).to(job.device)
-                try:
-                    plan = build_plan(tensor_specs(model), ["head"], exchange=exchange, wire=wire)
-                except ConfigError as error:  # not every wire goes with every exchange
-                    ways[f"{exchange} {wire}"] = {"refused": str(error)}
-                    continue
-                training = Training(learning_rate=1e-4, schedule="constant")
-                state = start_state(model, training, job, plan, [0.5, 0.5])
-                engine = Engine(state, job, plan, training, num_steps + 10)
-                batch = draw_batch(job.rank, size, side, job.device)
-                spent: list[tuple[float, float]] = []
-                loss = 0.0
-                for step in range(num_steps):
-                    began = time.perf_counter()
-                    report = engine.train_step(batch, step)
-                    loss = report.loss
-                    spent.append((time.perf_counter() - began, report.averaging_s))
-                step_s, averaging_s = min(spent[num_steps // 3 :])
-                names = set(plan.names(Scope.SHARED))
-                shared = [tensor for name, tensor in model.state_dict().items() if name in names]
-                private = [tensor for name, tensor in model.state_dict().items() if name not in names]
-                goes_on: bool | str = True
-                if wire != "float32":
-                    goes_on = go_on(engine, batch, num_steps)
-                ways[f"{exchange} {wire}"] = {
-                    "goes_on": goes_on,
-                    "step_ms": round(step_s * 1e3, 2),
-                    "averaging_ms": round(averaging_s * 1e3, 2),
-                    "loss": loss,
-                    "shared": hash_tensors(shared),
-                    "private": hash_tensors(private),
-                }
+        batch = draw_batch(job.rank, size, side, job.device)
+        for exchange, wire, overlap in [*at_once, ("weights", "float32", True)]:
+            name = f"{exchange} {wire}{' overlap' if overlap else ''}"
+            model = build_model(Model(name=network), len(LABELS), seed=1).to(job.device)
+            plan = build_plan(tensor_specs(model), ["head"], exchange=exchange, wire=wire, overlap=overlap)
+            ways[name] = train_way(job, model, plan, batch, num_steps)
     return {"device": str(job.device), "ways": ways}
 
 
-def go_on(engine: Engine, batch: Batch, step: int) -> bool | str:
-    """Take one more step with the exchange's state on the CPU, as checkpoints give it; return an error's text."""
-    averager = engine.state.averager
-    kept = {name: tensor.cpu() for name, tensor in averager.state_dict().items()}
-    assert len(kept) > 1, "the wire has kept no rounding errors"
-    averager.load_state_dict(kept)
+def train_way(job: Job, model: nn.Module, plan: SharingPlan, batch: Batch, num_steps: int) -> Figures:
+    """Take steps by a plan, the last one with the exchange's state as a checkpoint gives it."""
+    training = Training(learning_rate=1e-4, schedule="constant")
+    engine = Engine(start_state(model, training, job, plan, [0.5, 0.5]), job, plan, training, num_steps + 1)
+    reports: list[StepReport] = []
+    spent_s: list[float] = []
+    for step in range(num_steps):
+        began = time.perf_counter()
+        reports += engine.train_step(batch, step)
+        spent_s.append(time.perf_counter() - began)
+    goes_on: bool | str = True
+    if plan.wire != "float32":
+        averager = engine.state.averager
+        kept = {name: tensor.cpu() for name, tensor in averager.state_dict().items()}
+        assert len(kept) > 1, "the wire has kept no rounding errors"
+        averager.load_state_dict(kept)
     try:
-        engine.train_step(batch, step)
-    except RuntimeError as error:  # of tensors on two devices, on all ranks alike and before anything is sent
-        return str(error)[:300]
-    return True
+        reports += [*engine.train_step(batch, num_steps), *engine.catch_up()]
+    except RuntimeError as error:  # of tensors on two devices: on all ranks alike, and before anything is sent
+        goes_on = str(error)[:300]
+    uncounted = num_steps // 3
+    names = set(plan.names(Scope.SHARED))
+    tensors = model.state_dict().items()
+    return {
+        "goes_on": goes_on,
+        "step_ms": round(min(spent_s[uncounted:]) * 1e3, 2),
+        "averaging_ms": round(min(report.averaging_s for report in reports[uncounted:]) * 1e3, 2),
+        "loss": reports[-1].loss,
+        "shared": hash_tensors([tensor for name, tensor in tensors if name in names]),
+        "private": hash_tensors([tensor for name, tensor in tensors if name not in names]),
+    }
 
 
 def draw_batch(seed: int, size: int, side: int, device: torch.device) -> Batch:
