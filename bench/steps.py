@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cxr_hvd.comm.communicator import Communicator, Parts, Wait
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.sites import Topology
+from cxr_hvd.comm.transport import Transport
 from cxr_hvd.comm.watchdog import Watchdog
 from cxr_hvd.config.schema import Training
 from cxr_hvd.config.sections import Model
@@ -51,6 +52,9 @@ class HeldComm:
 
     def form_site_groups(self, site_of_rank: Any) -> None:
         self._comm.form_site_groups(site_of_rank)
+
+    def use_device(self, device: torch.device) -> Transport:
+        return self._comm.use_device(device)
 
     def begin_allreduce(self, tensor: Tensor, purpose: str, parts: Parts, group: Group = "all") -> Wait[None]:
         return self._hold(lambda: self._comm.begin_allreduce(tensor, purpose, parts, group))

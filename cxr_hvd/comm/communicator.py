@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cxr_hvd.comm.answers import NameOf, check_number, name_rank, read_answers
+from cxr_hvd.comm.transport import Transport
 from cxr_hvd.comm.watchdog import Watchdog
 from cxr_hvd.errors import CxrHvdError, PeerError
 from cxr_hvd.ledger.allowed import Group
@@ -53,6 +54,10 @@ class Communicator(Protocol):
 
     def form_site_groups(self, site_of_rank: Sequence[int]) -> None:
         """Fix the ranks of each site for the group "site". Collective: all ranks."""
+        ...
+
+    def use_device(self, device: torch.device) -> Transport:
+        """Agree on how tensors of GPUs travel, before the first one does. Collective: all ranks. Blocking."""
         ...
 
     def begin_allreduce(self, tensor: Tensor, purpose: str, parts: Parts, group: Group = "all") -> Wait[None]:

@@ -1,6 +1,7 @@
 """The communicator of a Horovod job: the only module that imports Horovod."""
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,12 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cxr_hvd.comm.answers import read_answers
+from cxr_hvd.comm.bounce import BounceBuffers, GpuBoundary
 from cxr_hvd.comm.communicator import Parts, Wait
+from cxr_hvd.comm.transport import RankDevice, Transport, choose_transport, describe_device
 from cxr_hvd.comm.watchdog import STALL_LIMIT_S, Watchdog
 from cxr_hvd.errors import CxrHvdError, PeerError
 from cxr_hvd.launch.early import NO_HOROVOD
 from cxr_hvd.ledger.allowed import Group, How
 from cxr_hvd.ledger.writer import Ledger
+
+SHUT_DOWN = "Horovod has been shut down"
+"""How Horovod begins to say of a rank that is gone no more than that."""
+MAX_CAUSE = 400
 
 
 class HorovodComm:
@@ -32,6 +40,9 @@ class HorovodComm:
         os.environ.setdefault("HOROVOD_DYNAMIC_PROCESS_SETS", "1")
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
         os.environ.setdefault("HOROVOD_FUSION_THRESHOLD", "0")
+        if torch.cuda.device_count():
+            # Horovod looks for work every so many ms, 1 if left alone, which is as long as a GPU's exchange takes.
+            os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")
         if has_timeline:
             os.environ.setdefault("HOROVOD_TIMELINE", "DYNAMIC")
         try:
@@ -48,7 +59,15 @@ class HorovodComm:
         everybody = tuple(range(self.num_ranks))
         self._process_sets: dict[tuple[int, ...], Any] = {everybody: hvd.global_process_set}
         self._ranks_of_site = everybody
+        self._bounce = BounceBuffers()
         self.watchdog = Watchdog(stall_limit_s)
+
+    def use_device(self, device: torch.device) -> Transport:
+        row = describe_device(device, bool(self._hvd.cuda_built() and self._hvd.nccl_built())).row()
+        answers = self.begin_allgather(row, "device")().tolist()
+        transport = choose_transport(read_answers(answers, RankDevice.read, "device"))
+        self._bounce = BounceBuffers(GpuBoundary() if transport.bounce_reason else None)
+        return transport
 
     def form_site_groups(self, site_of_rank: Sequence[int]) -> None:
         for site in sorted(set(site_of_rank)):
@@ -64,29 +83,39 @@ class HorovodComm:
         if not tensor.numel() or len(ranks) == 1:
             return lambda: None
         self._account_for(tensor, purpose, parts, group, len(ranks), "allreduce")
-        return self._started(
+        name = f"{purpose}.{group}.{next(iter(parts))}"
+        handed_over = self._bounce.to_host(tensor, name)
+        wait_for_sum = self._started(
             purpose,
             lambda: self._hvd.grouped_allreduce_async_(
-                [tensor],
-                name=f"{purpose}.{group}.{next(iter(parts))}",
+                [handed_over],
+                name=name,
                 op=self._hvd.Sum,
                 process_set=self._process_sets[ranks],
             ),
         )
 
+        def wait() -> None:
+            wait_for_sum()
+            self._bounce.put_back(handed_over, tensor)
+
+        return wait
+
     def begin_allgather(self, tensor: Tensor, purpose: str, parts: Parts | None = None) -> Wait[Tensor]:
         row = tensor.unsqueeze(0).contiguous()
         self._account_for(row, purpose, parts, "all", self.num_ranks, "allgather")
-        wait = self._started(
-            purpose, lambda: self._hvd.allgather_async(_as_sent(row), name=f"{purpose}.allgather")
-        )
-        return lambda: self._checked(wait(), row.shape[1:], purpose).view(row.dtype)
+        name = f"{purpose}.allgather"
+        handed_over = self._bounce.to_host(_as_sent(row), name)
+        wait = self._started(purpose, lambda: self._hvd.allgather_async(handed_over, name=name))
+        return lambda: self._received(wait(), row, purpose)
 
     def begin_alltoall(self, rows: Tensor, purpose: str, parts: Parts | None = None) -> Wait[Tensor]:
         self._account_for(rows, purpose, parts, "all", self.num_ranks, "alltoall")
-        wait = self._started(purpose, lambda: self._hvd.alltoall_async(_as_sent(rows), name=f"{purpose}.alltoall"))
+        name = f"{purpose}.alltoall"
+        handed_over = self._bounce.to_host(_as_sent(rows), name)
+        wait = self._started(purpose, lambda: self._hvd.alltoall_async(handed_over, name=name))
         # Beside the rows come their numbers.
-        return lambda: self._checked(wait()[0], rows.shape[1:], purpose).view(rows.dtype)
+        return lambda: self._received(wait()[0], rows, purpose)
 
     def start_timeline(self, path: str) -> None:
         self._hvd.start_timeline(path)
@@ -125,10 +154,11 @@ class HorovodComm:
 
         return wait
 
-    def _checked(self, rows: Tensor, shape: torch.Size, purpose: str) -> Tensor:
-        if rows.shape != (self.num_ranks, *shape):  # Horovod lets it pass
+    def _received(self, rows: Tensor, sent: Tensor, purpose: str) -> Tensor:
+        """Return the rows of all ranks as `sent` is: its type, and where it is."""
+        if rows.shape != (self.num_ranks, *sent.shape[1:]):  # Horovod lets it pass
             raise PeerError(f"a rank handed over another number of rows in {purpose}; start one version at all")
-        return rows
+        return self._bounce.to_device_of(sent, rows).view(sent.dtype)
 
     @contextmanager
     def _peer_errors(self, purpose: str) -> Iterator[None]:
@@ -137,7 +167,16 @@ class HorovodComm:
         try:
             yield
         except HorovodInternalError as error:
-            raise PeerError(f"another rank stopped during {purpose}; its own last line says why") from error
+            raise PeerError(
+                f"another rank stopped during {purpose}; its own last line says why{_cause(error)}"
+            ) from error
+
+
+def _cause(error: Exception) -> str:
+    """Return in brackets what Horovod, NCCL or Gloo says of a failure; nothing where that says no more."""
+    # Gloo puts the place in its source before it.
+    text = re.sub(r"^\[\S+:\d+\]\s*", "", " ".join(str(error).split()))
+    return f" (Horovod: {text[:MAX_CAUSE]})" if text and not text.startswith(SHUT_DOWN) else ""
 
 
 def _as_sent(tensor: Tensor) -> Tensor:

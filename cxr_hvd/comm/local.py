@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from cxr_hvd.comm.communicator import Parts, Wait
+from cxr_hvd.comm.transport import Transport
 from cxr_hvd.comm.watchdog import STALL_LIMIT_S, Watchdog
 from cxr_hvd.ledger.allowed import Group
 from cxr_hvd.ledger.writer import Ledger
@@ -24,6 +26,9 @@ class LocalComm:
 
     def form_site_groups(self, site_of_rank: Sequence[int]) -> None:
         pass
+
+    def use_device(self, device: torch.device) -> Transport:
+        return Transport(has_gpus=device.type != "cpu")
 
     def begin_allreduce(self, tensor: Tensor, purpose: str, parts: Parts, group: Group = "all") -> Wait[None]:
         return lambda: None

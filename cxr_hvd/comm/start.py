@@ -85,7 +85,9 @@ def _bound(comm: Communicator, ranks_per_site: Mapping[str, int], device: str) -
     topology = bind(comm, ranks_per_site)
     comm.watchdog.call_rank(topology.name_of(topology.rank))
     set_threads(comm)
-    return Job(comm, topology, choose_device(device, comm))
+    job = Job(comm, topology, choose_device(device, comm))
+    comm.use_device(job.device)
+    return job
 
 
 @contextmanager

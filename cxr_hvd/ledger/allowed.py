@@ -57,6 +57,13 @@ TRAFFIC: dict[str, Traffic] = {
     "key": Traffic(
         "random numbers and proofs that all hold the common key, never the key", "once at the start", 64, 4
     ),
+    "device": Traffic(
+        "a number that two ranks on one GPU have in common (a hash of the machine's random boot number and the "
+        "GPU's slot), 0 on a processor; whether Horovod has NCCL",
+        "once at the start",
+        2 * NUMBER,
+        1,
+    ),
     "studies": Traffic("numbers of training and of validation studies", "once at the start", 2 * NUMBER, 1),
     "labels": Traffic(
         "which labels at least one of its training studies mentions", "once at the start", 64 * NUMBER, 1
