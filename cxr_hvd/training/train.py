@@ -102,6 +102,7 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
         with job.together("making the sharing plan"):
             plan = plan_sharing(config, tensor_specs(model))
         agree(contract_items(config, plan, model, data, first.compared), options.key, job)
+        transport = comm.use_device(job.device)
         budget = agree_on_budget(config, job, data)
         network = describe_network(config, plan, data, job, first.trained_labels)
         twins = find_twins(data.own_file, job)
@@ -113,6 +114,8 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
                 console.print(twins_warning(names), highlight=False, soft_wrap=True)
             if remark := binding_remark(comm):
                 console.print(remark, highlight=False)
+            if transport.has_gpus and comm.num_ranks > 1:
+                console.print(str(transport), highlight=False)
 
         # Every rank lays the network out for averaging.
         weights = weigh_sites(config, budget, job)
