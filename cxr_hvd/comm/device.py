@@ -1,12 +1,17 @@
-"""Which processor a rank computes on, and how many threads it may use."""
+"""Which processor a rank computes on, how many threads it may use, and what to do where a GPU's memory is full."""
 
 import os
+import re
 from collections.abc import Mapping
 
 import torch
 
 from cxr_hvd.comm.communicator import Communicator
-from cxr_hvd.errors import ConfigError
+from cxr_hvd.errors import ConfigError, TrainingError
+
+NO_MEMORY = "CUDA error: out of memory"
+"""What torch says where others have left no room for CUDA itself."""
+FULL = re.compile(r"Tried to allocate (\S+ \S+)\. .*?total capacity of (\S+ \S+) of which (\S+ \S+) is free")
 
 
 def choose_device(wanted: str, comm: Communicator) -> torch.device:
@@ -50,3 +55,25 @@ def set_threads(comm: Communicator) -> None:
         bound_cores, cores = len(os.sched_getaffinity(0)), os.cpu_count() or 1
         # A launcher that binds ranks has shared the cores out already.
         torch.set_num_threads(max(1, bound_cores if bound_cores < cores else cores // comm.ranks_per_node))
+
+
+def memory_error(error: BaseException, where: str) -> TrainingError | None:
+    """Return in one line what to do where an error says that a GPU's memory is full; None for any other error.
+
+    Args:
+        error: what torch raised.
+        where: which rank it was, and in which step.
+    """
+    text = " ".join(str(error).split())
+    if not isinstance(error, torch.OutOfMemoryError) and NO_MEMORY not in text:
+        return None
+    amounts = FULL.search(text)
+    lack = (
+        f"expected {amounts[1]} more, found {amounts[3]} free of {amounts[2]}"
+        if amounts
+        else "expected more, found none free (nvidia-smi lists who else uses it)"
+    )
+    return TrainingError(
+        f"{where}: the GPU's memory is full: {lack}; lower training.batch_size, or raise training.accumulate (the "
+        "same gradient from smaller parts), or set training.precision: bf16"
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cxr_hvd.comm.communicator import Communicator
-from cxr_hvd.comm.device import choose_device, set_threads
+from cxr_hvd.comm.device import choose_device, memory_error, set_threads
 from cxr_hvd.comm.horovod import HorovodComm
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.local import LocalComm
@@ -122,6 +122,9 @@ def joined_job(
             CxrHvdError(f"{error.filename or 'a file'}: {error.strerror}; mend it, then use --resume auto"),
         )
         leave(1)
-    except Exception:
-        traceback.print_exc()
+    except Exception as defect:
+        if full := memory_error(defect, comm.watchdog.place()):
+            print_error(program, full)
+        else:
+            traceback.print_exc()
         leave(1)

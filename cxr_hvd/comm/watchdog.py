@@ -65,6 +65,7 @@ class Watchdog:
         self._observer: Observer | None = None
         self._limit_s = limit_s
         self._doing: Doing | None = None
+        self._step: int | None = None
         # Monotonic, unlike what `Doing` tells others: a corrected clock must not end a job.
         self._since = time.monotonic()
         self._thread: threading.Thread | None = None
@@ -79,6 +80,7 @@ class Watchdog:
 
     def works(self, what: str, step: int | None = None) -> None:
         """Note that this rank begins a piece of work; each piece has the whole limit to itself."""
+        self._step = self._step if step is None else step
         self._note(Doing(what, False, step, time.time()))
 
     def rests(self) -> None:
@@ -96,6 +98,10 @@ class Watchdog:
         finally:
             self._doing = before and Doing(before.what, before.is_waiting, before.step, time.time())
             self._since = time.monotonic()
+
+    def place(self) -> str:
+        """Return which rank this is, and its step so far as it has taken any, for messages."""
+        return self._name if self._step is None else f"{self._name} in step {self._step}"
 
     def _note(self, doing: Doing) -> None:
         self._since = time.monotonic()

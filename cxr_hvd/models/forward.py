@@ -1,6 +1,7 @@
 """One forward pass, in the precision and the memory layout that the network runs fastest in."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -28,3 +29,15 @@ def forward(model: nn.Module, images_BMHW: Tensor, precision: str) -> Tensor:
     if not isinstance(logits_BL, Tensor):
         raise ConfigError(f"model.name: expected a network that returns logits, found {type(logits_BL).__name__}")
     return logits_BL.float()
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Keep a GPU's convolutions from rounding to TensorFloat-32, torch's default for float32."""
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before

@@ -11,8 +11,7 @@ are the same, and AUROC counts ties as half.
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -25,7 +24,7 @@ from cxr_hvd.comm.job import Job
 from cxr_hvd.config.sections import Validation
 from cxr_hvd.data.loader import Batching, plain_batches
 from cxr_hvd.data.studies import StudySet
-from cxr_hvd.models.forward import forward
+from cxr_hvd.models.forward import forward, full_float32
 from cxr_hvd.stats.metrics import choose_thresholds, compute_metrics
 from cxr_hvd.training.history import History
 from cxr_hvd.training.records import Verdict
@@ -198,7 +197,7 @@ def predict(
         device,
     )
     rows = []
-    with _full_float32():
+    with full_float32():
         for batch in batches:
             on_batch()
             logits_BL = forward(model, batch.images, "fp32")
@@ -209,15 +208,3 @@ def predict(
     probabilities_NL = np.empty_like(ordered_NL)
     probabilities_NL[order] = ordered_NL
     return probabilities_NL
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """Keep a GPU's convolutions from rounding to TensorFloat-32, torch's default for float32."""
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = convolutions.fp32_precision
-    convolutions.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        convolutions.fp32_precision = before

@@ -1,10 +1,10 @@
 """`cxr-hvd` with a fault: `python -m tests.helpers.faulty_training RANK FAULT STEP VERB ...`, under a launcher.
 
 What happens to one rank, in or after the step of this number (from 0): `kill`, `freeze` (SIGSTOP), `stall` (its
-own work never ends), `raise`, `nan` (its images), `signal` (SIGUSR1), `orphan` (no more than a note of its pid),
-`truncate` and `unlink` (its study file). While the checkpoint of this many steps is written: `kill-copied`,
-`kill-writing`, `kill-written`, `kill-renamed`, `kill-linked`. In evaluation, at this batch: `kill-judging`. `none`
-does nothing.
+own work never ends), `raise`, `fill-memory` (a GPU's), `nan` (its images), `signal` (SIGUSR1), `orphan` (no more
+than a note of its pid), `truncate` and `unlink` (its study file). While the checkpoint of this many steps is
+written: `kill-copied`, `kill-writing`, `kill-written`, `kill-renamed`, `kill-linked`. In evaluation, at this
+batch: `kill-judging`. `none` does nothing.
 
 Every rank leaves its pid in the folder PIDS of the environment, so that tests can see that it has gone.
 """
@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from cxr_hvd.cli import app as cli
 from cxr_hvd.training import validation
@@ -54,6 +56,13 @@ def fail(*_: Any) -> None:
     raise RuntimeError("a defect of the program")
 
 
+def fill_memory(*_: Any) -> None:
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB of which "
+        "78.44 MiB is free. Including non-PyTorch memory, this process has 79.02 GiB memory in use."
+    )
+
+
 def poison(engine: Engine, batch: Any, *_: Any) -> None:
     batch.images[:, 0] = float("nan")  # not in channels without an image: their memory is used again
 
@@ -72,8 +81,8 @@ def unlink(*_: Any) -> None:
 
 
 IN_STEP = {
-    "kill": kill, "stall": stall, "freeze": freeze, "raise": fail, "nan": poison, "signal": ask,
-    "truncate": truncate, "unlink": unlink,
+    "kill": kill, "stall": stall, "freeze": freeze, "raise": fail, "fill-memory": fill_memory, "nan": poison,
+    "signal": ask, "truncate": truncate, "unlink": unlink,
 }  # fmt: skip
 
 

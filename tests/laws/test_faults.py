@@ -211,6 +211,18 @@ def test_a_defect_on_one_rank_ends_all_with_its_message_once(launcher: str, case
 
 
 @BY_MPIRUN
+def test_a_full_gpu_ends_all_and_is_told_in_one_line_on_its_rank(launcher: str, case: Case) -> None:
+    job = case.train(launcher, "fill-memory", 1, 3)
+    assert job.exit_code not in (0, 75)
+    assert not job.lines("Traceback")
+    (line,) = job.lines("the GPU's memory is full")
+    assert (
+        "site mimic, rank 1 in step 3: the GPU's memory is full: expected 2.00 GiB more, found 78.44 MiB" in line
+    )
+    assert case.are_gone()
+
+
+@BY_MPIRUN
 def test_a_loss_that_is_not_finite_stops_all_at_that_step(
     launcher: str, case: Case, undisturbed: list[dict[str, bytes]]
 ) -> None:
