@@ -25,6 +25,7 @@ from cxr_hvd.errors import Stopped
 from cxr_hvd.launch.job_console import console_for
 from cxr_hvd.launch.orphan import LauncherWatch
 from cxr_hvd.models.build import build_model
+from cxr_hvd.models.forward import full_float32
 from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.weighting import site_weights
 from cxr_hvd.training.agreement import agree_on_budget, contract_items, find_twins
@@ -79,7 +80,7 @@ def train(config: Config, run: Path, comm: Communicator, options: LaunchOptions 
         CxrHvdError: on every rank alike.
     """
     console, stop = console_for(comm.num_ranks), StopRequest(options.deadline)
-    with stop.listening(), watched(comm), ExitStack() as opened:
+    with stop.listening(), watched(comm), full_float32(), ExitStack() as opened:
         opened.callback(LauncherWatch(stop.lose_launcher).stop)
 
         # Every rank finds its site, fits its threads to the machine and opens its own data.
