@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Builds Horovod with MPI and Gloo (and NCCL, where there is CUDA) for the torch that is installed: docs/decisions/0001.
-# tools/install.sh sources this file; it gives VENV, ROOT, CACHE, OFFLINE_DIR, `step`, `say`, `fail`, `lock` and `pip_source`.
+# tools/install.sh sources this file; it gives VENV, ROOT, CACHE, OFFLINE_DIR, WITHOUT_MPI, `step`, `say`, `fail`, `lock` and
+# `pip_source`.
 
 readonly HOROVOD_VERSION=0.28.1
 readonly HOROVOD_SHA256=92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0   # of the source archive
@@ -8,11 +9,15 @@ readonly NEED_FOR_BUILD_GB=2
 
 # ---------------------------------------------------------------- the machine
 
-# "openmpi-4.1.4", "mpich-4.0.2", "intelmpi-2021.10", or nothing without mpirun. Asks the mpirun on PATH, so a loaded
-# module counts.
+# "openmpi-4.1.4", "mpich-4.0.2", "intelmpi-2021.10", "craympich-8.1.29", "nompi" with --without-mpi, or nothing where there
+# is none. Asks the mpirun on PATH, so a loaded module counts.
 mpi_identity() {
     local text name=mpi
-    text=$(mpirun --version 2>/dev/null) || return 0
+    if [[ -n ${WITHOUT_MPI:-} ]]; then printf 'nompi'; return; fi
+    if ! text=$(mpirun --version 2>/dev/null); then
+        if is_cray; then printf 'craympich-%s' "${CRAY_MPICH_VERSION:-0}"; fi
+        return 0
+    fi
     case $text in
         *"Open MPI"* | *OpenRTE* | *PRRTE*) name=openmpi ;;
         *Intel*) name=intelmpi ;;
@@ -20,6 +25,9 @@ mpi_identity() {
     esac
     printf '%s-%s' "$name" "$(grep -oE '[0-9]+(\.[0-9]+)+' <<<"$text" | head -n 1)"
 }
+
+# Whether the compiler is Cray's, which links Cray's MPI by itself: CC is set up by a module that names that MPI's folder.
+is_cray() { [[ -n ${CRAY_MPICH_DIR:-} ]] && command -v CC >/dev/null; }
 
 # The folder of the CUDA toolkit, or nothing. Asks nvcc, since the one on PATH may be a link or a script.
 find_cuda_home() {
@@ -32,10 +40,11 @@ find_cuda_home() {
     true
 }
 
-# The C++ compiler: $CXX, c++ or g++; nothing where there is none.
+# The C++ compiler: $CXX, Cray's CC, c++ or g++; nothing where there is none.
 real_cxx() {
-    local name
-    for name in ${CXX:+"$CXX"} c++ g++; do
+    local name cray=
+    if [[ -z $WITHOUT_MPI ]] && is_cray; then cray=CC; fi
+    for name in ${CXX:+"$CXX"} $cray c++ g++; do
         if command -v "${name%% *}" >/dev/null; then printf '%s' "$name"; return; fi
     done
 }
@@ -148,7 +157,7 @@ is_horovod_installed() {
 # to a new build. No "+" in it, since CMake takes paths for patterns.
 wheel_key() {
     local recipe compiler nvcc=-
-    recipe=$({ declare -f build_horovod horovod_environment hide_cuda let_python_run include_headers; cat "$ROOT/tools/horovod_cxx.sh"; } | sha256sum | cut -c 1-8)
+    recipe=$({ declare -f build_horovod horovod_environment hide_cuda let_python_run include_headers open_driver do_without_distutils; cat "$ROOT/tools/horovod_cxx.sh"; } | sha256sum | cut -c 1-8)
     compiler=$(compiler_identity)
     if [[ $CUDA_TOOLKIT != - ]]; then nvcc=$("$CUDA_TOOLKIT/bin/nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p'); fi
     printf '%s' "$HOROVOD_VERSION-torch$TORCH_VERSION-$PYTHON_ABI-$(mpi_identity)-$compiler-$(uname -m)" \
@@ -178,6 +187,8 @@ build_horovod() {
     [[ $CUDA_TOOLKIT != - ]] || hide_cuda "$BUILD_DIR/horovod-$HOROVOD_VERSION"
     let_python_run "$BUILD_DIR/horovod-$HOROVOD_VERSION"
     include_headers "$BUILD_DIR/horovod-$HOROVOD_VERSION"
+    open_driver "$BUILD_DIR/horovod-$HOROVOD_VERSION"
+    do_without_distutils "$BUILD_DIR/horovod-$HOROVOD_VERSION"
     mapfile -t settings < <(horovod_environment "$BUILD_DIR")
     say "Horovod $HOROVOD_VERSION has to be built for this machine, once; this takes minutes"
     step "Building Horovod" \
@@ -240,6 +251,20 @@ include_headers() {
     done
 }
 
+# Open the driver by the name that every machine with a GPU has. The one without a number comes with development packages.
+open_driver() {
+    local file=$1/horovod/torch/cuda_util.cc
+    sed -i 's/"libcuda\.so"/"libcuda.so.1"/' "$file"
+    grep -q '"libcuda\.so\.1"' "$file" || fail "Horovod's cuda_util.cc is not as expected: $file"
+}
+
+# Python 3.12 has no distutils, from which horovodrun takes one function.
+do_without_distutils() {
+    local file=$1/horovod/runner/js_run.py
+    sed -i 's/^from distutils\.spawn import find_executable$/from shutil import which as find_executable/' "$file"
+    ! grep -q distutils "$file" || fail "Horovod's js_run.py is not as expected: $file"
+}
+
 # The variables of the build, NAME=VALUE, one a line.
 horovod_environment() {
     local build=$1 mpi_folder gpus
@@ -248,10 +273,14 @@ horovod_environment() {
     say "CXR_HVD_CXX=$(real_cxx)"
     say "CXR_HVD_CXX_STANDARD=$(cxx_standard_of "$TORCH_INCLUDE/torch/csrc/api/include/torch/all.h")"
     # An MPI that the loader does not find by itself, for example of a module, has to be named in the library.
-    mpi_folder=$(mpi_library_folder)
-    if [[ -n $mpi_folder ]]; then say "CXR_HVD_RPATH=$mpi_folder"; fi
+    if [[ -n ${WITHOUT_MPI:-} ]]; then
+        say HOROVOD_WITHOUT_MPI=1
+    else
+        mpi_folder=$(mpi_library_folder)
+        if [[ -n $mpi_folder ]]; then say "CXR_HVD_RPATH=$mpi_folder"; fi
+        say HOROVOD_WITH_MPI=1
+    fi
     say HOROVOD_WITH_PYTORCH=1 && say HOROVOD_WITHOUT_TENSORFLOW=1 && say HOROVOD_WITHOUT_MXNET=1
-    if [[ -n ${WITHOUT_MPI:-} ]]; then say HOROVOD_WITHOUT_MPI=1; else say HOROVOD_WITH_MPI=1; fi
     say HOROVOD_WITH_GLOO=1
     say "MAKEFLAGS=${MAKEFLAGS:--j$(num_jobs)}"
     say CMAKE_POLICY_VERSION_MINIMUM=3.5      # CMake 4 no longer reads what the bundled Gloo asks for
@@ -294,7 +323,8 @@ num_jobs() {
 
 # The parts of the build, for the last line of the installer.
 horovod_parts() {
-    printf 'MPI, Gloo'
+    if [[ -z $WITHOUT_MPI ]]; then printf 'MPI, '; fi
+    printf Gloo
     if [[ $CUDA_TOOLKIT != - ]]; then printf ', CUDA'; fi
     if [[ $NCCL_VERSION != - ]]; then printf ', NCCL'; fi
 }

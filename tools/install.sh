@@ -18,6 +18,7 @@ DOWNLOAD_DIR=      # --download
 OFFLINE_DIR=       # --offline
 SYSTEM_TORCH=      # 1 with --system-torch
 NO_DEV=            # 1 with --no-dev
+WITHOUT_MPI=       # 1 with --without-mpi
 CACHE=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/cxr_hvd/horovod
 
 # shellcheck source=/dev/null
@@ -37,6 +38,7 @@ Options
   --venv DIR        the virtual environment (default: .venv beside setup.cfg); an existing one is completed, never wiped
   --python PY       the interpreter to build it from (default: the first python3 on PATH that is 3.11 or newer)
   --system-torch    use the torch and torchvision that PY already has (torch 2.9 or newer), and install neither
+  --without-mpi     build Horovod with Gloo (and NCCL) alone; horovodrun starts the ranks, and no MPI is needed
   --no-dev          leave out what only tests and lint need; a later run without this option adds it
   --download DIR    only fill DIR with every package, for a machine without a network (same Python and processor)
   --offline DIR     take every package from DIR; no network is used
@@ -47,6 +49,7 @@ Examples
   tools/install.sh --download usb                           on a machine with a network ...
   tools/install.sh --offline usb                            ... and then on one without
   tools/install.sh --python /opt/conda/bin/python --system-torch     a container or cluster that brings its own torch
+  tools/install.sh --without-mpi                            a workstation with GPUs, or a cloud machine
   CXX=g++-12 tools/install.sh                               another compiler
   UV_TORCH_BACKEND=cpu tools/install.sh                     torch without CUDA, where its index can be reached
 
@@ -76,6 +79,7 @@ parse_options() {
             --offline) OFFLINE_DIR=$2; shift 2 ;;
             --system-torch) SYSTEM_TORCH=1; shift ;;
             --no-dev) NO_DEV=1; shift ;;
+            --without-mpi) WITHOUT_MPI=1; shift ;;
             -h | --help) usage; exit 0 ;;
             *) wrong_usage "unknown option '$1'" ;;
         esac
@@ -86,8 +90,9 @@ parse_options() {
     fi
     VENV=$(realpath -m "$VENV")
     STATE=$VENV/.cxr_hvd
-    # An environment that was made with --system-torch keeps it, also when `make` calls without options.
+    # An environment that was made with one of these options keeps it, also when `make` calls without options.
     if [[ -e $STATE/system-torch ]]; then SYSTEM_TORCH=1; fi
+    if [[ -e $STATE/without-mpi ]]; then WITHOUT_MPI=1; fi
 }
 
 # ---------------------------------------------------------------- steps: external commands with a log
@@ -162,7 +167,7 @@ fingerprint() {
     local site
     site=$(site_packages)
     {
-        say "$ROOT $VENV ${SYSTEM_TORCH:-0}${NO_DEV:+ --no-dev}"
+        say "$ROOT $VENV ${SYSTEM_TORCH:-0}${NO_DEV:+ --no-dev}${WITHOUT_MPI:+ --without-mpi}"
         (cd "$ROOT" && sha256sum "${INPUTS[@]}")
         cat "$VENV/pyvenv.cfg"
         if [[ -n $site ]]; then
@@ -232,8 +237,11 @@ check_environment() {
 missing_packages() {
     local version header='import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))'
     version=$(python_version "$PYTHON")
-    command -v mpirun >/dev/null || say openmpi-bin
-    command -v mpicxx >/dev/null || command -v mpiicpc >/dev/null || say libopenmpi-dev
+    if [[ -z $WITHOUT_MPI ]]; then
+        # Clusters start ranks by srun and the like; some of them, Cray's for example, have no mpirun at all.
+        command -v mpirun mpiexec srun jsrun flux palsrun >/dev/null || say openmpi-bin
+        command -v mpicxx mpiicpc mpic++ >/dev/null || is_cray || say libopenmpi-dev
+    fi
     command -v cmake >/dev/null || say cmake
     command -v make >/dev/null || say make
     [[ -n $(real_cxx) ]] || say g++
@@ -373,7 +381,7 @@ download_all() {
 
 # ---------------------------------------------------------------- checks of the result
 
-# Import everything in one process. mpi4py's wheel loads any libmpi that it finds; where that is not Horovod's, build mpi4py.
+# Import everything in one process; without MPI all but mpi4py, which then has nothing to load. mpi4py's wheel loads any libmpi that it finds; where that is not Horovod's, build mpi4py.
 check_imports() {
     local status=0 message
     message=$(import_all 2>&1) || status=$?
@@ -390,20 +398,24 @@ check_imports() {
 
 # Status 3: several MPI libraries were loaded; prints them.
 import_all() {
-    "$VENV/bin/python" - <<'PY'
+    WITHOUT_MPI=$WITHOUT_MPI "$VENV/bin/python" - <<'PY'
 import os, re, sys
 
-import mpi4py
-mpi4py.rc.initialize = False
-from mpi4py import MPI
-MPI.Get_library_version()
+has_mpi = not os.environ["WITHOUT_MPI"]
+if has_mpi:
+    import mpi4py
+    mpi4py.rc.initialize = False
+    from mpi4py import MPI
+    MPI.Get_library_version()
 
 import cv2, h5py, torch, torchvision.ops, horovod.torch
 import cxr_hvd, preprocess
 
 # Without its library, horovod.torch only warns at its import.
-if not (horovod.torch.mpi_built() and horovod.torch.gloo_built()):
-    sys.exit("Horovod was built without MPI or Gloo")
+if not (horovod.torch.gloo_built() and bool(horovod.torch.mpi_built()) == has_mpi):
+    sys.exit("Horovod was built without MPI or Gloo" if has_mpi else "Horovod was built without Gloo, or with MPI")
+if not has_mpi:
+    sys.exit()
 libraries = {os.path.realpath(path) for path in re.findall(r"/\S*/libmpi\.so\S*", open("/proc/self/maps").read())}
 if len(libraries) != 1:
     print(*sorted(libraries))
@@ -411,17 +423,27 @@ if len(libraries) != 1:
 PY
 }
 
+# The words that start two ranks here, one a line: where ranks are started by srun, an installer may not.
+launcher_of_two() {
+    if [[ -z $WITHOUT_MPI ]] && command -v mpirun >/dev/null; then
+        printf '%s\n' mpirun -np 2
+    else
+        printf '%s\n' "$VENV/bin/horovodrun" --gloo -np 2 -H localhost:2
+    fi
+}
+
 # Two ranks sum 1 and 2. Only a warning, since a machine may forbid starting ranks where it allows installing.
 check_two_ranks() {
-    local message
+    local message launcher
+    mapfile -t launcher < <(launcher_of_two)
     message=$(OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
-        OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1 timeout 120 mpirun -np 2 "$VENV/bin/python" -c '
+        OMPI_MCA_mpi_yield_when_idle=1 OMP_NUM_THREADS=1 timeout 120 "${launcher[@]}" "$VENV/bin/python" -c '
 import torch, horovod.torch as hvd
 hvd.init()
 total = hvd.allreduce(torch.tensor([hvd.rank() + 1.0]), op=hvd.Sum)
 assert hvd.size() == 2 and total.item() == 3.0, (hvd.size(), total)
 hvd.shutdown()' 2>&1 </dev/null) ||
-        say "Warning: two ranks under mpirun could not sum their numbers; run: $VENV/bin/cxr-hvd doctor ($(tail -n 1 <<<"$message"))"
+        say "Warning: two ranks under ${launcher[0]##*/} could not sum their numbers; run: $VENV/bin/cxr-hvd doctor ($(tail -n 1 <<<"$message"))"
 }
 
 # ---------------------------------------------------------------- main
@@ -444,6 +466,7 @@ main() {
     fi
 
     rm -f "$STATE/stamp"
+    if [[ -n $WITHOUT_MPI ]]; then touch "$STATE/without-mpi"; fi
     ensure_system_packages
     check_cxx
     if [[ -n $SYSTEM_TORCH ]]; then check_system_torch; fi
@@ -453,7 +476,7 @@ main() {
     install_uv
     install_packages
     install_horovod
-    say "Checking all imports, then two ranks under mpirun ..."
+    say "Checking all imports, then two ranks ..."
     check_imports
     check_two_ranks
     fingerprint >"$STATE/stamp.new"

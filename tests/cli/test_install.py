@@ -312,3 +312,78 @@ def test_second_run_is_quick_and_changes_nothing() -> None:
     assert time.monotonic() - started < 5
     assert done.stdout == ""
     assert stamp.stat().st_mtime_ns == before
+
+
+# ---- without MPI, and with Cray's
+
+
+def test_machines_that_start_ranks_in_another_way_need_no_mpirun(tmp_path: Path) -> None:
+    for name in ("srun", "mpicxx", "cmake", "make", "g++"):
+        write_command(tmp_path, name, "true")
+    missing = f"PATH={tmp_path} PYTHON={sys.executable}; missing_packages"
+    assert "openmpi" not in run_bash(missing).stdout
+    (tmp_path / "srun").unlink()
+    assert run_bash(missing).stdout.split()[:1] == ["openmpi-bin"]
+    (tmp_path / "mpicxx").unlink()
+    assert run_bash(missing).stdout.split()[:2] == ["openmpi-bin", "libopenmpi-dev"]
+    assert "openmpi" not in run_bash(f"WITHOUT_MPI=1; {missing}").stdout
+
+
+def test_cray_s_compiler_brings_cray_s_mpi(tmp_path: Path) -> None:
+    for name in ("CC", "srun"):
+        write_command(tmp_path, name, "true")
+    script = f"PATH={tmp_path} PYTHON={sys.executable}; real_cxx; mpi_identity; missing_packages"
+    modules = {"CRAY_MPICH_DIR": "/opt/cray/pe/mpich", "CRAY_MPICH_VERSION": "8.1.29", "CXX": ""}
+    output = run_bash(script, **modules).stdout
+    assert output.startswith("CCcraympich-8.1.29") and "openmpi" not in output
+    assert not run_bash(script, CRAY_MPICH_DIR="", CXX="").stdout.startswith("CC")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ here")
+def test_a_build_without_mpi_is_another_build_and_starts_its_ranks_by_gloo(tmp_path: Path) -> None:
+    header = tmp_path / "torch/csrc/api/include/torch/all.h"
+    header.parent.mkdir(parents=True)
+    header.write_text("#error C++20 or later compatible compiler is required to use PyTorch.\n")
+    script = (
+        f"VENV={tmp_path} TORCH_INCLUDE={tmp_path} CUDA_TOOLKIT=- NCCL_VERSION=- TORCH_VERSION=2 PYTHON_ABI=x;"
+    )
+    script += (
+        "horovod_environment /tmp | grep MPI; wheel_key; echo; horovod_parts; echo; launcher_of_two | tail -n 3"
+    )
+    by_gloo = run_bash(f"WITHOUT_MPI=1 {script}").stdout.splitlines()
+    assert by_gloo[0] == "HOROVOD_WITHOUT_MPI=1" and by_gloo[2] == "Gloo" and by_gloo[-1] == "localhost:2"
+    assert "-nompi-" in by_gloo[1]
+    by_mpi = run_bash(f"WITHOUT_MPI= {script}").stdout.splitlines()
+    assert "HOROVOD_WITH_MPI=1" in by_mpi and "MPI, Gloo" in by_mpi and by_mpi[-3:] == ["mpirun", "-np", "2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "file", "before", "after"),
+    [
+        (
+            "open_driver",
+            "torch/cuda_util.cc",
+            'dlopen("libcuda.so", RTLD_LAZY)',
+            'dlopen("libcuda.so.1", RTLD_LAZY)',
+        ),
+        (
+            "do_without_distutils",
+            "runner/js_run.py",
+            "from distutils.spawn import find_executable",
+            "from shutil import which as find_executable",
+        ),
+    ],
+)
+def test_horovod_s_source_is_mended_or_the_build_stops(
+    change: str, file: str, before: str, after: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "horovod" / file
+    path.parent.mkdir(parents=True)
+    path.write_text(f"{before}\n")
+    for _ in range(2):
+        assert run_bash(f"{change} {tmp_path}").returncode == 0
+        assert path.read_text() == f"{after}\n"
+    path.write_text("import distutils\n")
+    done = run_bash(f"{change} {tmp_path}")
+    assert done.returncode == 1 and "is not as expected" in done.stderr
+    assert change in run_bash("declare -f wheel_key").stdout
