@@ -19,9 +19,9 @@ def examine(launches: bool = True) -> list[Finding]:
     """Run all checks.
 
     Args:
-        launches: also start two ranks, twice, which takes 5 to 15 s.
+        launches: also start ranks, twice, which takes 5 to 15 s; on GPUs once or twice more.
 
-    Blocking: at most about four minutes, since every question and every launch has a time limit.
+    Blocking: at most about six minutes, since every question and every launch has a time limit.
     """
     with ThreadPoolExecutor(max_workers=2) as pool:
         answers = dict(
@@ -33,7 +33,7 @@ def examine(launches: bool = True) -> list[Finding]:
         verdicts.judge_torch(answers["torch"]),
         verdicts.judge_works("torchvision", answers["torchvision"]),
         verdicts.judge_horovod(answers["horovod"]),
-        verdicts.judge_mpirun(mpirun),
+        verdicts.judge_mpirun(mpirun, answers["horovod"], questions.ask_other_launcher()),
         verdicts.judge_mpi4py(answers["mpi4py"], mpirun, answers["horovod"]),
         verdicts.judge_h5py(answers["h5py"]),
         verdicts.judge_works("opencv", answers["opencv"]),
@@ -46,12 +46,16 @@ def examine(launches: bool = True) -> list[Finding]:
     ]
     has_horovod = not verdicts.is_not_installed(answers["horovod"])
     if launches and has_horovod:
-        findings += [
-            verdicts.judge_launch("two ranks, mpirun", questions.launch(questions.mpirun_command(mpirun))),
-            verdicts.judge_launch(
-                "two ranks, horovodrun --gloo", questions.launch(questions.horovodrun_command())
-            ),
-        ]
+        if not ("error" in mpirun or verdicts.is_without_mpi(answers["horovod"])):
+            ranks = questions.launch(questions.mpirun_command(mpirun))
+            findings.append(verdicts.judge_launch("two ranks, mpirun", ranks))
+        ranks = questions.launch(questions.horovodrun_command())
+        findings.append(verdicts.judge_launch("two ranks, horovodrun --gloo", ranks))
+        num_gpus = len(answers["torch"].get("gpus", []))
+        for num_ranks in verdicts.gpu_launches(num_gpus, bool(answers["horovod"].get("nccl"))):
+            launcher = questions.horovodrun_command(num_ranks)
+            ranks = questions.launch(launcher, program=questions.GPU_RANKS)
+            findings.append(verdicts.judge_gpu_launch(num_ranks, ranks))
     return verdicts.fit_to_installation(findings, (PROJECT / "Makefile").is_file(), has_horovod)
 
 

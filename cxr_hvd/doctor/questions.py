@@ -33,6 +33,7 @@ class Answer(TypedDict, total=False):
     versions: dict[str, str]
     path: str
     ranks: list[tuple[int, float]]
+    way: str  # how tensors of GPUs travel
 
 
 LAUNCH_LIMIT_S = 60.0  # two ranks need 5 s on two busy cores
@@ -101,6 +102,18 @@ total = hvd.allreduce(torch.tensor([hvd.rank() + 1.0]), op=hvd.Sum).item()
 os.write(1, b"size=%d sum=%.1f\\n" % (hvd.size(), total))
 hvd.shutdown()
 """
+# The same with tensors on GPUs where there are any, by the way that training would take.
+GPU_RANKS = """
+import os, torch
+from cxr_hvd.comm.device import choose_device
+from cxr_hvd.comm.horovod import HorovodComm
+comm = HorovodComm()
+device = choose_device("auto", comm)
+way = comm.use_device(device)
+total = comm.begin_allgather(torch.tensor([comm.rank + 1.0], device=device), "device.doctor")().sum().item()
+os.write(1, f"size={comm.num_ranks} sum={total:.1f} way={way}\\n".encode())
+comm.close()
+"""
 
 
 def run_bounded(command: list[str], limit_s: float) -> tuple[int | None, str]:
@@ -153,6 +166,11 @@ def ask_mpirun() -> Answer:
     return {"path": path, "version": lines[0] if numbered == lines[0] else f"{lines[0]} {numbered.strip()}"}
 
 
+def ask_other_launcher() -> str | None:
+    """Return the launcher of a cluster that has no mpirun: `srun`, for example; None where there is none."""
+    return next((name for name in ("srun", "jsrun", "flux", "palsrun") if shutil.which(name)), None)
+
+
 def mpirun_command(mpirun: Answer) -> list[str]:
     """Return the command that starts two ranks with mpirun, or an empty list where there is none."""
     if "error" in mpirun:
@@ -161,25 +179,32 @@ def mpirun_command(mpirun: Answer) -> list[str]:
     return [mpirun["path"], *as_root, "-np", "2"]
 
 
-def horovodrun_command() -> list[str]:
-    """Return the command that starts two ranks with Horovod's launcher over Gloo, or an empty list."""
+def horovodrun_command(num_ranks: int = 2) -> list[str]:
+    """Return the command that starts ranks with Horovod's launcher over Gloo, or an empty list."""
     in_environment = Path(sys.executable).with_name("horovodrun")
     path = str(in_environment) if in_environment.exists() else shutil.which("horovodrun")
-    return [path, "--gloo", "-np", "2"] if path else []
+    return [path, "--gloo", "-np", str(num_ranks)] if path else []
 
 
-def launch(launcher: list[str], limit_s: float = LAUNCH_LIMIT_S) -> Answer:
-    """Start two ranks that sum 1 and 2; return `ranks`, (size, sum) of every rank, or an `error`."""
+def launch(launcher: list[str], limit_s: float = LAUNCH_LIMIT_S, program: str | None = None) -> Answer:
+    """Start ranks that sum their numbers from 1; return `ranks`, (size, sum) of every rank, or an `error`.
+
+    Args:
+        launcher: the words before the program.
+        limit_s: the longest that it may take.
+        program: `TWO_RANKS` where none is given, or `GPU_RANKS`, which gives the `way` of the tensors as well.
+    """
     if not launcher:
         return {"error": "its launcher is not on PATH"}
     with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder, "two_ranks.py")
-        program.write_text(TWO_RANKS)
-        status, output = run_bounded([*launcher, sys.executable, str(program)], limit_s)
+        path = Path(folder, "ranks.py")
+        path.write_text(program or TWO_RANKS)
+        status, output = run_bounded([*launcher, sys.executable, str(path)], limit_s)
     if status != 0:
         return {"error": describe_failure(status, output.strip().splitlines(), limit_s)}
     ranks = [(int(size), float(total)) for size, total in re.findall(r"size=(\d+) sum=([\d.]+)", output)]
-    return {"ranks": ranks}
+    ways = re.findall(r"way=(.+)", output)
+    return {"ranks": ranks, "way": ways[0]} if ways else {"ranks": ranks}
 
 
 def count_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -85,7 +85,7 @@ def judge_works(name: str, answer: Answer) -> Finding:
 
 
 def judge_horovod(answer: Answer) -> Finding:
-    """Judge Horovod: built for the installed torch, with both controllers (MPI and Gloo)."""
+    """Judge Horovod: built for the installed torch, with Gloo. MPI may be left out (`--without-mpi`)."""
     if is_not_installed(answer):
         detail = "not installed: one site alone trains without it (--site NAME), several ranks need it"
         return Finding("Horovod", "warn", detail, SETUP)
@@ -95,13 +95,23 @@ def judge_horovod(answer: Answer) -> Finding:
     detail = f"{answer['version']} for torch {answer['built_for']} with {', '.join(parts) or 'nothing'}"
     if answer["built_for"] != answer["torch"]:
         return Finding("Horovod", "fail", f"{detail}; torch is {answer['torch']}", SETUP)
-    if not (answer["mpi"] and answer["gloo"]):
-        return Finding("Horovod", "fail", f"{detail}; expected mpi and gloo", MPI_PACKAGES)
+    if not answer["gloo"]:
+        return Finding("Horovod", "fail", f"{detail}; expected gloo", MPI_PACKAGES)
     return Finding("Horovod", "ok", detail)
 
 
-def judge_mpirun(answer: Answer) -> Finding:
-    """Judge the MPI launcher: one is on PATH."""
+def judge_mpirun(answer: Answer, horovod: Answer, other_launcher: str | None = None) -> Finding:
+    """Judge the MPI launcher: one is on PATH, or none is needed.
+
+    Args:
+        answer: of mpirun.
+        horovod: of Horovod, which may be built without MPI.
+        other_launcher: that of a cluster, such as srun.
+    """
+    if "error" in answer and other_launcher:
+        return Finding("mpirun", "ok", f"{answer['error']}; {other_launcher} starts ranks")
+    if "error" in answer and is_without_mpi(horovod):
+        return Finding("mpirun", "ok", f"{answer['error']}; Horovod is built without MPI: horovodrun --gloo")
     if "error" in answer:
         return Finding("mpirun", "fail", f"{answer['error']}, expected one (or load its module)", MPI_PACKAGES)
     return Finding("mpirun", "ok", f"{answer['version']} at {answer['path']}")
@@ -109,6 +119,8 @@ def judge_mpirun(answer: Answer) -> Finding:
 
 def judge_mpi4py(answer: Answer, mpirun: Answer, horovod: Answer) -> Finding:
     """Judge mpi4py: it uses the same MPI library as Horovod and mpirun."""
+    if "error" in answer and "error" in mpirun and is_without_mpi(horovod):
+        return Finding("mpi4py", "ok", "finds no MPI, and needs none: preprocessing runs in one process")
     if "error" in answer:
         return Finding("mpi4py", "fail", answer["error"], SETUP)
     library = re.split(r"[,\n]", answer["library"])[0].strip()
@@ -160,7 +172,8 @@ def judge_nccl(torch: Answer, horovod: Answer) -> Finding:
         return Finding("NCCL", "ok", "built into Horovod")
     if torch.get("gpus"):
         mend = f"install the CUDA {torch['cuda']} toolkit (nvcc), then {SETUP}"
-        return Finding("NCCL", "warn", "not built into Horovod, although there are GPUs", mend)
+        detail = "not built into Horovod: several ranks exchange through the host's memory"
+        return Finding("NCCL", "warn", detail, mend)
     return Finding("NCCL", "ok", "not built into Horovod, and no GPU needs it")
 
 
@@ -206,6 +219,29 @@ def judge_launch(name: str, answer: Answer) -> Finding:
     if ranks == [(1, 1.0)] * 2:
         return Finding(name, "fail", "each rank sees only itself: Horovod is built for another MPI", SETUP)
     return Finding(name, "fail", f"expected (2 ranks, sum 3.0) twice, found {ranks}", SETUP)
+
+
+def gpu_launches(num_gpus: int, has_nccl: bool) -> list[int]:
+    """Return the numbers of ranks that try out this machine's GPUs; a single GPU's NCCL is tried by one rank."""
+    if not num_gpus:
+        return []
+    return [1, 2] if num_gpus == 1 and has_nccl else [2]
+
+
+def judge_gpu_launch(num_ranks: int, answer: Answer) -> Finding:
+    """Judge a sum of tensors on GPUs, and say which way they took."""
+    name = "GPU, two ranks" if num_ranks == 2 else "GPU, one rank"
+    if "error" in answer:
+        return Finding(name, "fail", answer["error"], f"NCCL_DEBUG=INFO cxr-hvd doctor, then {SETUP}")
+    ranks, wanted = [tuple(rank) for rank in answer["ranks"]], (num_ranks, num_ranks * (num_ranks + 1) / 2)
+    if ranks != [wanted] * num_ranks:
+        return Finding(name, "fail", f"expected (ranks, sum) {wanted} of each, found {ranks}", SETUP)
+    return Finding(name, "ok", answer["way"])
+
+
+def is_without_mpi(horovod: Answer) -> bool:
+    """Return whether Horovod is there and built without MPI."""
+    return "error" not in horovod and not horovod["mpi"]
 
 
 def is_not_installed(horovod: Answer) -> bool:

@@ -108,6 +108,10 @@ def test_without_a_makefile_nothing_is_mended_by_one(name: str) -> None:
 
 def test_what_one_rank_needs_is_a_fault_all_the_same() -> None:
     missing = {"error": f"ModuleNotFoundError: {verdicts.NO_HOROVOD} (exit status 1)"}
-    several = [verdicts.judge_horovod(missing), verdicts.judge_nccl({}, missing), verdicts.judge_mpirun(missing)]
+    several = [
+        verdicts.judge_horovod(missing),
+        verdicts.judge_nccl({}, missing),
+        verdicts.judge_mpirun(missing, missing),
+    ]
     fitted = verdicts.fit_to_installation([*several, BROKEN], has_makefile=True, has_horovod=False)
     assert [finding.status for finding in fitted] == ["warn", "warn", "warn", "fail"]

@@ -32,6 +32,7 @@ MPIRUN = {"path": "/usr/bin/mpirun", "version": "mpirun (Open MPI) 4.1.4"}
 MPI4PY = {"version": "4.1.2", "library": "Open MPI v4.1.4, package: Debian OpenMPI", "libmpi": LIBMPI}
 ERROR = {"error": "ImportError: libmpi.so.40: cannot open shared object file (exit status 1)"}
 
+NO_MPIRUN = {"error": "no mpirun on PATH"}
 
 HEALTHY: list[Finding] = [
     verdicts.judge_python((3, 13, 1)),
@@ -39,7 +40,13 @@ HEALTHY: list[Finding] = [
     verdicts.judge_torch(TORCH | {"version": "2.10.0", "cuda": None}),
     verdicts.judge_works("opencv", {"version": "5.0", "works": True}),
     verdicts.judge_horovod(HOROVOD),
-    verdicts.judge_mpirun(MPIRUN),
+    verdicts.judge_mpirun(MPIRUN, HOROVOD),
+    verdicts.judge_mpirun(NO_MPIRUN, HOROVOD, "srun"),
+    verdicts.judge_mpirun(NO_MPIRUN, HOROVOD | {"mpi": False}),
+    verdicts.judge_horovod(HOROVOD | {"mpi": False}),
+    verdicts.judge_mpi4py(ERROR, NO_MPIRUN, HOROVOD | {"mpi": False}),
+    verdicts.judge_gpu_launch(1, {"ranks": [(1, 1.0)], "way": "tensors of GPUs travel by NCCL"}),
+    verdicts.judge_gpu_launch(2, {"ranks": [(2, 3.0)] * 2, "way": "through the host"}),
     verdicts.judge_mpi4py(MPI4PY, MPIRUN, HOROVOD),
     verdicts.judge_mpi4py(MPI4PY, MPIRUN, ERROR),
     verdicts.judge_mpi4py(
@@ -69,9 +76,11 @@ FAILING: list[tuple[Finding, str]] = [
     (verdicts.judge_works("opencv", {"version": "5.0", "works": False}), "wrong"),
     (verdicts.judge_horovod(ERROR), "libmpi"),
     (verdicts.judge_horovod(HOROVOD | {"torch": "2.15.0"}), "2.15.0"),
-    (verdicts.judge_horovod(HOROVOD | {"mpi": False}), "expected mpi and gloo"),
-    (verdicts.judge_horovod(HOROVOD | {"gloo": False}), "expected mpi and gloo"),
-    (verdicts.judge_mpirun({"error": "no mpirun on PATH"}), "PATH"),
+    (verdicts.judge_horovod(HOROVOD | {"gloo": False}), "expected gloo"),
+    (verdicts.judge_mpirun(NO_MPIRUN, HOROVOD), "PATH"),
+    (verdicts.judge_mpirun(NO_MPIRUN, ERROR), "PATH"),
+    (verdicts.judge_gpu_launch(2, {"error": "ncclCommInitRank failed (exit status 1)"}), "nccl"),
+    (verdicts.judge_gpu_launch(2, {"ranks": [(2, 3.0)], "way": "by NCCL"}), "of each"),
     (verdicts.judge_mpi4py(ERROR, MPIRUN, HOROVOD), "libmpi"),
     (verdicts.judge_mpi4py(MPI4PY, MPIRUN | {"version": "mpirun (Open MPI) 5.0.3"}, HOROVOD), "5.0.3"),
     (verdicts.judge_mpi4py(MPI4PY, MPIRUN, HOROVOD | {"libmpi": ["/opt/libmpi.so.12"]}), "/opt/libmpi.so.12"),
@@ -88,7 +97,7 @@ FAILING: list[tuple[Finding, str]] = [
 WARNING: list[tuple[Finding, str]] = [
     (verdicts.judge_gpu(TORCH, has_driver=True), "no GPU"),
     (verdicts.judge_gpu(TORCH | {"cuda": None}, has_driver=True), "without CUDA"),
-    (verdicts.judge_nccl(TORCH | {"gpus": ["H100"]}, HOROVOD | {"nccl": False}), "GPUs"),
+    (verdicts.judge_nccl(TORCH | {"gpus": ["H100"]}, HOROVOD | {"nccl": False}), "host's memory"),
     (verdicts.judge_threads(2, "64"), "1 to 2"),
     (verdicts.judge_threads(2, "many"), "1 to 2"),
     (verdicts.judge_disk("/runs", 5.0), "/runs"),
@@ -141,7 +150,7 @@ def test_question_that_hangs_ends_with_all_it_started(tmp_path: Path) -> None:
 
 def test_machine_without_mpirun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    finding = verdicts.judge_mpirun(questions.ask_mpirun())
+    finding = verdicts.judge_mpirun(questions.ask_mpirun(), HOROVOD)
     assert finding.status == "fail"
     assert finding.mend and "openmpi-bin" in finding.mend
     assert (
@@ -158,7 +167,7 @@ def test_mpirun_that_does_not_start(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     )
     (tmp_path / "mpirun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    assert "libopen-rte" in verdicts.judge_mpirun(questions.ask_mpirun()).detail
+    assert "libopen-rte" in verdicts.judge_mpirun(questions.ask_mpirun(), HOROVOD).detail
 
 
 def test_number_of_mpich_is_on_its_second_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -183,6 +192,26 @@ def test_launcher_whose_ranks_do_not_see_each_other(monkeypatch: pytest.MonkeyPa
     launcher.chmod(0o755)
     monkeypatch.setattr(questions, "TWO_RANKS", "print('size=1 sum=1.0')")
     assert "only itself" in verdicts.judge_launch("two ranks", questions.launch([str(launcher)])).detail
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "has_nccl", "launches"),
+    [(0, True, []), (1, True, [1, 2]), (2, True, [2]), (8, True, [2]), (1, False, [2]), (2, False, [2])],
+)
+def test_gpus_are_tried_by_one_rank_each_and_a_single_one_also_alone(
+    num_gpus: int, has_nccl: bool, launches: list[int]
+) -> None:
+    assert verdicts.gpu_launches(num_gpus, has_nccl) == launches
+
+
+@pytest.mark.skipif(find_spec("horovod") is None, reason="horovod is not installed: run make setup")
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_ranks_of_a_gpu_say_which_way_their_tensors_travel(num_ranks: int) -> None:
+    answer = questions.launch(questions.horovodrun_command(num_ranks), program=questions.GPU_RANKS)
+    finding = verdicts.judge_gpu_launch(num_ranks, answer)
+    assert finding.status == "ok", finding
+    assert "tensors" in finding.detail
 
 
 def test_another_torch_beside_horovod_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
