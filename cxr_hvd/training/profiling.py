@@ -29,6 +29,11 @@ from cxr_hvd.files import replaced_file, write_text
 from cxr_hvd.training.run_folder import RunFolder, disk_errors
 from cxr_hvd.training.spending import Spending, operator_table, part_table, sum_up
 
+TIMELINE_REMARK = (
+    "Horovod's timeline runs beside it, and has NCCL wait for the processor at every exchange: without --profile "
+    "these take less"
+)
+
 
 class Profile:
     """Records a few steps of this rank: a context that is told of each step's end, and free once they are over.
@@ -98,8 +103,10 @@ class Profile:
         title = f"Where steps {self._first_recorded + 1} to {last} of rank {self._rank} went"
         if spent.has_gpu:  # it works on its own, and only who waits for it spends time
             title += "; the GPU's time is in the part that waited for it"
+        remarks = [Text(TIMELINE_REMARK)] if spent.has_gpu else []
         return Group(
             Text(title),
+            *remarks,
             part_table(spent),
             Text(f"Operators, by time of their own on the {'GPU' if spent.has_gpu else 'CPU'}"),
             operator_table(spent),

@@ -219,6 +219,13 @@ def test_operators_are_ranked_on_the_gpu_where_there_is_one() -> None:
         assert list(table.columns[0].cells) == expected
 
 
+@pytest.mark.parametrize("gpu_us", [0.0, 1.0])
+def test_a_profile_on_a_gpu_says_that_the_timeline_takes_time_from_nccl(gpu_us: float, tmp_path: Path) -> None:
+    profile = Profile(tmp_path, 0, 0)
+    profile.spending = Spending(2, 100.0, dict.fromkeys(PARTS, 0.0), [Operator("a", 2, 9.0, gpu_us)])
+    assert ("NCCL wait for the processor" in said(profile).replace("\n", " ")) == bool(gpu_us)
+
+
 moments = st.tuples(st.sampled_from(sorted(PARTS)), st.integers(0, 50), st.integers(0, 50))
 
 
