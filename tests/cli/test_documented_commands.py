@@ -83,6 +83,7 @@ ELSEWHERE = {
     "cxr-hvd onboard runs/D --data third.h5 --run runs/third --steps 200": "cli/test_onboard.py::test_it_goes_on_and_prints_the_same_as_json",
     "mpirun --bind-to none -np 1 cxr-hvd train three.yaml --set model.weights=runs/D/chexpert : -np 1 cxr-hvd train three.yaml --set "
     "model.weights=runs/third : -np 1 cxr-hvd train three.yaml --set model.weights=runs/D/mimic": "cli/test_onboard.py::test_it_joins_a_run_from_its_own_network",
+    "cxr-hvd doctor": "unit/doctor/test_doctor.py::test_healthy_machine_has_no_failure",
     "make demo": f"{IMAGE}::test_the_demo_trains_on_two_ranks_inside",
     "cxr-hvd jobs submit train.sh": f"{SLURM}::test_a_job_whose_walltime_ends_queues_itself_again",
     "cxr-hvd inspect-run runs/train": f"{LOOKS}::test_a_profile_says_where_the_time_went",
@@ -109,6 +110,7 @@ NOT_RUN = {
     "make test": "it is what runs this",
     "make demo DATA=path/to/images": "test_main_job.py trains on real X-rays with the same config, where they are",
     "git clone https://example.org/cxr_hvd && cd cxr_hvd && tools/install.sh": "it has run before this can",
+    "tools/install.sh --without-mpi": "it compiles Horovod for minutes; test_install.py tries its parts",
     "umask 077; wg genkey > /etc/wireguard/key; wg pubkey < /etc/wireguard/key": OWN_TUNNEL,
     "wg-quick up wg0; ping -c 1 10.79.0.2": OWN_TUNNEL,
     "apt-get install wireguard-tools": "test_two_hosts.py installs it where it may",
