@@ -14,6 +14,7 @@ from cxr_hvd.comm.bounce import BounceBuffers, GpuBoundary
 from cxr_hvd.comm.communicator import Parts, Wait
 from cxr_hvd.comm.transport import RankDevice, Transport, choose_transport, describe_device
 from cxr_hvd.comm.watchdog import STALL_LIMIT_S, Watchdog
+from cxr_hvd.environment import num_ranks_of_job
 from cxr_hvd.errors import CxrHvdError, PeerError
 from cxr_hvd.launch.early import NO_HOROVOD
 from cxr_hvd.ledger.allowed import Group, How
@@ -53,6 +54,7 @@ class HorovodComm:
         hvd.init()
         self.rank: int = hvd.rank()
         self.num_ranks: int = hvd.size()
+        _check_size(self.num_ranks, num_ranks_of_job(os.environ), bool(hvd.mpi_built()))
         self.local_rank: int = hvd.local_rank()
         self.ranks_per_node: int = hvd.local_size()
         self.ledger = Ledger()
@@ -170,6 +172,16 @@ class HorovodComm:
             raise PeerError(
                 f"another rank stopped during {purpose}; its own last line says why{_cause(error)}"
             ) from error
+
+
+def _check_size(num_ranks: int, started: int | None, has_mpi: bool) -> None:
+    """Raise where Horovod sees one rank of several: each would take itself for the whole job."""
+    if num_ranks > 1 or (started or 1) == 1:
+        return
+    mend = "is built for another MPI: make setup"
+    if not has_mpi:
+        mend = f"is built without MPI: start them by horovodrun --gloo -np {started}"
+    raise CxrHvdError(f"a launcher started {started} ranks, and Horovod sees one, since it {mend}")
 
 
 def _cause(error: Exception) -> str:
