@@ -47,6 +47,7 @@ test-night: setup ## run the slow tests that continuous integration leaves out
 bench: setup     ## measure every part beside its peers; writes the tables in docs/performance.md
 	@python -m bench.preprocess --out docs/performance.md
 	@python -m bench.averaging --out docs/performance.md
+	@python -m bench.slow_line --out docs/performance.md
 	@python -m bench.library --out docs/performance.md
 	@python -m bench.training --out docs/performance.md
 	@python -m bench.start --out docs/performance.md

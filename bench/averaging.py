@@ -25,11 +25,10 @@ from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import Scope, build_plan
 from cxr_hvd.study.labels import LABELS
 from lab.launch import Finished, launch
-from lab.two_sites import SlowLink, TwoSites, two_sites, why_not
+from lab.two_sites import TwoSites, two_sites, why_not
 
 Timings = dict[str, dict[str, list[float]]]
 LIMIT_S = 400
-LINK = SlowLink(delay_ms=20, rate_mbit=100)
 HOROVODS_FUSION = {"HOROVOD_FUSION_THRESHOLD": str(128 << 20)}
 ALL_WIRES = ("float32", "bfloat16", "float16")
 OURS = ("weights C float32", "weights D float32", "gradients C float32", "gradients D float32")
@@ -38,19 +37,18 @@ OURS = ("weights C float32", "weights D float32", "gradients C float32", "gradie
 def main() -> None:
     """Measure, print the table, and write it where `--out` says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15, help="rounds on the machine itself")
-    parser.add_argument("--link-rounds", type=int, default=3, help="rounds over the slow link")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds")
     parser.add_argument("--only", choices=tuple(SECTIONS), nargs="+", default=list(SECTIONS))
     parser.add_argument("--out", type=Path, help="a Markdown file to write the table to, between its marks")
     options = parser.parse_args()
     figures: list[Figure] = []
     for name in options.only:
-        reason = why_not(LINK) if name in ("bytes", "link") else None
+        reason = why_not() if name == "bytes" else None
         if reason:
             print(f"{name}: left out, {reason}", file=sys.stderr)
             continue
         started = time.monotonic()
-        figures += SECTIONS[name](options.link_rounds if name == "link" else options.rounds)
+        figures += SECTIONS[name](options.rounds)
         print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     machine = describe_machine("torch", "horovod", "mpi4py")
     command = " ".join(["python -m bench.averaging", *sys.argv[1:]])
@@ -122,10 +120,10 @@ def measure_overlap(num_rounds: int) -> list[Figure]:
     """How much of the gradients exchange backward hides, on the machine itself."""
     ways = ["gradients C float32", "late gradients C float32", "gradients D float32", "late gradients D float32"]
     timings = job("steps", ways, num_rounds)
-    return [figure for letter in "CD" for figure in hidden(timings, f"gradients {letter} float32", "this machine")]
+    return [figure for letter in "CD" for figure in hidden(timings, f"gradients {letter} float32")]
 
 
-def hidden(timings: Timings, name: str, where: str) -> list[Figure]:
+def hidden(timings: Timings, name: str) -> list[Figure]:
     """Compare an exchange begun during backward to the same one begun after it."""
     early, late = timings[name], timings[f"late {name}"]
     waits = ratios(early["exchange"], late["exchange"])
@@ -142,8 +140,8 @@ def hidden(timings: Timings, name: str, where: str) -> list[Figure]:
         f"{statistics.median(late['step']) * 1e3:,.0f} and {statistics.median(early['step']) * 1e3:,.0f} ms"
     )
     return [
-        Figure(f"{where}: share of {name} hidden behind backward", [1 - each for each in waits], 0.7, note),
-        Figure(f"{where}: of {name}, by which the whole step is shorter", steps, None, ""),
+        Figure(f"share of {name} hidden behind backward", [1 - each for each in waits], 0.7, note),
+        Figure(f"of {name}, by which the whole step is shorter", steps, None, ""),
     ]
 
 
@@ -162,29 +160,6 @@ def measure_bytes(num_rounds: int) -> list[Figure]:
         short_to_full = ratios(timings[f"{name} bfloat16"]["wire"], timings[f"{name} float32"]["wire"])
         figures.append(Figure(f"bytes of bfloat16 to float32, {name}", short_to_full, 0.51, "", True))
     return figures
-
-
-def measure_link(num_rounds: int) -> list[Figure]:
-    """Steps over a slow link: seconds a step by how often and in which form, peers, and what is hidden."""
-    ours = [f"weights {letter} {wire}" for letter in "CD" for wire in ALL_WIRES[:2]]
-    early = "gradients C float32"
-    with two_sites(LINK) as pair:
-        timings = job("steps", ["none", *ours, early, f"late {early}", "ddp C", "ddp D"], num_rounds, pair)
-        others = job("steps", ["none", "optimizer"], num_rounds, pair, **HOROVODS_FUSION)
-    where = f"{LINK.delay_ms:g} ms, {LINK.rate_mbit:g} Mbit/s"
-    figures = []
-    for name in ours:
-        for every in (1, 10, 100):
-            values = [
-                (plain * (every - 1) + exchanging) / every
-                for plain, exchanging in zip(timings["none"]["step"], timings[name]["step"], strict=True)
-            ]
-            note = "" if every == 1 else f"a sum: {every - 1} steps without and one with an exchange, over {every}"
-            figures.append(Figure(f"{where}: s a step, {name}, every {every}", values, None, note))
-    peers = {name: timings[name] for name in (early, "ddp C", "ddp D")}
-    peers["Horovod's DistributedOptimizer"] = others["optimizer"]
-    figures += [Figure(f"{where}: s a step, {name}", each["step"], None, "") for name, each in peers.items()]
-    return [*figures, *hidden(timings, early, where)]
 
 
 def measure_ledger(num_rounds: int) -> list[Figure]:
@@ -263,7 +238,6 @@ SECTIONS: dict[str, Callable[[int], list[Figure]]] = {
     "overlap": measure_overlap,
     "bytes": measure_bytes,
     "ledger": measure_ledger,
-    "link": measure_link,
 }
 
 

@@ -13,6 +13,8 @@ from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.comm.sites import Topology
 from cxr_hvd.config.sections import Model
 from cxr_hvd.models.build import build_model
+from cxr_hvd.partial.blocks import tensor_specs
+from cxr_hvd.partial.plan import build_plan
 from cxr_hvd.study.labels import LABELS
 from cxr_hvd.training.checkpoint.snapshot import take_snapshot
 from cxr_hvd.training.checkpoint.writer import CheckpointWriter
@@ -28,7 +30,8 @@ def main() -> None:
     model = build_model(Model(), len(LABELS), seed=1)
     topology = Topology(0, ("site",), (0,))
     with tempfile.TemporaryDirectory(prefix="cxr-bench-") as name:
-        step = EngineStep(model, "C", LocalComm(), topology) if sys.argv[1] == "engine" else Step(model)
+        plan = build_plan(tensor_specs(model))
+        step = EngineStep(model, plan, LocalComm(), topology) if sys.argv[1] == "engine" else Step(model)
         folder = RunFolder(Path(name), "site")
         folder.open_new(overwrite=False)
         writer = CheckpointWriter(folder, Job(LocalComm(), topology), keep=2)

@@ -155,8 +155,7 @@ class OurStep(Step):
 class EngineStep(Step):
     """A whole step of the engine, with all that it does besides: norms, status, learning rate."""
 
-    def __init__(self, model: nn.Module, letter: str, comm: Communicator, topology: Topology) -> None:
-        plan = build_plan(tensor_specs(model), PRIVATE[letter])
+    def __init__(self, model: nn.Module, plan: SharingPlan, comm: Communicator, topology: Topology) -> None:
         self.job = job = Job(comm, topology)
         weights = [1 / topology.num_sites] * topology.num_sites
         settings = Training(learning_rate=1e-5, schedule="constant", precision="bf16")
@@ -226,7 +225,8 @@ def build_step(name: str, comm: Communicator, topology: Topology) -> Step:
     if name == "naive":
         return NaiveStep(model)
     if name.startswith("engine"):
-        return EngineStep(model, name.split()[1], comm, topology)
+        plan = build_plan(tensor_specs(model), PRIVATE[name.split()[1]])
+        return EngineStep(model, plan, comm, topology)
     if name.startswith("ddp"):
         return Step(wrap_in_ddp(model, name.split()[1]))
     held = HeldComm(comm) if name.startswith("late ") else None
