@@ -97,8 +97,17 @@ class AllreduceAfter:
         WORLD.Allreduce(MPI.IN_PLACE, self._values)
 
 
-def timed(once: Callable[[], object], num_steps: int, num_uncounted: int = 0) -> Callable[[], dict[str, float]]:
-    """Time several steps after some that do not count; return the seconds of one."""
+def timed(
+    once: Callable[[], object],
+    num_steps: int,
+    num_uncounted: int = 0,
+    land: Callable[[], object] = lambda: None,
+) -> Callable[[], dict[str, float]]:
+    """Time several steps after some that do not count; return the seconds of one.
+
+    Args:
+        land: called at the end of a turn, uncounted, so that nothing is under way in the others' turns.
+    """
 
     def seconds() -> dict[str, float]:
         for _ in range(num_uncounted):
@@ -106,7 +115,9 @@ def timed(once: Callable[[], object], num_steps: int, num_uncounted: int = 0) ->
         started = time.perf_counter()
         for _ in range(num_steps):
             once()
-        return {"step": (time.perf_counter() - started) / num_steps}
+        spent = time.perf_counter() - started
+        land()
+        return {"step": spent / num_steps}
 
     return seconds
 
@@ -145,10 +156,11 @@ def build_way(name: str, comm: Communicator, topology: Topology, kind: str) -> C
     if name == "optimizer" or name.startswith("ddp"):
         return timed(build_step(name, comm, topology), num_steps)
     plan = plan_of(name, model)
-    # An average that is under way when a turn begins has had the other ways' time: a cycle passes uncounted.
-    num_uncounted = CYCLE if name.endswith("overlap") else 0
-    num_steps = CYCLE if plan.every > 1 else num_steps
-    return timed(EngineStep(model, plan, comm, topology), num_steps, num_uncounted)
+    step = EngineStep(model, plan, comm, topology)
+    if plan.every == 1 and kind == "line":
+        return timed(step, num_steps, land=step.land)
+    # A turn begins with nothing under way: averages in the background need a cycle to be as they always are.
+    return timed(step, CYCLE, num_uncounted=CYCLE if plan.overlap else 1, land=step.land)
 
 
 def start_gloo() -> object:

@@ -174,6 +174,11 @@ class EngineStep(Step):
         self.step += 1
         return {"step": time.perf_counter() - started}
 
+    def land(self) -> None:
+        """Wait for all that is under way: averages in the background, and what is read late of the last steps."""
+        self.engine.catch_up()
+        self.engine.state.averager.state_dict()
+
 
 class NaiveStep(Step):
     """A plain loop: float32, no memory format, all 20 channels, an optimizer that is not fused."""

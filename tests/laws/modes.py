@@ -56,7 +56,7 @@ def all_ways_to_share_learn_what_averaging_in_every_step_learns(comm: HorovodCom
     unseen = phantoms(seed=1_000_000, num_studies=64)
     losses = {}
     for name, settings in {"every 1": {}, **MODES}.items():
-        training = {"num_steps": NUM_STEPS, "learning_rate": 2e-2, "schedule": "one-cycle"}
+        training = {"num_steps": NUM_STEPS, "learning_rate": 1e-2, "schedule": "one-cycle"}
         engine, plan = engine_of(comm, one_rank_a_site(comm), settings, **training)
         for step in range(NUM_STEPS):
             engine.state.model.train()
@@ -66,5 +66,5 @@ def all_ways_to_share_learn_what_averaging_in_every_step_learns(comm: HorovodCom
     first = loss_of(fresh_model(), unseen)
     gain = first - losses["every 1"]
     assert gain > 0.3 * first, f"nothing is learnt: {first} and {losses}"
-    for name, loss in losses.items():
-        assert loss < losses["every 1"] + MAX_SHORTFALL * gain, f"{name}: {loss}, every 1: {losses}, first: {first}"
+    bound = losses["every 1"] + MAX_SHORTFALL * gain
+    assert max(losses.values()) < bound, f"expected losses below {bound}, found {losses}; at the start {first}"
