@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.report import Figure, describe_machine, ratios, table, write_report
 from bench.steps import PRIVATE
 from cxr_hvd.config.sections import Model
-from cxr_hvd.ledger.writer import Ledger
+from cxr_hvd.ledger.writer import Ledger, opening
 from cxr_hvd.models.build import build_model
 from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import Scope, build_plan
@@ -170,7 +170,9 @@ def measure_ledger(num_rounds: int) -> list[Figure]:
     costs = []
     with tempfile.TemporaryDirectory(prefix="cxr-bench-") as folder:
         ledger = Ledger()
-        ledger.open(Path(folder, "ledger.jsonl"), {"site": "bench"})
+        record = Path(folder, "plan.json")
+        record.write_text("{}")
+        ledger.open(Path(folder, "ledger.jsonl"), opening("bench", 0, 2, 0, 1, record, step=0))
         for _ in timings["none"]["step"]:
             started = time.perf_counter()
             for step in range(1000):
