@@ -49,20 +49,19 @@ def main() -> None:
     parser.add_argument("--only", choices=("line", "machine"), nargs="+", default=["line", "machine"])
     parser.add_argument("--out", type=Path, help="a Markdown file to write the table to, between its marks")
     options = parser.parse_args()
-    figures: list[Figure] = []
-    reason = why_not(LINK) if "line" in options.only else None
-    if reason:
+    if "line" in options.only and (reason := why_not(LINK)):
         print(f"line: left out, {reason}", file=sys.stderr)
-    elif "line" in options.only:
-        figures += measure_line(options.rounds)
-    if "machine" in options.only:
-        figures += measure_machine(options.machine_rounds)
+        options.only.remove("line")
     machine = describe_machine("torch", "horovod", "mpi4py")
     command = " ".join(["python -m bench.slow_line", *sys.argv[1:]])
-    report = f"Command: `{command}`. Machine: {machine}.\n\n{table(figures)}"
+    figures: list[Figure] = []
+    report = ""
+    for name in options.only:
+        figures += measure_line(options.rounds) if name == "line" else measure_machine(options.machine_rounds)
+        report = f"Command: `{command}`. Machine: {machine}.\n\n{table(figures)}"
+        if options.out:
+            write_report(options.out, "bench/slow_line.py", report)
     print(report)
-    if options.out:
-        write_report(options.out, "bench/slow_line.py", report)
 
 
 def measure_line(num_rounds: int) -> list[Figure]:
