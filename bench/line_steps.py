@@ -151,8 +151,8 @@ def build_way(name: str, comm: Communicator, topology: Topology, kind: str) -> C
     if name == "bare flat C":
         return timed(AllreduceAfter(Step(model), shared // 4), CYCLE)
     if name == "alone":
-        own = LocalComm()
-        return timed(EngineStep(model, build_plan(tensor_specs(model)), own, bind(own, {"site": 1})), CYCLE)
+        alone = LocalComm()
+        return timed(EngineStep(model, build_plan(tensor_specs(model)), alone, bind(alone, {"site": 1})), CYCLE)
     if name == "optimizer" or name.startswith("ddp"):
         return timed(build_step(name, comm, topology), num_steps)
     plan = plan_of(name, model)

@@ -58,8 +58,8 @@ def judge_ports(host: str, there: str, back: str) -> Finding:
     closed = [f"from here to {host} ({shown(there)})"] * bool(there)
     closed += [f"from {host} to here ({shown(back)})"] * bool(back)
     if closed:
-        found = f"ssh gets through, a port that the system chose does not: {', nor '.join(closed)}"
-        return Finding("ports", "fail", found, PORTS)
+        detail = f"ssh gets through, a port that the system chose does not: {', nor '.join(closed)}"
+        return Finding("ports", "fail", detail, PORTS)
     return Finding("ports", "ok", f"open from here to {host} and back")
 
 
@@ -84,8 +84,8 @@ def judge_ranks(
         mend = "name the line's interface: --interface wg0; see docs/slow-line.md"
         return Finding(name, "fail", f"{launcher}: {shown(failure)}", mend)
     if times["num_ranks"] != 2:
-        found = f"{launcher}: expected 2 ranks in one job, found {times['num_ranks']:.0f}"
-        return Finding(name, "fail", found, "cxr-hvd doctor  (at both hosts)")
+        detail = f"{launcher}: expected 2 ranks in one job, found {times['num_ranks']:.0f}"
+        return Finding(name, "fail", detail, "cxr-hvd doctor  (at both hosts)")
     megabytes = times["exchange_bytes"] / 1e6
     detail = f"{launcher}: {megabytes:.3g} MB in {times['exchange_s']:.2g} s"
     if line_s > WORTH_COMPARING_S:
