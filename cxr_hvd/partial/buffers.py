@@ -6,6 +6,7 @@ ranks, and `exchanges` when.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from cxr_hvd.comm.communicator import Parts
 from cxr_hvd.errors import TrainingError
 from cxr_hvd.partial.plan import Buffer
+
+Rows = tuple[tuple[int, int], ...]
+"""Consecutive rows of values: runs of so many rows of one length."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +26,12 @@ class FlatBuffer:
     Attributes:
         values: (n,) float32; a change to them changes the model.
         parts: what lies there, in order: the plan's names, and their numbers of elements.
-        rows: (num_rows,) int64, how many of the values have each scale of the int8 wire in common, in order.
+        rows: which of the values have a scale of the int8 wire in common, in order.
     """
 
     values: Tensor
     parts: Parts
-    rows: Tensor
+    rows: Rows
 
 
 @torch.no_grad()
@@ -45,8 +49,12 @@ def lay_out(values: Tensor, buffers: Iterable[Buffer]) -> FlatBuffer:
     """Return values in which these buffers of a plan stand side by side as a flat buffer."""
     buffers = list(buffers)
     parts = {buffer.name: buffer.num_elements for buffer in buffers}
-    rows = [length for buffer in buffers for length in buffer.rows]
-    return FlatBuffer(values, parts, torch.tensor(rows, dtype=torch.int64, device=values.device))
+    return FlatBuffer(values, parts, run_lengths(length for buffer in buffers for length in buffer.rows))
+
+
+def run_lengths(lengths: Iterable[int]) -> Rows:
+    """Return rows of these lengths as runs of rows of one length; those without a number are left out."""
+    return tuple((len(list(run)), length) for length, run in groupby(lengths) if length)
 
 
 def cut(flat: FlatBuffer, buffers: Sequence[Sequence[Buffer]]) -> list[FlatBuffer]:

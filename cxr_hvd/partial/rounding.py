@@ -5,12 +5,13 @@ the greatest of a row is 127. A row is what leads to one output of a layer (`led
 numbers of different layers differ too much to have a scale in common (decision 0036).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from cxr_hvd.partial.buffers import Rows
 from cxr_hvd.partial.plan import SCALE_BYTES, Wire
 
 MAX_INT8 = 127
@@ -26,15 +27,15 @@ class Rounding(Protocol):
 
     dtype: torch.dtype
 
-    def encode(self, values: Tensor, rows: Tensor) -> Tensor:
-        """Return the flat payload of (n,) float32 values, in rows of these lengths."""
+    def encode(self, values: Tensor, rows: Rows) -> Tensor:
+        """Return the flat payload of (n,) float32 values, in these rows."""
         ...
 
-    def decode(self, payload: Tensor, rows: Tensor) -> Tensor:
+    def decode(self, payload: Tensor, rows: Rows) -> Tensor:
         """Return the (n,) float32 values of a payload."""
         ...
 
-    def num_added(self, num_rows: int) -> int:
+    def num_added(self, rows: Rows) -> int:
         """Return how many elements a payload has beyond those of its values."""
         ...
 
@@ -45,14 +46,14 @@ class CastRounding:
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
-    def encode(self, values: Tensor, rows: Tensor) -> Tensor:
+    def encode(self, values: Tensor, rows: Rows) -> Tensor:
         limit = torch.finfo(self.dtype).max
         return torch.where(values.isinf(), values, values.clamp(-limit, limit)).to(self.dtype)
 
-    def decode(self, payload: Tensor, rows: Tensor) -> Tensor:
+    def decode(self, payload: Tensor, rows: Rows) -> Tensor:
         return payload.float()
 
-    def num_added(self, num_rows: int) -> int:
+    def num_added(self, rows: Rows) -> int:
         return 0
 
 
@@ -61,26 +62,47 @@ class RowRounding:
 
     dtype = torch.int8
 
-    def encode(self, values: Tensor, rows: Tensor) -> Tensor:
+    def encode(self, values: Tensor, rows: Rows) -> Tensor:
+        scales = torch.empty(num_rows(rows), device=values.device)
+        for run, scale in zip(_runs(values, rows), _scales_of_runs(scales, rows), strict=True):
+            torch.linalg.vector_norm(run, torch.inf, dim=1, out=scale)
         # Not above what times 127 is still finite: the rest is sent later.
-        greatest = torch.segment_reduce(values.abs().clamp_(max=LARGEST), "max", lengths=rows, unsafe=True)
-        if not bool(values.isfinite().all()):
-            is_bad = torch.segment_reduce((~values.isfinite()).float(), "max", lengths=rows, unsafe=True) > 0
-            greatest = torch.where(is_bad, torch.nan, greatest)
-        scales = greatest.div_(MAX_INT8)
-        scale_of_value = scales.repeat_interleave(rows, output_size=values.numel())
-        # A row of zeros has the scale 0, and 0 / 0 is NaN.
-        whole = (values / scale_of_value).nan_to_num_(nan=0.0).clamp_(-MAX_INT8, MAX_INT8).round_()
-        return torch.cat([whole.to(torch.int8), scales.view(torch.int8)])
+        scales = torch.where(scales.isfinite(), scales.clamp(max=LARGEST), torch.nan).div_(MAX_INT8)
+        divisors = torch.where(scales == 0, 1.0, scales)
+        whole = torch.empty_like(values)
+        parts = (_runs(values, rows), _scales_of_runs(divisors, rows), _runs(whole, rows))
+        for run, divisor, target in zip(*parts, strict=True):
+            torch.div(run, divisor.unsqueeze(1), out=target)
+        return torch.cat([whole.round_().to(torch.int8), scales.view(torch.int8)])
 
-    def decode(self, payload: Tensor, rows: Tensor) -> Tensor:
-        num_values = payload.numel() - self.num_added(rows.numel())
+    def decode(self, payload: Tensor, rows: Rows) -> Tensor:
+        size = payload.numel() - self.num_added(rows)
         # A copy: a payload need not begin at a multiple of four bytes.
-        scales = payload[num_values:].clone().view(torch.float32)
-        return scales.repeat_interleave(rows, output_size=num_values).mul_(payload[:num_values])
+        scales = payload[size:].clone().view(torch.float32)
+        values = torch.empty(size, device=payload.device)
+        parts = (_runs(payload[:size], rows), _scales_of_runs(scales, rows), _runs(values, rows))
+        for whole, scale, target in zip(*parts, strict=True):
+            torch.mul(whole, scale.unsqueeze(1), out=target)
+        return values
 
-    def num_added(self, num_rows: int) -> int:
-        return SCALE_BYTES * num_rows
+    def num_added(self, rows: Rows) -> int:
+        return SCALE_BYTES * num_rows(rows)
+
+
+def num_rows(rows: Rows) -> int:
+    """Return the number of rows."""
+    return sum(count for count, _ in rows)
+
+
+def _runs(values: Tensor, rows: Rows) -> Iterator[Tensor]:
+    """Return each run of rows of one length as a view (count, length)."""
+    parts = torch.split(values, [count * length for count, length in rows])
+    for part, (count, length) in zip(parts, rows, strict=True):
+        yield part.view(count, length)
+
+
+def _scales_of_runs(scales: Tensor, rows: Rows) -> Sequence[Tensor]:
+    return torch.split(scales, [count for count, _ in rows])
 
 
 ROUNDINGS: Mapping[Wire, Rounding] = {

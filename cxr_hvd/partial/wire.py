@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from cxr_hvd.comm.communicator import Communicator, Parts, Wait
 from cxr_hvd.ledger.plan_record import PADDING, SCALES
-from cxr_hvd.partial.buffers import FlatBuffer
+from cxr_hvd.partial.buffers import FlatBuffer, run_lengths
 from cxr_hvd.partial.plan import Wire
 from cxr_hvd.partial.rounding import ROUNDINGS, Rounding
 
@@ -70,13 +70,15 @@ class ShortWire:
         return begin(name, flat, f"{purpose}.{name}")
 
     def _begin_whole(self, name: str, flat: FlatBuffer, purpose: str) -> Wait[None]:
-        payload = self._rounded(f"{name}/sent", flat)
+        payload, decoded = self._rounded(f"{name}/sent", flat)
         wait_for_all = self._comm.begin_allgather(payload, purpose, self._payload_parts(name, flat))
 
         def wait() -> None:
-            flat.values.zero_()
-            for row in wait_for_all():
-                flat.values.add_(self._rounding.decode(row, flat.rows))
+            rows = wait_for_all()
+            flat.values.copy_(decoded)
+            for rank, row in enumerate(rows):  # of two: a sum of two numbers is the same in either order
+                if rank != self._comm.rank:
+                    flat.values.add_(self._rounding.decode(row, flat.rows))
 
         return wait
 
@@ -88,7 +90,7 @@ class ShortWire:
             replace(section, values=values)
             for section, values in zip(self._sections[name], split_evenly(flat.values, num_ranks), strict=True)
         ]
-        payloads = [self._rounded(f"{name}/sent to {rank}", section) for rank, section in enumerate(sections)]
+        payloads = [self._rounded(f"{name}/sent to {rank}", part)[0] for rank, part in enumerate(sections)]
         # Rows of scales differ in number from section to section, and all payloads are of one length.
         length = max(payload.numel() for payload in payloads)
         sent = torch.stack([functional.pad(payload, (0, length - payload.numel())) for payload in payloads])
@@ -99,7 +101,7 @@ class ShortWire:
             section = sections[self._comm.rank]
             received = [self._decoded(row, section) for row in wait_for_parts()]
             summed = replace(section, values=torch.stack(received).sum(0))
-            payload = self._rounded(f"{name}/summed", summed)
+            payload, _ = self._rounded(f"{name}/summed", summed)
             padded = functional.pad(payload, (0, length - payload.numel()))
             rows = self._comm.begin_allgather(padded, purpose, self._payload_parts(name, section, length))()
             parts = [self._decoded(row, section) for row, section in zip(rows, sections, strict=True)]
@@ -115,8 +117,8 @@ class ShortWire:
         """Put them back, on the device that values will be on."""
         self._errors = {name: tensor.to(device) for name, tensor in state.items()}
 
-    def _rounded(self, name: str, flat: FlatBuffer) -> Tensor:
-        """Round values plus what was missing; note what is missing now.
+    def _rounded(self, name: str, flat: FlatBuffer) -> tuple[Tensor, Tensor]:
+        """Round values plus what was missing; return the payload and what it is read as; note what is missing now.
 
         A finite value beyond the form's range is sent in portions. Infinity and NaN are sent for all ranks to
         see, and nothing of them is kept.
@@ -126,16 +128,17 @@ class ShortWire:
         due = self._errors[name].add_(flat.values)
         payload = self._rounding.encode(due, flat.rows)
         # Infinity minus itself is NaN; a value that is not finite may be sent as another that is not.
-        due.sub_(self._rounding.decode(payload, flat.rows)).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-        return payload
+        decoded = self._rounding.decode(payload, flat.rows)
+        due.sub_(decoded).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        return payload, decoded
 
     def _decoded(self, padded: Tensor, flat: FlatBuffer) -> Tensor:
-        num_elements = flat.values.numel() + self._rounding.num_added(flat.rows.numel())
+        num_elements = flat.values.numel() + self._rounding.num_added(flat.rows)
         return self._rounding.decode(padded[:num_elements], flat.rows)
 
     def _payload_parts(self, name: str, flat: FlatBuffer, length: int | None = None) -> Parts:
         """Return what lies in a payload: the parts of its values, and what the form adds to them."""
-        num_scales = self._rounding.num_added(flat.rows.numel())
+        num_scales = self._rounding.num_added(flat.rows)
         num_filled = 0 if length is None else length - flat.values.numel() - num_scales
         parts = dict(flat.parts)
         for part, size in ((f"{SCALES}{name}", num_scales), (f"{PADDING}{name}", num_filled)):
@@ -161,14 +164,13 @@ def cut_evenly(flat: FlatBuffer, num_sections: int, padding: str) -> list[FlatBu
     width = values[0].numel()
     num_filled = width * num_sections - flat.values.numel()
     names, sizes = [*flat.parts, padding], [*flat.parts.values(), num_filled]
-    lengths = [*flat.rows.tolist(), num_filled]
+    lengths = [length for count, length in flat.rows for _ in range(count)] + [num_filled]
     sections = []
     for number in range(num_sections):
         start, end = number * width, (number + 1) * width
         part_sizes, row_sizes = overlaps(sizes, start, end), overlaps(lengths, start, end)
         parts = {name: size for name, size in zip(names, part_sizes, strict=True) if size}
-        rows = torch.tensor([size for size in row_sizes if size], dtype=torch.int64, device=flat.rows.device)
-        sections.append(FlatBuffer(values[number], parts, rows))
+        sections.append(FlatBuffer(values[number], parts, run_lengths(row_sizes)))
     return sections
 
 

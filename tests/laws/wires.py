@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from cxr_hvd.comm.horovod import HorovodComm
-from cxr_hvd.partial.buffers import FlatBuffer
+from cxr_hvd.partial.buffers import FlatBuffer, run_lengths
 from cxr_hvd.partial.means import SharedMean
 from cxr_hvd.partial.plan import Scope
 from cxr_hvd.partial.rounding import ROUNDINGS
@@ -30,8 +30,9 @@ STEP_OF = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "int8": 1 / 127}
 def flat_of(values: torch.Tensor) -> FlatBuffer:
     """A flat buffer of one block, in rows of 100."""
     size = values.numel()
-    rows = torch.tensor([min(100, size - start) for start in range(0, size, 100)])
-    return FlatBuffer(values, {"block": size}, rows)
+    return FlatBuffer(
+        values, {"block": size}, run_lengths(min(100, size - start) for start in range(0, size, 100))
+    )
 
 
 @law(day="mpirun-2", night="gloo-2 mpirun-2-densenet121")
