@@ -1,10 +1,11 @@
 """What exchanges cost over a slow line, and on one machine, each beside its peers: `make bench`.
 
 Two sites, 20 ms one way and 100 Mbit/s each way, a rank and a core each; DenseNet121, steps of about 0.25 s. Ways
-take turns in one job, round after round. What needs other settings at the launch has a job of its own: Open MPI as
-it comes, Horovod's fusion, Gloo. All jobs over the line have the raw line in common: C's bytes both ways at once,
-through one TCP connection. What an exchange takes is a step with it, less a step of the engine that knows of no
-other rank. Needs root for the line; without, its rows are left out.
+take turns in one job, round after round. The link is a process on the same two cores as the ranks: packets of
+9,000 bytes keep small what it takes of them. What needs other settings at the launch has a job of its own: Open
+MPI as it comes, Horovod's fusion, Gloo. All jobs over the line have the raw line in common: C's bytes both ways
+at once, through one TCP connection. What an exchange takes is a step with it, less a step of the engine that knows
+of no other rank. Needs root for the line; without, its rows are left out.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from bench.averaging import HOROVODS_FUSION, Timings, job
 from bench.report import Figure, describe_machine, ratios, table, write_report
 from lab.two_sites import SlowLink, TwoSites, two_sites, why_not
 
-LINK = SlowLink(delay_ms=20, rate_mbit=100)
+LINK = SlowLink(delay_ms=20, rate_mbit=100, mtu=9000)
 WHERE = f"{LINK.delay_ms:g} ms, {LINK.rate_mbit:g} Mbit/s"
 MODULE = "bench.line_steps"
 SEND_ONLY = {"OMPI_MCA_btl_tcp_flags": "1"}
