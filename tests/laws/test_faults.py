@@ -320,7 +320,7 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(
 ) -> None:
     job = case.train(launcher, "signal", 1, 4)
     assert job.exit_code == (75 if launcher == "mpirun" else 1)  # horovodrun over Gloo knows no other code
-    assert len(job.lines("cxr-hvd: stopped after step 5 of 8, since a signal asked for it")) == 1
+    assert len(job.lines("cxr-hvd: stopped after step 6 of 8, since a signal asked for it")) == 1
     assert not errors(job)
     assert [status["doing"] for status in case.statuses()] == ["stopped on request"] * 2
     assert [status["exit_code"] for status in case.statuses()] == [75] * 2
