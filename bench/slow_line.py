@@ -45,8 +45,8 @@ WORDS = {
 def main() -> None:
     """Measure, print the table, and write it where `--out` says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=4, help="rounds over the line")
-    parser.add_argument("--machine-rounds", type=int, default=6, help="rounds on the machine itself")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds over the line")
+    parser.add_argument("--machine-rounds", type=int, default=4, help="rounds on the machine itself")
     parser.add_argument("--only", choices=("line", "machine"), nargs="+", default=["line", "machine"])
     parser.add_argument("--out", type=Path, help="a Markdown file to write the table to, between its marks")
     options = parser.parse_args()
