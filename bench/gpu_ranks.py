@@ -25,8 +25,9 @@ from cxr_hvd.models.build import build_model
 from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import Exchange, Scope, SharingPlan, Wire, build_plan
 from cxr_hvd.study.labels import LABELS
-from cxr_hvd.training.engine import Engine, StepReport
+from cxr_hvd.training.engine import Engine
 from cxr_hvd.training.state import start_state
+from cxr_hvd.training.step_report import StepReport
 
 REPEATS = 20
 NO_NCCL = "Horovod was built without NCCL"

@@ -12,6 +12,7 @@ from typing import Literal
 
 from cxr_hvd.ledger.plan_record import row_lengths
 from cxr_hvd.partial.choice import chosen_names
+from cxr_hvd.partial.fragments import assign_fragments, choose_delay, describe_fragments
 from cxr_hvd.partial.tensor_spec import Kind, TensorSpec
 
 BatchNormPolicy = Literal["with-block", "private", "shared"]
@@ -20,8 +21,6 @@ Wire = Literal["float32", "bfloat16", "float16", "int8"]
 Content = Literal["weights", "gradients", "statistics", "moments"]
 BYTES_OF: dict[Wire, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 SCALE_BYTES = 4
-MAX_DELAY = 4
-"""The most steps that an overlapped average may take: a stop, and news of a fault, come as many steps later."""
 
 
 class Scope(StrEnum):
@@ -102,6 +101,15 @@ class Buffer:
         """How many numbers have each of the scales in common that the int8 wire sends."""
         return [length for spec in self.specs for length in row_lengths(spec.shape)]
 
+    def cut(self, fragments: Mapping[str, int]) -> Iterable["Buffer"]:
+        """Cut it where one fragment ends and the next begins; `fragments` are by the tensors' names."""
+        members: dict[int, list[TensorSpec]] = {}
+        for spec in self.specs:
+            members.setdefault(fragments[spec.name], []).append(spec)
+        for number, (fragment, specs) in enumerate(members.items(), 1):
+            piece = f" ({number} of {len(members)})" if len(members) > 1 else ""
+            yield replace(self, specs=tuple(specs), fragment=fragment, piece=piece)
+
 
 @dataclass(frozen=True)
 class BlockSummary:
@@ -136,7 +144,7 @@ class SharingPlan:
     @property
     def delay(self) -> int:
         """Steps from the begin of an overlapped average to its end, and to the next one's begin; 0 without."""
-        return min(MAX_DELAY, max(1, self.every // 4)) if self.overlap else 0
+        return choose_delay(self.every) if self.overlap else 0
 
     @property
     def num_fragments(self) -> int:
@@ -163,42 +171,21 @@ class SharingPlan:
         else:
             contents = [("weights", "", self.wire, parameter + statistic)]
         contents += [("moments", moment, "float32", parameter) for moment in self.moments]
-        fragments = self._fragments() if self.overlap else {}
+        movable = (Kind.PARAMETER, Kind.STATISTIC)
+        fragments = {
+            name: fragment
+            for scope in scopes
+            for name, fragment in assign_fragments(self._blocks(scope, movable), self.num_fragments).items()
+        }
         return [
             buffer
             for scope in scopes
             for content, moment, wire, kinds in contents
             for block, specs in self._blocks(scope, kinds).items()
-            for buffer in self._pieces(
-                Buffer(content, block, specs, wire if scope is Scope.SHARED else "float32", scope, moment),
-                fragments,
-            )
+            for buffer in Buffer(
+                content, block, specs, wire if scope is Scope.SHARED else "float32", scope, moment
+            ).cut(fragments)
         ]
-
-    def _fragments(self) -> dict[str, int]:
-        """Return the fragment in which each tensor travels: about as many numbers in each, in the plan's order."""
-        fragments: dict[str, int] = {}
-        for scope in (Scope.SHARED, Scope.PRIVATE):
-            blocks = self._blocks(scope, (Kind.PARAMETER, Kind.STATISTIC))
-            specs = [spec for members in blocks.values() for spec in members]
-            total, start = sum(spec.num_elements for spec in specs), 0
-            for spec in specs:
-                middle = start + spec.num_elements / 2
-                fragments[spec.name] = min(
-                    int(middle / max(total, 1) * self.num_fragments), self.num_fragments - 1
-                )
-                start += spec.num_elements
-        return fragments
-
-    @staticmethod
-    def _pieces(whole: Buffer, fragments: Mapping[str, int]) -> Iterable[Buffer]:
-        """Cut a block's buffer where one fragment ends and the next begins."""
-        members: dict[int, list[TensorSpec]] = {}
-        for spec in whole.specs:
-            members.setdefault(fragments.get(spec.name, 0), []).append(spec)
-        for number, (fragment, specs) in enumerate(members.items(), 1):
-            piece = f" ({number} of {len(members)})" if len(members) > 1 else ""
-            yield replace(whole, specs=tuple(specs), fragment=fragment, piece=piece)
 
     def _blocks(self, scope: Scope, kinds: Container[Kind]) -> dict[str, tuple[TensorSpec, ...]]:
         """Return the tensors of one scope and of these kinds, block by block, in the model's order."""
@@ -212,11 +199,7 @@ class SharingPlan:
     def pace(self) -> str:
         """How often, and how, an average travels, in words."""
         pace = "every step" if self.every == 1 else f"every {self.every} steps"
-        if not self.overlap:
-            return pace
-        steps = "step" if self.delay == 1 else f"{self.delay} steps"
-        one = "in one fragment" if self.num_fragments == 1 else f"one of {self.num_fragments} fragments"
-        return f"{pace}, {one} every {steps} while training goes on, taken in {steps} later"
+        return f"{pace}, {describe_fragments(self.num_fragments, self.delay)}" if self.overlap else pace
 
     def __str__(self) -> str:
         """Return what leaves a rank, block by block, as a table of plain text."""

@@ -15,10 +15,10 @@ from cxr_hvd.config.sections import Checkpoints, Validation
 from cxr_hvd.partial.plan import SharingPlan
 from cxr_hvd.training.checkpoint.snapshot import take_snapshot
 from cxr_hvd.training.checkpoint.writer import CheckpointWriter
-from cxr_hvd.training.engine import StepReport
 from cxr_hvd.training.network_record import NetworkRecord
 from cxr_hvd.training.records import Budget, Verdict
 from cxr_hvd.training.state import TrainingState
+from cxr_hvd.training.step_report import StepReport
 from cxr_hvd.training.stopping import StopRequest
 from cxr_hvd.training.validation import Validator
 

@@ -10,9 +10,9 @@ from cxr_hvd.config.schema import Config
 from cxr_hvd.console import Console
 from cxr_hvd.partial.plan import SharingPlan
 from cxr_hvd.partial.plan_table import plan_table, reach_of
-from cxr_hvd.training.engine import StepReport
 from cxr_hvd.training.log import loss_of_site
 from cxr_hvd.training.records import Budget, Verdict
+from cxr_hvd.training.step_report import StepReport
 
 LINE_EVERY_S = 5.0
 MEMORY = 0.9

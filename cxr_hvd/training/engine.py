@@ -12,13 +12,12 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from cxr_hvd.comm.communicator import Wait
 from cxr_hvd.comm.job import Job
 from cxr_hvd.comm.step_status import StepStatus, StopReason, Writing, begin_statuses
 from cxr_hvd.config.sections import Training
@@ -28,46 +27,13 @@ from cxr_hvd.partial.plan import Scope, SharingPlan
 from cxr_hvd.training.freezing import frozen_norms
 from cxr_hvd.training.loss import MultiLabelLoss
 from cxr_hvd.training.nonfinite import MAX_SKIPPED, Statistics, first_nonfinite, nonfinite_error
-from cxr_hvd.training.optim import clip, gradient_norm, gradients
+from cxr_hvd.training.optim import clip, gradient_norm, gradients, numbers_of
 from cxr_hvd.training.schedule import learning_rate_factor
 from cxr_hvd.training.state import TrainingState
+from cxr_hvd.training.status_delay import may_skip, steps_late
+from cxr_hvd.training.step_report import OpenStep, StepReport
 
 Ask = Callable[[], tuple[StopReason, Writing]]
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one step came to.
-
-    Attributes:
-        step: number of the step, from 0.
-        statuses: every rank's word on this step, in rank order: losses, norms, reasons to stop.
-        loss: this rank's mean loss over its known labels.
-        learning_rate: the rate of this step.
-        gradient_norm: of this rank's whole gradient, before clipping.
-        is_skipped: whether no rank took the optimizer's step, since something was not finite on one.
-        data_s, compute_s, averaging_s: seconds spent in each, on this rank.
-    """
-
-    step: int
-    statuses: Sequence[StepStatus]
-    loss: float
-    learning_rate: float
-    gradient_norm: float
-    is_skipped: bool
-    data_s: float
-    compute_s: float
-    averaging_s: float
-
-    @property
-    def loss_of_rank(self) -> list[float]:
-        """Every rank's mean loss, in rank order."""
-        return [status.loss for status in self.statuses]
-
-    @property
-    def stop_reason(self) -> StopReason:
-        """Why all stop after this step; `StopReason.NONE` where they go on."""
-        return max(status.stop_reason for status in self.statuses)
 
 
 class Clock:
@@ -81,21 +47,6 @@ class Clock:
 
     def __exit__(self, *_: object) -> None:
         self.spent_s += time.perf_counter() - self._entered
-
-
-@dataclass(frozen=True)
-class OpenStep:
-    """A step of which this rank does not know yet how it went on the others.
-
-    Attributes:
-        report: of the step, without statuses.
-        wait: waits for the statuses.
-        fault: what was not finite on this rank; empty where all was.
-    """
-
-    report: StepReport
-    wait: Wait[list[StepStatus]]
-    fault: str
 
 
 class Engine:
@@ -334,28 +285,6 @@ class Engine:
         self.state.num_skipped_in_a_row += 1
         if not self._may_skip or self.state.num_skipped_in_a_row > MAX_SKIPPED:
             raise nonfinite_error(self._job, statuses, fault, step, self._may_skip)
-
-
-def may_skip(settings: Training) -> bool:
-    """Return whether a step that is not finite is left out on all ranks, rather than ending the run."""
-    return settings.precision == "fp16" or settings.on_nonfinite == "skip"
-
-
-def steps_late(plan: SharingPlan, settings: Training, num_ranks: int) -> int:
-    """Return how many steps after a step all read how it went; 0: in the step itself.
-
-    An overlapped average fills the line for `plan.delay` steps, and what is told meanwhile queues behind it.
-    """
-    if num_ranks == 1 or plan.exchange == "gradients" or may_skip(settings):
-        return 0
-    return max(1, plan.delay)
-
-
-def numbers_of(tensors: Sequence[Tensor]) -> list[float]:
-    """Return single numbers of a device in one copy: each copy waits until the device has done all before it."""
-    device = max((tensor.device for tensor in tensors), key=lambda device: device.type != "cpu")
-    numbers: list[float] = torch.stack([tensor.detach().to(device).double() for tensor in tensors]).tolist()
-    return numbers
 
 
 def split(batch: Batch, num_parts: int) -> list[Batch]:

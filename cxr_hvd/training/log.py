@@ -20,10 +20,10 @@ from cxr_hvd.partial.plan import SharingPlan
 from cxr_hvd.partial.record import plan_record
 from cxr_hvd.record import Record
 from cxr_hvd.training.agreement import COMPARED_VERSIONS, version_of
-from cxr_hvd.training.engine import StepReport
 from cxr_hvd.training.first_weights import FirstWeights
 from cxr_hvd.training.records import Budget, RunEnvironment, StepRow, Verdict
 from cxr_hvd.training.run_folder import RunFolder, disk_errors
+from cxr_hvd.training.step_report import StepReport
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

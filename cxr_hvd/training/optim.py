@@ -4,7 +4,7 @@
 of each rank's start, for a compiler that is not used here. The functions below those classes import nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,13 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Return the norm of all gradients as one vector, a single number on their device; 0 where there is none."""
     tensors = gradients(parameters)
     return get_total_norm(tensors) if tensors else torch.zeros(())
+
+
+def numbers_of(tensors: Sequence[Tensor]) -> list[float]:
+    """Return single numbers of a device in one copy: each copy waits until the device has done all before it."""
+    device = max((tensor.device for tensor in tensors), key=lambda device: device.type != "cpu")
+    numbers: list[float] = torch.stack([tensor.detach().to(device).double() for tensor in tensors]).tolist()
+    return numbers
 
 
 def clip(parameters: Iterable[nn.Parameter], norm: float, max_norm: float) -> None:

@@ -32,7 +32,7 @@ from cxr_hvd.training.agreement import agree_on_budget, contract_items, find_twi
 from cxr_hvd.training.between_steps import BetweenSteps, cadence_of_run
 from cxr_hvd.training.checkpoint.writer import CheckpointWriter
 from cxr_hvd.training.display import TrainingDisplay, print_agreed, twins_warning
-from cxr_hvd.training.engine import Engine, StepReport, steps_late
+from cxr_hvd.training.engine import Engine
 from cxr_hvd.training.first_weights import load_first_weights
 from cxr_hvd.training.log import Log, open_ledger, witness_ledgers
 from cxr_hvd.training.loss import build_loss
@@ -44,6 +44,8 @@ from cxr_hvd.training.run_folder import RunFolder
 from cxr_hvd.training.sharing import plan_sharing
 from cxr_hvd.training.state import start_state
 from cxr_hvd.training.status import status_kept
+from cxr_hvd.training.status_delay import steps_late
+from cxr_hvd.training.step_report import StepReport
 from cxr_hvd.training.stopping import REASONS, StopRequest
 from cxr_hvd.training.validation import Validator
 

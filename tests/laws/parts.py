@@ -26,8 +26,9 @@ from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.partial.plan import SharingPlan, build_plan
 from cxr_hvd.partial.weighting import site_weights
 from cxr_hvd.study.layout import Split
-from cxr_hvd.training.engine import Engine, StepReport
+from cxr_hvd.training.engine import Engine
 from cxr_hvd.training.state import start_state
+from cxr_hvd.training.step_report import StepReport
 from cxr_hvd.training.train import LaunchOptions
 from lab.study_files import write_study_file
 

@@ -17,8 +17,8 @@ from cxr_hvd.ledger.audit import audit
 from cxr_hvd.ledger.reader import load_folders
 from cxr_hvd.partial.blocks import tensor_specs
 from cxr_hvd.training import stopping
-from cxr_hvd.training.engine import steps_late
 from cxr_hvd.training.sharing import plan_sharing
+from cxr_hvd.training.status_delay import steps_late
 from cxr_hvd.training.train import LaunchOptions, train
 from tests.laws.law import law
 from tests.laws.parts import (

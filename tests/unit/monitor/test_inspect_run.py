@@ -34,11 +34,11 @@ from cxr_hvd.monitor.table import render, to_json
 from cxr_hvd.monitor.view import RunView, newest_common
 from cxr_hvd.training.checkpoint.record import CheckpointRecord
 from cxr_hvd.training.checkpoint.writer import write_files
-from cxr_hvd.training.engine import StepReport
 from cxr_hvd.training.log import Log
 from cxr_hvd.training.records import Verdict
 from cxr_hvd.training.run_folder import RunFolder
 from cxr_hvd.training.status import StatusFile
+from cxr_hvd.training.step_report import StepReport
 
 NOW = 1_800_000_000.0
 RANKS = {"north": 1, "south": 2}

@@ -8,7 +8,8 @@ from cxr_hvd.config.sections import Model
 from cxr_hvd.errors import ConfigError
 from cxr_hvd.models.build import build_model
 from cxr_hvd.partial.blocks import tensor_specs
-from cxr_hvd.partial.plan import MAX_DELAY, Scope, build_plan
+from cxr_hvd.partial.fragments import MAX_DELAY
+from cxr_hvd.partial.plan import Scope, build_plan
 from cxr_hvd.partial.tensor_spec import Kind, TensorSpec
 
 MODEL = build_model(Model(), 14, seed=0)
