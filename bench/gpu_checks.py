@@ -3,11 +3,9 @@
 Each gives a verdict: pass, fail with the error, or skipped with the reason. Results go into one JSON file.
 """
 
-import itertools
 import shutil
 import sys
 import tempfile
-import time
 import warnings
 from collections import Counter
 from contextlib import closing
@@ -19,15 +17,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from bench.gpu_loader import policy, time_loader, write_studies
 from bench.gpu_ranks import NO_NCCL
-from bench.gpu_setup import Bench, EngineLoop, round_digits, run_stage
+from bench.gpu_setup import Bench, EngineLoop, round_digits
+from bench.gpu_stage import run_stage
 from bench.guarded import Figures, Part, Record, Skipped
 from cxr_hvd.comm.local import LocalComm
 from cxr_hvd.config.file import parse_config
-from cxr_hvd.config.sections import Augmentation, Labels, Training
+from cxr_hvd.config.sections import Augmentation, Training
 from cxr_hvd.data.loader import train_batches
 from cxr_hvd.data.studies import Shuffle, StudySet
-from cxr_hvd.study.labels import LABELS
 from cxr_hvd.study.layout import Split
 from cxr_hvd.study.study_file import StudyFile
 from cxr_hvd.training.train import LaunchOptions, train
@@ -251,39 +250,6 @@ def check_loader(bench: Bench) -> Figures:
             for threads in (1, 4, 8) if bench.has_gpu else (1,):
                 figures[f"{threads} threads: studies_per_s"] = time_loader(bench, file, num_studies, threads)
     return figures
-
-
-def write_studies(bench: Bench, path: Path) -> tuple[Path, int, int]:
-    """Write a study file; return it, its studies and the studies of a batch."""
-    if not bench.has_gpu:
-        return write_study_file(path, 24, splits=(Split.TRAIN,)), 24, 4
-    from bench.loader import NUM_STUDIES, write_file
-
-    return write_file(path), NUM_STUDIES, 64
-
-
-def policy() -> Any:
-    """Return the default policy for labels."""
-    return Labels().policy(LABELS)
-
-
-def time_loader(bench: Bench, file: StudyFile, num_studies: int, threads: int) -> float:
-    """Return the studies that threads make in a second, after a first pass, which also checks digests."""
-    size, num_batches = (64, 40) if bench.has_gpu else (4, 4)
-    studies = StudySet([file], Split.TRAIN, policy())
-    shuffle = Shuffle(num_studies, size, 1, 0, (0, 1))
-    batches = train_batches(
-        studies, shuffle, itertools.count(), bench.side, Augmentation(), threads, 2, bench.device
-    )
-    with closing(batches):
-        for _ in range(shuffle.steps_per_epoch + 2):
-            next(batches)
-        bench.wait()
-        began = time.perf_counter()
-        for _ in range(num_batches):
-            next(batches)
-        bench.wait()
-        return round(num_batches * size / (time.perf_counter() - began), 1)
 
 
 def check_speed(bench: Bench) -> Figures:
